@@ -1,0 +1,194 @@
+"""Connections: one bounded pool, dedicated connections for writers and listeners, and one reading of errors.
+
+Every statement of the package goes through `Database`, so that a database that is away looks the same everywhere: an
+`UnavailableError`, and a mark on `Availability` that health is judged by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import orjson
+from asyncpg.pool import PoolConnectionProxy
+
+from dispatcher.errors import UnavailableError
+
+Connection = asyncpg.Connection | PoolConnectionProxy
+"""What a statement runs on: a pooled or a dedicated connection."""
+
+AWAY_ERRORS: tuple[type[BaseException], ...] = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.DatabaseDroppedError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.QueryCanceledError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+"""Errors that say nothing about the statement: the same call may succeed later."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseOptions:
+    """How to connect. `pooled`: a transaction pooler stands between, so no prepared statement and no session state."""
+
+    dsn: str
+    pooled: bool = False
+    pool_size_max: int = 8
+    connect_timeout_s: float = 5.0
+    statement_timeout_s: float = 30.0
+    lock_timeout_s: float = 5.0
+    idle_in_transaction_timeout_s: float = 10.0
+
+
+class Availability:
+    """Since when the database has been away, by the monotonic clock; None while it answers."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.away_since: float | None = None
+
+    def answered(self) -> None:
+        self.away_since = None
+
+    def failed(self) -> None:
+        if self.away_since is None:
+            self.away_since = self._clock()
+
+    @property
+    def away_s(self) -> float:
+        """Seconds the database has been away, 0.0 while it answers."""
+        return 0.0 if self.away_since is None else self._clock() - self.away_since
+
+
+class Database:
+    """The pool and its rules. Use `Database.open(options)` as an async context manager."""
+
+    def __init__(self, options: DatabaseOptions, pool: asyncpg.Pool) -> None:
+        self.options = options
+        self.availability = Availability()
+        self._pool = pool
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, options: DatabaseOptions) -> AsyncIterator[Database]:
+        """Make the pool without waiting for the database: a service may start while it is away."""
+        pool = asyncpg.create_pool(
+            min_size=0,
+            max_size=options.pool_size_max,
+            init=prepare_connection,
+            reset=no_reset,
+            **connect_arguments(options),
+        )
+        await pool
+        try:
+            yield cls(options, pool)
+        finally:
+            try:
+                await asyncio.wait_for(pool.close(), options.connect_timeout_s)
+            except AWAY_ERRORS:
+                pool.terminate()
+
+    @contextlib.asynccontextmanager
+    async def acquire(self) -> AsyncIterator[Connection]:
+        """A pooled connection; a database that is away raises `UnavailableError`."""
+        with self.away_as_unavailable():
+            async with self._pool.acquire(timeout=self.options.connect_timeout_s) as connection:
+                yield connection
+        self.availability.answered()
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A READ COMMITTED transaction, said explicitly: the server's default may be another."""
+        async with self.acquire() as connection, connection.transaction(isolation="read_committed"):
+            yield connection
+
+    async def fetch(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
+        async with self.acquire() as connection:
+            return await connection.fetch(sql, *arguments)
+
+    async def fetchrow(self, sql: str, *arguments: Any) -> asyncpg.Record | None:
+        async with self.acquire() as connection:
+            return await connection.fetchrow(sql, *arguments)
+
+    async def fetchval(self, sql: str, *arguments: Any) -> Any:
+        async with self.acquire() as connection:
+            return await connection.fetchval(sql, *arguments)
+
+    async def execute(self, sql: str, *arguments: Any) -> str:
+        async with self.acquire() as connection:
+            return await connection.execute(sql, *arguments)
+
+    async def connect(self) -> asyncpg.Connection:
+        """A dedicated connection outside the pool, for a writer or a listener. The caller closes it."""
+        with self.away_as_unavailable():
+            connection: asyncpg.Connection = await asyncpg.connect(**connect_arguments(self.options))
+            await prepare_connection(connection)
+        self.availability.answered()
+        return connection
+
+    @contextlib.contextmanager
+    def away_as_unavailable(self) -> Iterator[None]:
+        """Translate errors that say nothing about the statement, and mark the database as away for lost connections."""
+        try:
+            yield
+        except AWAY_ERRORS as error:
+            if not isinstance(
+                error, asyncpg.QueryCanceledError | asyncpg.LockNotAvailableError | asyncpg.DeadlockDetectedError
+            ):
+                self.availability.failed()
+            raise UnavailableError(f"the database does not answer ({type(error).__name__})") from error
+
+
+def connect_arguments(options: DatabaseOptions) -> dict[str, Any]:
+    """The keyword arguments of asyncpg.connect. A pooler refuses session settings: there the role carries them."""
+    session = {
+        "application_name": "dispatcher",
+        "default_transaction_isolation": "read committed",
+        "statement_timeout": f"{options.statement_timeout_s * 1000:.0f}",
+        "lock_timeout": f"{options.lock_timeout_s * 1000:.0f}",
+        "idle_in_transaction_session_timeout": f"{options.idle_in_transaction_timeout_s * 1000:.0f}",
+        "jit": "off",
+    }
+    return {
+        "dsn": options.dsn,
+        "timeout": options.connect_timeout_s,
+        # A little over the server's own limit, so that the server's clear answer comes first.
+        "command_timeout": options.statement_timeout_s + 1.0,
+        "statement_cache_size": 0 if options.pooled else 256,
+        "server_settings": {"application_name": "dispatcher"} if options.pooled else session,
+    }
+
+
+async def prepare_connection(connection: Connection) -> None:
+    """Set the jsonb codec: Python values on our side, orjson in between."""
+    await connection.set_type_codec(
+        "jsonb", schema="pg_catalog", encoder=_encode_json, decoder=orjson.loads, format="text"
+    )
+
+
+async def no_reset(_connection: Connection) -> None:
+    """No statement of ours leaves session state behind, so the pool's RESET round trip is saved."""
+
+
+def _encode_json(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def columns(rows: Sequence[Sequence[Any]], count: int) -> list[list[Any]]:
+    """Turn rows into `count` columns for `unnest($1, $2, …)`; no rows give empty columns."""
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(count)]
