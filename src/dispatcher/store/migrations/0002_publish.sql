@@ -1,9 +1,10 @@
 -- publish(): one batch, one round trip, one transaction. VOLATILE, so that each statement takes its own snapshot, which
 -- the order relies on: the highest sequence is read after the wait for the lock, never before it.
--- Lock order: dedup, tenant, endpoint. Verdict of a request: 0 accepted, 1 stale routing, 2 event id reused.
+-- Lock order: dedup, tenant, endpoint. Verdict of a request: 0 accepted, 1 stale routing, 2 event id reused, 3 an earlier
+-- request of its chain was refused.
 CREATE FUNCTION publish(
     p_lock_timeout_ms  integer,
-    p_request_count    integer,
+    p_chains           integer[], -- a request's chain, 0 for none: one refused refuses those behind it
     p_tenant_ids       uuid[],    -- the batch's tenants …
     p_versions         uuid[],    -- … and the routing versions that the fan-out below was computed with
     p_event_request    integer[], -- an event's request, from 1
@@ -52,9 +53,11 @@ BEGIN
     IF current_setting('synchronous_commit') = 'off' THEN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
+    -- Sent at once, before the commit: with it a lost reply is settled by pg_xact_status.
+    RAISE INFO 'dispatcher.xid %', pg_current_xact_id();
     PERFORM set_config('lock_timeout', p_lock_timeout_ms || 'ms', true);
 
-    verdicts := array_fill(0::smallint, ARRAY[p_request_count]);
+    verdicts := array_fill(0::smallint, ARRAY[cardinality(p_chains)]);
     duplicates := array_fill(false, ARRAY[cardinality(p_event_id)]);
     endpoint_counts := p_endpoint_count;
     v_claims := EXISTS (SELECT FROM unnest(p_digest) d WHERE d IS NOT NULL);
@@ -138,8 +141,16 @@ BEGIN
         ) s ON s.request = v.i;
     END IF;
 
+    IF NOT (0::smallint = ALL (verdicts)) AND NOT (0 = ALL (p_chains)) THEN
+        SELECT array_agg(CASE WHEN r.verdict = 0 AND r.chain > 0 AND r.broken THEN 3::smallint ELSE r.verdict END ORDER BY r.i)
+        INTO verdicts
+        FROM (SELECT v.verdict, v.chain, v.i,
+                     bool_or(v.verdict <> 0) OVER (PARTITION BY v.chain ORDER BY v.i) AS broken
+              FROM unnest(verdicts, p_chains) WITH ORDINALITY v(verdict, chain, i)) r;
+    END IF;
+
     -- A refused request leaves nothing behind, its claims included.
-    IF v_claims AND NOT (0 = ALL (verdicts)) THEN
+    IF v_claims AND NOT (0::smallint = ALL (verdicts)) THEN
         DELETE FROM dedup d
         USING unnest(p_event_request, p_event_tenant, p_event_id) e(request, tenant, event_id)
         WHERE verdicts[e.request] <> 0
