@@ -143,6 +143,7 @@ class Tracing:
 
     def __init__(self, tracer: trace.Tracer) -> None:
         self._tracer = tracer
+        self._is_silent = isinstance(tracer, trace.NoOpTracer)
 
     @contextmanager
     def server_span(self, method: str, traceparent: str | None) -> Iterator[ServerSpan]:
@@ -156,6 +157,9 @@ class Tracing:
         self, about: AttemptTrace, publisher: str | None, *, continue_trace: bool
     ) -> Iterator[AttemptSpan]:
         """The CLIENT span of one attempt: a new root linked to the `publisher`'s traceparent, or its child."""
+        if self._is_silent and not continue_trace:
+            yield AttemptSpan(trace.INVALID_SPAN)
+            return
         origin = parse_traceparent(publisher)
         links = [Link(origin)] if origin and not continue_trace else []
         context = _child_of(origin if continue_trace else None)
