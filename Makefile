@@ -35,3 +35,5 @@ lock: $(VENV)/.test-stamp ## Compile the hash-locked requirements files from pyp
 .PHONY: clean
 clean: ## Remove what make created, the local database included
 	@rm -rf $(VENV) .tools .local build dist
+
+include protos/protos.mk
