@@ -11,11 +11,13 @@ PROTO_PACKAGES := webhooks webhooks/v1 webhooks/admin webhooks/admin/v1
 # Installs the tools, unless BIN points at an environment that is somebody else's business.
 PROTO_TOOLS = $(if $(filter $(VENV)/bin,$(BIN)),$(VENV)/.test-stamp)
 
-# $(call proto-generate,DIRECTORY): Python modules and their typed stubs, in regular packages.
+# $(call proto-generate,DIRECTORY): Python modules and their typed stubs, in regular packages, and a descriptor set of
+# our own files with the comments, which generated code leaves out: reflection serves them from there.
 define proto-generate
 mkdir -p $(1)
 $(PROTOC) --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTO_FILES)
+$(PROTOC) --include_source_info --descriptor_set_out=$(1)/webhooks/descriptors.binpb $(PROTO_FILES)
 touch $(PROTO_PACKAGES:%=$(1)/%/__init__.py) $(1)/webhooks/py.typed
 endef
 

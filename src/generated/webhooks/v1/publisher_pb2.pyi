@@ -32,7 +32,7 @@ class PublishRequest(_message.Message):
     """The tenant: `tenants/{tenant}`."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
-        """1 to 1,000 events, published in this order. Ids must differ from each other."""
+        """1 to 1,000 events, published in this order."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class PublishStreamRequest(_message.Message):
     """The tenant: `tenants/{tenant}`. It may differ from request to request."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]:
-        """1 to 1,000 events, published in this order. Ids must differ from each other."""
+        """1 to 1,000 events, published in this order."""
 
     def __init__(
         self,
