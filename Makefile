@@ -32,6 +32,10 @@ lock: $(VENV)/.test-stamp ## Compile the hash-locked requirements files from pyp
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --extra dev --group build -o requirements-dev.txt
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --extra dev --group build --group test -o requirements-test.txt
 
+include docs/docs.mk
+
 .PHONY: clean
 clean: ## Remove what make created, the local database included
 	@rm -rf $(VENV) .tools .local build dist
+
+include protos/protos.mk

@@ -1,0 +1,1 @@
+"""gRPC in: the server and one thin servicer per service."""

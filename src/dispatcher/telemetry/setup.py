@@ -1,0 +1,93 @@
+"""Start and stop of OpenTelemetry: providers of our own, never the process-wide ones, so tests may hold several."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import NoOpTracerProvider
+from prometheus_client import CollectorRegistry
+
+from dispatcher.telemetry.catalog import SCHEMA_URL, SCOPE
+from dispatcher.telemetry.export import ExportPlan, metric_exporter, span_exporter
+from dispatcher.telemetry.instruments import Instruments
+from dispatcher.telemetry.tracing import Tracing
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What the service records with, and the registry that /metrics reads."""
+
+    tracing: Tracing
+    instruments: Instruments
+    registry: CollectorRegistry
+    _closers: tuple[Callable[[], None], ...]
+
+    async def shutdown(self, timeout_s: float) -> bool:
+        """Export what is left and stop; False if that took longer than `timeout_s`, which then is given up.
+
+        A thread of its own, and a daemon: an unreachable collector must not hold up the end of the process.
+        """
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def close() -> None:
+            for closer in self._closers:
+                try:
+                    closer()
+                except Exception:  # noqa: BLE001 - the SDK raises bare Exception; the rest is still to be closed
+                    _log.warning("telemetry did not stop cleanly", exc_info=True)
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(done.set)
+
+        threading.Thread(target=close, name="telemetry-shutdown", daemon=True).start()
+        try:
+            await asyncio.wait_for(done.wait(), timeout_s)
+        except TimeoutError:
+            _log.warning("telemetry was not flushed in time", extra={"timeout_s": timeout_s})
+            return False
+        return True
+
+
+def make_resource(*, version: str, instance_id: str) -> Resource:
+    """Who exports; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win over ours."""
+    ours = Resource(
+        {"service.name": "dispatcher", "service.version": version, "service.instance.id": instance_id}, SCHEMA_URL
+    )
+    return Resource.create().merge(ours).merge(OTELResourceDetector().detect())
+
+
+def start_telemetry(plan: ExportPlan, *, version: str, instance_id: str) -> Telemetry:
+    """Begin to record; metrics are always there for /metrics, spans are made only if they are exported."""
+    resource = make_resource(version=version, instance_id=instance_id)
+    registry = CollectorRegistry()
+    readers: list[MetricReader] = [PrometheusMetricReader(scope_info_enabled=False, registry=registry)]
+    if (exporter := metric_exporter(plan.metrics)) is not None:
+        readers.append(PeriodicExportingMetricReader(exporter))
+    # Exemplars would cost a look-up of the current span per record, and there is no place that shows them yet.
+    meters = MeterProvider(readers, resource, AlwaysOffExemplarFilter(), shutdown_on_exit=False)
+    instruments = Instruments(meters.get_meter(SCOPE, version, SCHEMA_URL))
+    tracing, close_traces = _start_tracing(plan, resource, version)
+    return Telemetry(tracing, instruments, registry, (*close_traces, meters.shutdown))
+
+
+def _start_tracing(
+    plan: ExportPlan, resource: Resource, version: str
+) -> tuple[Tracing, tuple[Callable[[], None], ...]]:
+    exporter = span_exporter(plan.traces)
+    if exporter is None:
+        return Tracing(NoOpTracerProvider().get_tracer(SCOPE)), ()
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(exporter))  # bounded by OTEL_BSP_*: 2,048 spans, the rest is dropped
+    return Tracing(provider.get_tracer(SCOPE, version, SCHEMA_URL)), (provider.shutdown,)

@@ -1,0 +1,79 @@
+"""The operators' port over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from dispatcher.ops import OpsServer
+from dispatcher.telemetry import ExportPlan, Health, Telemetry, start_telemetry
+
+
+@pytest.fixture
+async def telemetry() -> AsyncIterator[Telemetry]:
+    started = start_telemetry(ExportPlan(), version="0.1", instance_id="i-1")
+    yield started
+    assert await started.shutdown(5)
+
+
+async def get(server: OpsServer, path: str) -> tuple[int, str, str]:
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{server.port}{path}") as answer:
+        return answer.status, await answer.text(), answer.headers["Content-Type"]
+
+
+async def test_readyz_says_what_is_wrong_and_livez_does_not_care(telemetry: Telemetry) -> None:
+    health = Health(database_away_s=0)
+    async with OpsServer("127.0.0.1:0", health, telemetry.registry) as server:
+        status, text, _ = await get(server, "/readyz")
+        assert (status, text.partition(" (for")[0]) == (503, "not ready\nstarting: not yet serving")
+        health.started()
+        assert (await get(server, "/readyz"))[:2] == (200, "ready\n")
+        health.database_lost("connection refused")
+        status, text, _ = await get(server, "/readyz")
+        assert status == 503
+        assert "database: connection refused (for " in text
+        health.database_seen()
+        health.start_draining()
+        status, text, _ = await get(server, "/readyz")
+        assert status == 503
+        assert "draining: shutting down" in text
+        assert (await get(server, "/livez"))[:2] == (200, "alive\n")
+
+
+async def test_metrics_are_served_for_prometheus(telemetry: Telemetry) -> None:
+    telemetry.instruments.delivered(0.2)
+    telemetry.instruments.in_flight.follow(lambda: 3)
+    telemetry.instruments.commit(events=2, rows=4, duration_s=0.01, result="committed")
+    async with OpsServer("127.0.0.1:0", Health(database_away_s=5), telemetry.registry) as server:
+        status, text, content_type = await get(server, "/metrics")
+    assert status == 200
+    assert content_type.startswith("text/plain")
+    assert 'dispatcher_deliveries_total{dispatcher_delivery_outcome="delivered"} 1.0' in text
+    assert "dispatcher_attempts_in_flight 3.0" in text
+    assert 'dispatcher_delivery_latency_seconds_bucket{le="0.25"} 1.0' in text
+    assert "dispatcher_outbox_rows_total 4.0" in text
+    assert 'service_instance_id="i-1"' in text
+
+
+async def test_scrapes_at_once_all_see_every_metric(telemetry: Telemetry) -> None:
+    telemetry.instruments.delivered(0.2)
+    async with OpsServer("127.0.0.1:0", Health(database_away_s=5), telemetry.registry) as server:
+        answers = await asyncio.gather(*(get(server, "/metrics") for _ in range(10)))
+    assert all(text.count("\ndispatcher_deliveries_total{") == 1 for _, text, _ in answers)
+
+
+async def test_nothing_else_is_served(telemetry: Telemetry) -> None:
+    async with OpsServer("127.0.0.1:0", Health(database_away_s=5), telemetry.registry) as server:
+        assert (await get(server, "/"))[0] == 404
+
+
+async def test_a_taken_port_is_an_error_and_the_port_is_free_after_the_end(telemetry: Telemetry) -> None:
+    async with OpsServer("127.0.0.1:0", Health(database_away_s=5), telemetry.registry) as server:
+        listen = f"127.0.0.1:{server.port}"
+        with pytest.raises(OSError, match="in use"):
+            await OpsServer(listen, Health(database_away_s=5), telemetry.registry).__aenter__()
+    async with OpsServer(listen, Health(database_away_s=5), telemetry.registry) as again:
+        assert (await get(again, "/livez"))[0] == 200

@@ -1,0 +1,127 @@
+"""What the metrics promise: as the table says, bounded, and each value exported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from dispatcher.telemetry import Instruments, catalog
+from dispatcher.telemetry.catalog import METRICS, Kind
+from dispatcher.telemetry.instruments import COMBINATIONS_MAX, status_class
+
+
+class Meters:
+    def __init__(self) -> None:
+        self.reader = InMemoryMetricReader()
+        self.instruments = Instruments(MeterProvider([self.reader], shutdown_on_exit=False).get_meter("test"))
+
+    def read(self) -> dict[str, Any]:
+        data = self.reader.get_metrics_data()
+        if data is None:
+            return {}
+        metrics = [m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics]
+        return {metric.name: metric for metric in metrics}
+
+    def points(self, name: str) -> dict[tuple[tuple[str, str], ...], Any]:
+        return {tuple(sorted(point.attributes.items())): point for point in self.read()[name].data.data_points}
+
+
+@pytest.fixture
+def meters() -> Meters:
+    return Meters()
+
+
+def record_everything(instruments: Instruments) -> None:
+    instruments.rpc_server_call("webhooks.v1.PublisherService/Publish", "OK", 0.01)
+    instruments.events_published(3, "stored")
+    instruments.commit(events=3, rows=6, duration_s=0.002, result="committed")
+    instruments.attempt("success", 200, 0.05)
+    instruments.delivered(0.2)
+    instruments.settled("dead_lettered", 2)
+    instruments.flushed(10, 0.001)
+    instruments.lease_changed("acquired", 256)
+    instruments.database_operation("publish", 0.001, "UniqueViolationError")
+    instruments.worst_endpoints([("acme", "orders", 12, 3.5)])
+    for gauge in vars(instruments).values():
+        if hasattr(gauge, "set") and not gauge._points:
+            gauge.set(4)
+
+
+def test_every_metric_of_the_table_is_exported_with_its_unit_and_meaning(meters: Meters) -> None:
+    record_everything(meters.instruments)
+    read = meters.read()
+    assert set(read) == {metric.name for metric in METRICS}
+    for metric in METRICS:
+        assert (read[metric.name].unit, read[metric.name].description) == (metric.unit, metric.meaning)
+
+
+def test_every_metric_has_exactly_the_attributes_of_the_table(meters: Meters) -> None:
+    record_everything(meters.instruments)
+    for metric in METRICS:
+        (attributes,) = meters.points(metric.name)
+        assert {name for name, _ in attributes} == set(metric.attributes), metric.name
+
+
+def test_a_histogram_has_the_buckets_of_the_table(meters: Meters) -> None:
+    record_everything(meters.instruments)
+    for metric in METRICS:
+        if metric.kind is Kind.HISTOGRAM:
+            (point,) = meters.points(metric.name).values()
+            assert point.explicit_bounds == tuple(metric.buckets), metric.name
+
+
+def test_a_counter_counts_by_its_attribute(meters: Meters) -> None:
+    meters.instruments.settled("skipped", 2)
+    meters.instruments.settled("skipped")
+    meters.instruments.delivered(1.0)
+    points = meters.points(catalog.DELIVERIES.name)
+    outcome = "dispatcher.delivery.outcome"
+    assert {key: point.value for key, point in points.items()} == {
+        ((outcome, "skipped"),): 3,
+        ((outcome, "delivered"),): 1,
+    }
+    assert meters.read()[catalog.DELIVERIES.name].data.is_monotonic
+
+
+def test_a_gauge_may_follow_a_function_and_one_that_fails_hides_no_other(meters: Meters) -> None:
+    meters.instruments.in_flight.follow(lambda: 17)
+    meters.instruments.lanes.follow(lambda: 1 // 0)
+    read = meters.read()
+    assert read[catalog.IN_FLIGHT.name].data.data_points[0].value == 17
+    assert catalog.LANES.name not in read
+
+
+def test_only_the_present_worst_endpoints_are_named(meters: Meters) -> None:
+    meters.instruments.worst_endpoints([("a", "x", 5, 1.0), ("a", "y", 6, 2.0)])
+    assert len(meters.points(catalog.ENDPOINT_BACKLOG.name)) == 2
+    meters.instruments.worst_endpoints([("a", "y", 7, 3.0)])
+    ((attributes, point),) = meters.points(catalog.ENDPOINT_BACKLOG_AGE.name).items()
+    assert dict(attributes) == {"dispatcher.tenant": "a", "dispatcher.endpoint": "y"}
+    assert point.value == 3.0
+
+
+def test_series_are_bounded_whatever_is_recorded(meters: Meters) -> None:
+    for number in range(COMBINATIONS_MAX + 50):
+        meters.instruments.rpc_server_call(f"method{number}", "OK", 0.01)
+        meters.instruments.settled(f"outcome{number}")
+    assert len(meters.points(catalog.RPC_SERVER_CALL.name)) == COMBINATIONS_MAX + 1
+    points = meters.points(catalog.DELIVERIES.name)
+    assert len(points) == COMBINATIONS_MAX + 1
+    assert points[(("dispatcher.delivery.outcome", "_OTHER"),)].value == 50
+
+
+def test_no_metric_but_the_worst_endpoints_names_an_endpoint() -> None:
+    named = {metric.name for metric in METRICS if {"dispatcher.endpoint", "server.address"} & set(metric.attributes)}
+    assert named == {catalog.ENDPOINT_BACKLOG.name, catalog.ENDPOINT_BACKLOG_AGE.name}
+
+
+@pytest.mark.parametrize(("code", "word"), [(None, ""), (200, "2xx"), (599, "5xx"), (999, "other"), (0, "other")])
+def test_a_receiver_does_not_choose_our_series(code: int | None, word: str) -> None:
+    assert status_class(code) == word
+
+
+def test_silent_instruments_take_everything() -> None:
+    record_everything(Instruments.silent())
