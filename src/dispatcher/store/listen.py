@@ -24,6 +24,8 @@ PAYLOAD_BYTES_MAX = 7999
 HINTS_PER_PAYLOAD = 90
 """A hint is at most 64 + 16 + 1 characters, see `encode_hints`."""
 
+LOST: tuple[type[BaseException], ...] = (UnavailableError, asyncpg.PostgresError, *AWAY_ERRORS)
+
 log = logging.getLogger(__name__)
 
 
@@ -88,7 +90,7 @@ class Listener:
         while True:
             try:
                 await self._listen()
-            except (UnavailableError, asyncpg.PostgresError, *AWAY_ERRORS) as error:
+            except LOST as error:
                 log.warning("the listener lost its connection", extra={"error": str(error)})
             await asyncio.sleep(self._retry_s)
 
