@@ -74,24 +74,24 @@ async def load_runtime(db: Database, keys: Sequence[EndpointKey]) -> list[Endpoi
 
 CHANGE_TIME = "SELECT clock_timestamp()"
 CHANGED_ENDPOINTS = """
-SELECT e.tenant_id, e.endpoint_id
+SELECT e.tenant_id, e.endpoint_id, e.update_time
 FROM unnest($1::smallint[]) p(partition)
 CROSS JOIN LATERAL (
-    SELECT e.tenant_id, e.endpoint_id FROM endpoint e WHERE e.partition = p.partition AND e.update_time >= $2 OFFSET 0
+    SELECT e.tenant_id, e.endpoint_id, e.update_time FROM endpoint e WHERE e.partition = p.partition AND e.update_time >= $2 OFFSET 0
 ) e"""
 
 
 async def changed_endpoints(
     db: Database, partitions: Sequence[int], since: datetime
-) -> tuple[datetime, list[EndpointKey]]:
-    """Endpoints of these partitions changed or deleted since then, and the database's time at the start.
+) -> tuple[datetime, dict[EndpointKey, datetime]]:
+    """Endpoints of these partitions changed or deleted since then (and when), and the database's time at the start.
 
     Look-back is the caller's affair: an update carries the time of its statement and shows when it commits.
     """
     async with probing(db) as connection:
         start: datetime = await connection.fetchval(CHANGE_TIME)
         rows = await connection.fetch(CHANGED_ENDPOINTS, list(partitions), since)
-    return start, [EndpointKey(row["tenant_id"], row["endpoint_id"]) for row in rows]
+    return start, {EndpointKey(row["tenant_id"], row["endpoint_id"]): row["update_time"] for row in rows}
 
 
 def _runtime(row: asyncpg.Record) -> EndpointRuntimeRow:

@@ -1,0 +1,285 @@
+"""What this process delivers for: lanes with work, and where the idle endpoints of its partitions stand.
+
+    unknown ──position read──> idle ──row handed off, hint, backlog at takeover──> lane ──all settled──> idle
+       ^                                                                             │
+       └──────────── partition released, lost or reset ──────────────────────────────┘
+
+No I/O and no locks: everything runs on one event loop. What needs reading is noted in the ordered sets `unlocated`,
+`unconfigured`, `hungry` and `thirsty`, which the feeder works off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dispatcher.delivery.endpoint import EndpointRuntime
+from dispatcher.delivery.lane import Lane, LaneLimits, ModeSettings
+from dispatcher.delivery.scheduler import Scheduler
+from dispatcher.model import Cursor, EndpointKey, EndpointState, OutboxRow
+from dispatcher.store.backlog import EndpointPosition
+
+OrderedKeys = dict[EndpointKey, None]
+"""A set that remembers the order of arrival, so that no endpoint waits for ever."""
+RUNTIMES_MAX = 10_000
+"""Configurations kept of endpoints without a lane."""
+
+
+@dataclass(slots=True)
+class OwnedPartition:
+    """A partition taken over at `epoch`: the watermarks of its idle endpoints."""
+
+    epoch: int
+    idle: dict[EndpointKey, Cursor] = field(default_factory=dict)
+    retired: set[EndpointKey] = field(default_factory=set)
+    closing: bool = False
+
+
+class Board:
+    """Lanes and positions; every change of either goes through here."""
+
+    def __init__(self, scheduler: Scheduler, limits: LaneLimits) -> None:
+        self._scheduler = scheduler
+        self._limits = limits
+        self._partitions: dict[int, OwnedPartition] = {}
+        self._horizons: dict[EndpointKey, int] = {}
+        self.lanes: dict[EndpointKey, Lane] = {}
+        self.runtimes: dict[EndpointKey, EndpointRuntime] = {}
+        self.unlocated: OrderedKeys = {}
+        self.unconfigured: OrderedKeys = {}
+        self.hungry: OrderedKeys = {}
+        self.thirsty: OrderedKeys = {}
+        self.dirty: OrderedKeys = {}
+        self.work = asyncio.Event()
+        """Set when the feeder has something to read."""
+        self.ready = asyncio.Event()
+        """Set when a lane may have something to send."""
+
+    # -- partitions ------------------------------------------------------------------------------------------------
+
+    @property
+    def epochs(self) -> dict[int, int]:
+        """The partitions delivered for, with their epochs."""
+        return {partition: owned.epoch for partition, owned in self._partitions.items()}
+
+    def epoch_of(self, partition: int) -> int | None:
+        owned = self._partitions.get(partition)
+        return None if owned is None else owned.epoch
+
+    def delivers_for(self, key: EndpointKey) -> bool:
+        owned = self._partitions.get(key.partition)
+        return owned is not None and not owned.closing and key not in owned.retired
+
+    def open(self, partition: int, epoch: int, positions: Iterable[EndpointPosition]) -> None:
+        """Take a partition over: a lane for each endpoint with a backlog, a position for each other."""
+        self._partitions[partition] = OwnedPartition(epoch)
+        for position in positions:
+            self.locate(position)
+
+    def stop_starting(self, partition: int) -> None:
+        """Before a release: nothing new starts in the partition, what is in flight goes on."""
+        owned = self._partitions.get(partition)
+        if owned is not None:
+            owned.closing = True
+            for lane in self.lanes_of(partition):
+                lane.paused = True
+
+    def close(self, partition: int) -> None:
+        """Forget a partition and its lanes. Attempts in flight find their lane gone and only record facts."""
+        owned = self._partitions.pop(partition, None)
+        if owned is None:
+            return
+        for lane in list(self.lanes_of(partition)):
+            self._drop(lane)
+        for keys in (self.unlocated, self.unconfigured, self.hungry, self.thirsty, self.dirty):
+            for key in [key for key in keys if key.partition == partition]:
+                del keys[key]
+
+    def lanes_of(self, partition: int) -> Iterator[Lane]:
+        return (lane for lane in self.lanes.values() if lane.key.partition == partition)
+
+    # -- positions and lanes ---------------------------------------------------------------------------------------
+
+    def locate(self, position: EndpointPosition) -> None:
+        """Learn where an endpoint stands: idle, or with a backlog that makes a lane."""
+        key = position.key
+        owned = self._partitions.get(key.partition)
+        self.unlocated.pop(key, None)
+        if owned is None or key in self.lanes or key in owned.retired:
+            return
+        cursor = Cursor(key, position.cursor_seq, position.cursor_time)
+        if position.highest_seq > position.cursor_seq:
+            # Rows up to here may have been attempted by a former owner; above, nobody but us can have.
+            self._horizons[key] = position.highest_seq
+            self._make_lane(owned, cursor, position.highest_seq)
+        else:
+            owned.idle[key] = cursor
+
+    def _make_lane(self, owned: OwnedPartition, cursor: Cursor, highest_seq: int) -> Lane:
+        key = cursor.key
+        owned.idle.pop(key, None)
+        lane = Lane(key, owned.epoch, cursor, self._limits, highest_seq)
+        lane.paused = owned.closing
+        self.lanes[key] = lane
+        self._scheduler.add(lane)
+        runtime = self.runtimes.get(key)
+        if runtime is None:
+            self._note(self.unconfigured, key)
+        else:
+            self._apply(lane, runtime)
+        self.feed(lane)
+        return lane
+
+    def _drop(self, lane: Lane) -> None:
+        del self.lanes[lane.key]
+        self._horizons.pop(lane.key, None)
+        self._scheduler.remove(lane)
+        if len(self.runtimes) > RUNTIMES_MAX:
+            self.runtimes.pop(lane.key, None)
+
+    def offer(self, rows: Sequence[OutboxRow]) -> None:
+        """Rows just committed by this process, ascending per endpoint."""
+        for row in rows:
+            if not self.delivers_for(row.key):
+                continue
+            lane = self.lanes.get(row.key) or self._revive(row)
+            if lane is None:
+                self._note(self.unlocated, row.key)
+            elif lane.offer(row):
+                self.wake(lane)
+            else:
+                self._hint(lane, row.seq)
+
+    def retire(self, key: EndpointKey) -> None:
+        """A deleted endpoint: nothing is sent to it again, whoever hints at it."""
+        owned = self._partitions.get(key.partition)
+        if owned is not None:
+            owned.retired.add(key)
+            owned.idle.pop(key, None)
+            lane = self.lanes.get(key)
+            if lane is not None:
+                self._drop(lane)
+
+    def _revive(self, row: OutboxRow) -> Lane | None:
+        """The lane of an idle endpoint. A first row needs no position: a sequence is never used twice."""
+        owned = self._partitions[row.key.partition]
+        cursor = owned.idle.get(row.key)
+        if cursor is None and row.seq == 1:
+            cursor = Cursor(row.key, 0, row.time)
+        return None if cursor is None else self._make_lane(owned, cursor, cursor.seq)
+
+    def hint(self, key: EndpointKey, highest_seq: int) -> None:
+        """Somebody says that an endpoint has rows up to `highest_seq`."""
+        if not self.delivers_for(key):
+            return
+        lane = self.lanes.get(key)
+        if lane is not None:
+            self._hint(lane, highest_seq)
+            return
+        owned = self._partitions[key.partition]
+        cursor = owned.idle.get(key)
+        if cursor is None:
+            self._note(self.unlocated, key)
+        elif cursor.seq < highest_seq:
+            self._make_lane(owned, cursor, highest_seq)
+
+    def _hint(self, lane: Lane, highest_seq: int) -> None:
+        lane.hint(highest_seq)
+        self.feed(lane)
+
+    # -- configuration ---------------------------------------------------------------------------------------------
+
+    def configure(self, runtime: EndpointRuntime) -> None:
+        """Use a new configuration from now on."""
+        self.runtimes[runtime.key] = runtime
+        self.unconfigured.pop(runtime.key, None)
+        lane = self.lanes.get(runtime.key)
+        if lane is not None:
+            self._apply(lane, runtime)
+            self.wake(lane)
+
+    def forget_runtime(self, key: EndpointKey) -> None:
+        """The endpoint changed: read its configuration anew, at once where it has a lane."""
+        self.runtimes.pop(key, None)
+        if key in self.lanes:
+            self._note(self.unconfigured, key)
+
+    def _apply(self, lane: Lane, runtime: EndpointRuntime) -> None:
+        owned = self._partitions[lane.key.partition]
+        lane.configure(_modes(runtime))
+        lane.paused = owned.closing or runtime.deleted or runtime.state is not EndpointState.ACTIVE
+
+    # -- progress --------------------------------------------------------------------------------------------------
+
+    def is_current(self, lane: Lane) -> bool:
+        """Whether the lane is still the one this process delivers from: it dies with its epoch."""
+        return self.lanes.get(lane.key) is lane
+
+    def wake(self, lane: Lane) -> None:
+        """The lane may have something to send, or needs something to be read first."""
+        if lane.needs_reload:
+            self._note(self.unconfigured, lane.key)
+        self._scheduler.wake(lane)
+        self.ready.set()
+
+    def feed(self, lane: Lane) -> None:
+        """Note what the lane wants to have read."""
+        if lane.wanted():
+            self._note(self.hungry, lane.key)
+        if lane.wants_payloads():
+            self._note(self.thirsty, lane.key)
+
+    def flushed(self, key: EndpointKey, seq: int) -> None:
+        """An acknowledgement is durable."""
+        lane = self.lanes.get(key)
+        if lane is not None:
+            lane.flushed(seq)
+            self.settled(lane)
+
+    def settled(self, lane: Lane) -> None:
+        """The lane's watermark may have moved: it is written at the next checkpoint; an idle lane goes."""
+        self.dirty[lane.key] = None
+        self.feed(lane)
+        if lane.is_idle:
+            owned = self._partitions[lane.key.partition]
+            self._drop(lane)
+            owned.idle[lane.key] = lane.watermark
+        else:
+            self.wake(lane)
+
+    def is_fresh(self, lane: Lane) -> bool:
+        """Whether nobody can have attempted the rows above the lane's tail."""
+        return lane.tail >= self._horizons.get(lane.key, 0)
+
+    def take_dirty(self, count_max: int, partitions: Iterable[int] | None = None) -> list[Cursor]:
+        """Watermarks that moved since they were last written, at most `count_max`."""
+        wanted = None if partitions is None else set(partitions)
+        keys = [key for key in self.dirty if wanted is None or key.partition in wanted][:count_max]
+        for key in keys:
+            del self.dirty[key]
+        return [cursor for key in keys if (cursor := self.watermark(key)) is not None]
+
+    def watermark(self, key: EndpointKey) -> Cursor | None:
+        lane = self.lanes.get(key)
+        if lane is not None:
+            return lane.watermark
+        owned = self._partitions.get(key.partition)
+        return None if owned is None else owned.idle.get(key)
+
+    def mark_dirty(self, cursors: Iterable[Cursor]) -> None:
+        """A checkpoint failed: these are to be written again."""
+        for cursor in cursors:
+            if self.watermark(cursor.key) is not None:
+                self.dirty[cursor.key] = None
+
+    def _note(self, keys: OrderedKeys, key: EndpointKey) -> None:
+        keys[key] = None
+        self.work.set()
+
+
+def _modes(runtime: EndpointRuntime) -> Mapping[int, ModeSettings]:
+    return {
+        revision: ModeSettings(settings.ordering_mode, settings.max_in_flight)
+        for revision, settings in runtime.revisions.items()
+    }

@@ -1,0 +1,72 @@
+"""Executes operators' commands as the owner of the partition: they are appended by any instance, done by one.
+
+Each step is fenced and idempotent, so a command that an owner leaves half done is done to the end by the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import assert_never
+
+from dispatcher.delivery.board import Board
+from dispatcher.delivery.sending import SendLoop
+from dispatcher.model import Command, CommandKind, Cursor
+from dispatcher.store import backlog, commands, cursors, decisions
+from dispatcher.store.database import Database
+from dispatcher.telemetry import Instruments
+
+log = logging.getLogger(__name__)
+
+SKIP_ROWS_MAX = 5000
+"""Rows skipped in one transaction."""
+
+
+class CommandExecutor:
+    def __init__(
+        self, database: Database, board: Board, sending: SendLoop, instruments: Instruments, *, drain_s: float
+    ) -> None:
+        self._database = database
+        self._board = board
+        self._sending = sending
+        self._instruments = instruments
+        self._drain_s = drain_s
+
+    async def execute_open(self) -> None:
+        """Do all open commands of the partitions delivered for. Raises UnavailableError."""
+        for command in await commands.open_commands(self._database, list(self._board.epochs)):
+            epoch = self._board.epoch_of(command.key.partition)
+            if epoch is not None and await self._execute(command, epoch):
+                log.info("a command was executed", extra={"command": command.kind.value, "actor": command.actor})
+
+    async def _execute(self, command: Command, epoch: int) -> bool:
+        match command.kind:
+            case CommandKind.SKIP_BACKLOG:
+                return await self._skip_backlog(command, epoch)
+            case _:
+                assert_never(command.kind)
+
+    async def _skip_backlog(self, command: Command, epoch: int) -> bool:
+        """Skip all that a deleted endpoint still has, then move its cursor behind it."""
+        key = command.key
+        self._board.retire(key)
+        try:
+            async with asyncio.timeout(self._drain_s):
+                await self._sending.quiesced(lambda other: other == key)
+        except TimeoutError:
+            return False  # the next poll goes on
+        position = next(iter(await backlog.load_positions(self._database, [key])), None)
+        if position is None:
+            return await commands.finish(self._database, epoch, command, {"skipped": 0})
+        reason, next_seq, skipped = str(command.arguments.get("reason", "ENDPOINT_DELETED")), position.cursor_seq + 1, 0
+        while next_seq <= position.highest_seq:
+            progress = await decisions.skip_range(
+                self._database, epoch, key, next_seq, position.highest_seq, SKIP_ROWS_MAX, reason, command.actor
+            )
+            if not progress.held:
+                return False
+            next_seq, skipped = progress.through_seq + 1, skipped + progress.skipped
+        self._instruments.settled("skipped", skipped)
+        cursor = Cursor(key, position.highest_seq, position.cursor_time)
+        await cursors.advance(self._database, {key.partition: epoch}, [cursor])
+        return await commands.finish(self._database, epoch, command, {"skipped": skipped})

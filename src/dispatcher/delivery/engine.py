@@ -1,0 +1,303 @@
+"""The delivery side of one process, put together: leases, lanes, sending, flushing, and the order of its end.
+
+Shutdown: nothing new starts, what is in flight ends within a bound, facts are flushed, decisions committed, watermarks
+written, leases given back. Whatever a bound cuts off is a duplicate for the next owner, never a loss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+from dispatcher.config import DeliverySettings, LeaseSettings, RetrySettings
+from dispatcher.delivery.attempt import Attempter, Client
+from dispatcher.delivery.board import Board
+from dispatcher.delivery.checkpoint import Checkpointer
+from dispatcher.delivery.commands import CommandExecutor
+from dispatcher.delivery.decide import DecisionLimits, DecisionWriter
+from dispatcher.delivery.endpoint import EndpointRuntime, prepare_endpoint
+from dispatcher.delivery.feeder import Feeder, FeederLimits
+from dispatcher.delivery.flush import Flusher, FlushLimits
+from dispatcher.delivery.hints import HintSender
+from dispatcher.delivery.lane import LaneLimits
+from dispatcher.delivery.leases import LeaseKeeper
+from dispatcher.delivery.leases import LeaseSettings as KeeperSettings
+from dispatcher.delivery.ownership import Ownership
+from dispatcher.delivery.retry import RetryPolicy
+from dispatcher.delivery.scheduler import Scheduler, SchedulerLimits
+from dispatcher.delivery.sending import SendingOptions, SendLoop
+from dispatcher.delivery.watch import Watch, WatchOptions
+from dispatcher.errors import DispatcherError
+from dispatcher.model import Attempt, DeadLetter, EndpointKey, Instance, OutboxRow, Outcome
+from dispatcher.security.secrets import Keyring, SecretSealError
+from dispatcher.store import attempts, decisions, listen, runtime
+from dispatcher.store.database import Database
+from dispatcher.telemetry import Instruments, Tracing
+
+log = logging.getLogger(__name__)
+
+POOLED_SWEEP_INTERVAL_S = 1.0
+"""Without LISTEN the sweep is the only way to hear of rows that others committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """The groups of the settings that delivery needs."""
+
+    delivery: DeliverySettings
+    leases: LeaseSettings
+    retry: RetrySettings
+    drain_s: float
+    look_back_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """What delivery works with; made and closed by the composition root."""
+
+    database: Database
+    client: Client
+    keyring: Keyring
+    tracing: Tracing
+    instruments: Instruments
+    describe: Callable[[], Instance]
+    """This instance; its counters are filled in by the engine."""
+
+
+class Engine:
+    """Delivers for this process. `run` is the task; the other methods are for the same loop.
+
+    Implements the hand-off of `store.handoff`.
+    """
+
+    def __init__(self, parts: EngineParts, settings: EngineSettings, *, chance: random.Random | None = None) -> None:
+        self._parts, self._settings = parts, settings
+        delivery, database = settings.delivery, parts.database
+        self._scheduler = Scheduler(_scheduler_limits(delivery))
+        self.board = Board(self._scheduler, LaneLimits(delivery.lane_rows_max, delivery.lane_bytes_max))
+        self.keeper = LeaseKeeper(database, _keeper_settings(settings), self, self.describe)
+        self.flusher = Flusher(
+            functools.partial(attempts.append, database),
+            functools.partial(attempts.append_again, database),
+            on_flushed=self._on_flushed,
+            on_dropped=self._on_dropped,
+            instruments=parts.instruments,
+            limits=FlushLimits(interval_s=delivery.flush_interval_s, attempts_max=delivery.flush_attempts_max),
+        )
+        self.decisions: DecisionWriter[DeadLetter] = DecisionWriter(
+            functools.partial(decisions.commit, database), self.keeper.held, DecisionLimits()
+        )
+        self.sending = SendLoop(
+            self.board,
+            self._scheduler,
+            Attempter(parts.client, self.flusher.add, parts.tracing, parts.instruments),
+            self.flusher,
+            self.decisions,
+            self.keeper.may_send,
+            SendingOptions(_retry_policy(settings.retry), delivery.flush_stall_s),
+            parts.instruments,
+            chance=chance,
+        )
+        self.checkpointer = Checkpointer(database, self.board, settings.leases.checkpoint_interval_s)
+        self.ownership = Ownership(
+            database,
+            self.board,
+            self.sending,
+            self.flusher,
+            self.decisions,
+            self.checkpointer,
+            self.keeper.held,
+            drain_s=settings.drain_s,
+        )
+        self._feeder = Feeder(
+            database, self.board, self.load_runtimes, FeederLimits(endpoints_max=delivery.fetch_endpoints_max)
+        )
+        executor = CommandExecutor(
+            database, self.board, self.sending, parts.instruments, drain_s=delivery.attempt_timeout_max_s
+        )
+        self.watch = Watch(database, self.board, executor.execute_open, self._watch_options())
+        self._hints = HintSender(database, self.keeper.owner_of, self.keeper.instance_id)
+        self._stop = asyncio.Event()
+        self._follow_gauges()
+
+    # -- the hand-off ----------------------------------------------------------------------------------------------
+
+    def owns(self, key: EndpointKey) -> bool:
+        return self.board.delivers_for(key)
+
+    def offer(self, rows: Sequence[OutboxRow]) -> None:
+        self.board.offer(rows)
+
+    def hint(self, highest: Mapping[EndpointKey, int]) -> None:
+        own = {key: seq for key, seq in highest.items() if self.board.delivers_for(key)}
+        for key, seq in own.items():
+            self.board.hint(key, seq)
+        if not self._parts.database.options.pooled:
+            self._hints.add({key: seq for key, seq in highest.items() if key not in own})
+
+    def endpoint_changed(self, key: EndpointKey) -> None:
+        """This process changed an endpoint: no need to wait for the poll."""
+        self.board.forget_runtime(key)
+
+    # -- events of the lease keeper --------------------------------------------------------------------------------
+
+    def on_acquired(self, partition: int, epoch: int) -> None:
+        self.ownership.on_acquired(partition, epoch)
+
+    async def on_release(self, partition: int) -> None:
+        await self.ownership.on_release(partition)
+
+    def on_lost(self, partition: int) -> None:
+        self.ownership.on_lost(partition)
+
+    def on_reset(self) -> None:
+        self.ownership.on_reset()
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Begin the orderly end; `run` returns when it is done."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Deliver until `stop`. Any unexpected error ends the service: it is a bug, and the next owner goes on."""
+        async with asyncio.TaskGroup() as group:
+            keeper = group.create_task(self.keeper.run(), name="leases")
+            others = [group.create_task(work, name=name) for name, work in self._tasks()]
+            await self._stop.wait()
+            await self._wind_down(keeper)
+            for task in others:
+                task.cancel()
+
+    async def _wind_down(self, keeper: asyncio.Task[None]) -> None:
+        """Within twice the drain bound: once for attempts in flight, once for what is to be written."""
+        self.sending.stop_starting()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_s):
+                await self.sending.quiesced(lambda _key: True)
+        await self.decisions.drain(self._settings.drain_s / 2)
+        await self.flusher.drain(self._settings.drain_s / 2)
+        self.keeper.drain()
+        done, _ = await asyncio.wait([keeper], timeout=self._settings.drain_s)
+        if not done:
+            log.warning("leases could not be given back in time; they expire")
+            keeper.cancel()
+
+    def _tasks(self) -> list[tuple[str, asyncio._CoroutineLike[None]]]:
+        tasks: list[tuple[str, asyncio._CoroutineLike[None]]] = [
+            ("flush", self.flusher.run()),
+            ("decisions", self.decisions.run()),
+            ("send", self.sending.run()),
+            ("feed", self._feeder.run()),
+            ("takeovers", self.ownership.run()),
+            ("checkpoint", self.checkpointer.run()),
+            ("watch", self.watch.run()),
+            ("hints", self._hints.run()),
+        ]
+        if not self._parts.database.options.pooled:
+            listener = listen.Listener(
+                self._parts.database,
+                listen.channel_of(self.keeper.instance_id),
+                on_payload=self.watch.on_hints,
+                on_connected=self.watch.sweep_soon,
+            )
+            tasks.append(("listen", listener.run()))
+        return tasks
+
+    def describe(self) -> Instance:
+        """This instance as its heartbeat tells."""
+        instance = self._parts.describe()
+        return Instance(
+            instance_id=instance.instance_id,
+            address=instance.address,
+            version=instance.version,
+            start_time=instance.start_time,
+            heartbeat_time=instance.heartbeat_time,
+            draining=self._stop.is_set() if hasattr(self, "_stop") else False,
+            partitions=len(self.board.epochs),
+            in_flight=self.sending.in_flight if hasattr(self, "sending") else 0,
+            delivered_total=self.sending.delivered_total if hasattr(self, "sending") else 0,
+        )
+
+    # -- what the parts call ---------------------------------------------------------------------------------------
+
+    async def load_runtimes(self, keys: Sequence[EndpointKey]) -> list[EndpointRuntime]:
+        """Configuration of endpoints, ready for use; one whose keys do not open is left out, loudly, and tried again."""
+        prepared = []
+        for row in await runtime.load_runtime(self._parts.database, keys):
+            try:
+                prepared.append(self._prepare(row))
+            except (SecretSealError, DispatcherError) as error:
+                log.error("an endpoint cannot be delivered to", extra={"endpoint": row.name, "error": str(error)})
+        return prepared
+
+    def _prepare(self, row: runtime.EndpointRuntimeRow) -> EndpointRuntime:
+        return prepare_endpoint(
+            row.key,
+            tenant_name=row.tenant_name,
+            endpoint_name=row.name,
+            state=row.state,
+            delete_time=row.delete_time,
+            revisions=row.revisions,
+            signing_keys=row.signing_keys,
+            keyring=self._parts.keyring,
+            user_agent=self._settings.delivery.user_agent,
+        )
+
+    def _on_flushed(self, flushed: Sequence[Attempt]) -> None:
+        for attempt in flushed:
+            if attempt.outcome is Outcome.SUCCEEDED:
+                self.board.flushed(attempt.key, attempt.seq)
+
+    def _on_dropped(self, dropped: Sequence[Attempt]) -> None:
+        """Never to be recorded: the lanes concerned are read anew, and what was acknowledged is delivered again."""
+        for partition in {attempt.key.partition for attempt in dropped}:
+            epoch = self.keeper.held(partition)
+            if epoch is not None:
+                self.ownership.on_acquired(partition, epoch)
+
+    def _watch_options(self) -> WatchOptions:
+        leases, pooled = self._settings.leases, self._parts.database.options.pooled
+        interval_s = min(leases.sweep_interval_s, POOLED_SWEEP_INTERVAL_S) if pooled else leases.sweep_interval_s
+        return WatchOptions(interval_s, leases.command_poll_interval_s, self._settings.look_back_s)
+
+    def _follow_gauges(self) -> None:
+        instruments = self._parts.instruments
+        instruments.in_flight.follow(lambda: self.sending.in_flight)
+        instruments.lanes.follow(lambda: len(self.board.lanes))
+        instruments.partitions_owned.follow(lambda: len(self.board.epochs))
+        instruments.flush_lag_s.follow(lambda: self.flusher.oldest_wait_s(time.monotonic()))
+
+
+def _scheduler_limits(s: DeliverySettings) -> SchedulerLimits:
+    return SchedulerLimits(
+        in_flight_max=s.in_flight_max,
+        tenant_in_flight_max=s.tenant_in_flight_max,
+        slow_in_flight_max=s.slow_in_flight_max,
+        slow_threshold_s=s.slow_threshold_s,
+    )
+
+
+def _keeper_settings(settings: EngineSettings) -> KeeperSettings:
+    return KeeperSettings(
+        lease_ttl_s=settings.leases.lease_ttl_s,
+        lease_send_margin_s=settings.leases.lease_send_margin_s,
+        release_timeout_s=settings.drain_s + 1.0,
+    )
+
+
+def _retry_policy(s: RetrySettings) -> RetryPolicy:
+    return RetryPolicy(
+        min_s=s.retry_min_s,
+        max_s=s.retry_max_s,
+        factor=s.retry_factor,
+        attempts_max=s.attempts_max,
+        age_max_s=s.delivery_age_max_s,
+    )

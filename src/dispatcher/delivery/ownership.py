@@ -1,0 +1,106 @@
+"""From lease to lanes and back.
+
+    acquired ──probe every endpoint once──> delivering ──release wanted──> nothing starts ──in flight done, flushed,
+        ^                                       │                                             checkpointed──> released
+        │                                       ├── lease lost ──> lanes forgotten at once
+        └──────────── fresh start ── reset <────┘   (the database lost commits: acknowledgements forgotten too)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from dispatcher.delivery.backoff import Backoff
+from dispatcher.delivery.board import Board
+from dispatcher.delivery.checkpoint import Checkpointer
+from dispatcher.delivery.decide import DecisionWriter
+from dispatcher.delivery.flush import Flusher
+from dispatcher.delivery.sending import SendLoop
+from dispatcher.errors import UnavailableError
+from dispatcher.model import DeadLetter
+from dispatcher.store import backlog
+from dispatcher.store.database import Database
+
+log = logging.getLogger(__name__)
+
+TAKEOVERS_MAX = 4
+"""Partitions probed at the same time."""
+
+
+class Ownership:
+    """The lease keeper's listener. `run` takes partitions over in the background."""
+
+    def __init__(
+        self,
+        database: Database,
+        board: Board,
+        sending: SendLoop,
+        flusher: Flusher,
+        decisions: DecisionWriter[DeadLetter],
+        checkpointer: Checkpointer,
+        held: Callable[[int], int | None],
+        *,
+        drain_s: float,
+    ) -> None:
+        self._database = database
+        self._board = board
+        self._sending = sending
+        self._flusher = flusher
+        self._decisions = decisions
+        self._checkpointer = checkpointer
+        self._held = held
+        self._drain_s = drain_s
+        self._acquired: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+
+    def on_acquired(self, partition: int, epoch: int) -> None:
+        self._acquired.put_nowait((partition, epoch))
+
+    def on_lost(self, partition: int) -> None:
+        log.warning("a lease was lost", extra={"partition": partition})
+        self._board.close(partition)
+
+    def on_reset(self) -> None:
+        """The database is not the one we knew: nothing in memory counts any more."""
+        log.error("the database lost commits; all deliveries start afresh from what it has")
+        for partition in self._board.epochs:
+            self._board.close(partition)
+        self._flusher.reset()
+        self._decisions.reset()
+
+    async def on_release(self, partition: int) -> None:
+        """Bring a partition to rest before its lease is released: the next owner then repeats nothing."""
+        self._board.stop_starting(partition)
+        try:
+            async with asyncio.timeout(self._drain_s):
+                await self._sending.quiesced(lambda key: key.partition == partition)
+                await self._flusher.flushed()
+                await self._checkpointer.write([partition])
+        except (TimeoutError, UnavailableError) as error:
+            log.warning("a partition is released unclean", extra={"partition": partition, "error": repr(error)})
+        self._board.close(partition)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(TAKEOVERS_MAX):
+                group.create_task(self._take_over_all(), name=f"takeover-{number}")
+
+    async def _take_over_all(self) -> None:
+        while True:
+            partition, epoch = await self._acquired.get()
+            await self._take_over(partition, epoch)
+
+    async def _take_over(self, partition: int, epoch: int) -> None:
+        """Probe every endpoint of the partition once: hints that were lost before this are found here."""
+        backoff = Backoff(0.05, 1.0)
+        while self._held(partition) == epoch:
+            try:
+                positions = await backlog.load_partition(self._database, partition)
+            except UnavailableError:
+                await asyncio.sleep(backoff.next_s())
+                continue
+            if self._held(partition) == epoch:
+                self._board.close(partition)
+                self._board.open(partition, epoch, positions)
+            return

@@ -1,0 +1,211 @@
+"""The send loop: starts attempts while caps, leases and flushes allow, and draws the conclusion of each.
+
+    take ──> attempt ──> succeeded ──────────────> next row may go; the flush makes it durable
+                   └──> failed ──> retry due at … ─> the same row again
+                             └──> exhausted ──> decision ──committed──> next row may go
+                                                        └──void──> the lane goes with its lease
+
+The conclusion is drawn only for a lane that is still current: an attempt that outlived its lease is a fact, recorded,
+and decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from dispatcher.delivery.attempt import Attempter, AttemptResult
+from dispatcher.delivery.board import Board
+from dispatcher.delivery.decide import DecisionWriter, Verdict
+from dispatcher.delivery.flush import Flusher
+from dispatcher.delivery.lane import Lane
+from dispatcher.delivery.retry import Exhausted, Retry, RetryPolicy, next_step, parse_retry_after
+from dispatcher.delivery.scheduler import Scheduler
+from dispatcher.model import DeadLetter, Decision, DecisionKind, EndpointKey, OutboxRow
+from dispatcher.telemetry import Instruments
+
+log = logging.getLogger(__name__)
+
+ACTOR = "dispatcher"
+
+
+@dataclass(frozen=True, slots=True)
+class SendingOptions:
+    """`flush_stall_s`: no attempt starts once an acknowledgement has waited so long for its flush."""
+
+    retry: RetryPolicy
+    flush_stall_s: float
+    gate_check_s: float = 0.05
+
+
+class SendLoop:
+    """`run` is the task, and the parent of the attempts in flight."""
+
+    def __init__(
+        self,
+        board: Board,
+        scheduler: Scheduler,
+        attempter: Attempter,
+        flusher: Flusher,
+        decisions: DecisionWriter[DeadLetter],
+        may_send: Callable[[int, float], bool],
+        options: SendingOptions,
+        instruments: Instruments,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        chance: random.Random | None = None,
+    ) -> None:
+        self._board = board
+        self._scheduler = scheduler
+        self._attempter = attempter
+        self._flusher = flusher
+        self._decisions = decisions
+        self._may_send = may_send
+        self._options = options
+        self._instruments = instruments
+        self._clock = clock
+        self._random = chance or random.Random()  # noqa: S311 -- jitter, no secret
+        self._in_flight: dict[asyncio.Task[None], EndpointKey] = {}
+        self._finished = asyncio.Event()
+        self._stopping = False
+        self.delivered_total = 0
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._in_flight)
+
+    def stop_starting(self) -> None:
+        """Shutdown: nothing new starts anywhere."""
+        self._stopping = True
+
+    async def quiesced(self, concerns: Callable[[EndpointKey], bool]) -> None:
+        """Wait until no attempt to an endpoint that `concerns` names is in flight. The caller bounds it."""
+        while any(map(concerns, self._in_flight.values())):
+            self._finished.clear()
+            await self._finished.wait()
+
+    async def run(self) -> None:
+        """Send for ever. Cancelled, it cancels what is in flight; an answer that has come is still recorded."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._board.ready.clear()
+                blocked = self._start_all(tasks)
+                await self._wait(blocked=blocked)
+
+    async def _wait(self, *, blocked: bool) -> None:
+        """Until a lane is ready or a retry is due; behind a closed gate, until it is to be tried again."""
+        due = self._scheduler.next_due()
+        timeout = None if due is None else max(0.0, due - self._clock())
+        if blocked:
+            timeout = self._options.gate_check_s
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._board.ready.wait()
+        if blocked:
+            await asyncio.sleep(self._options.gate_check_s)
+
+    def _start_all(self, tasks: asyncio.TaskGroup) -> bool:
+        """Start all that may start. True: something waits behind the gate of a flush or a lease."""
+        if self._stopping:
+            return False
+        while True:
+            now = self._clock()
+            if self._flusher.is_full or self._flusher.oldest_wait_s(now) > self._options.flush_stall_s:
+                return True
+            taken = self._scheduler.take(now, lambda lane: self._may_send(lane.key.partition, now))  # noqa: B023
+            if taken is None:
+                return self._scheduler.has_gated
+            lane, row = taken
+            task = tasks.create_task(self._deliver(lane, row), name="attempt")
+            self._in_flight[task] = lane.key
+            task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        del self._in_flight[task]
+        self._finished.set()
+
+    async def _deliver(self, lane: Lane, row: OutboxRow) -> None:
+        runtime = self._board.runtimes.get(lane.key)
+        if runtime is None:
+            # Its configuration is being read anew: the lane waits for it.
+            self._scheduler.returned(lane, row.seq)
+            return
+        started = self._clock()
+        result = None
+        try:
+            result = await self._attempter.attempt(runtime, row, row.attempts + 1, lane.epoch)
+        finally:
+            failed = result is None or not result.is_success
+            self._scheduler.finished(lane, failed=failed, duration_s=self._clock() - started)
+        row.attempts += 1
+        row.first_attempt_time = row.first_attempt_time or result.attempt.start_time
+        if self._board.is_current(lane):
+            await self._conclude(lane, row, result)
+            self._board.ready.set()
+
+    async def _conclude(self, lane: Lane, row: OutboxRow, result: AttemptResult) -> None:
+        if result.is_success:
+            self.delivered_total += 1
+            self._instruments.settled("delivered")
+            lane.succeeded(row.seq)
+            self._board.feed(lane)
+            self._board.wake(lane)
+            return
+        step = self._next_step(row, result)
+        if isinstance(step, Retry):
+            lane.failed(row.seq, self._clock() + step.delay_s)
+            self._board.wake(lane)
+        else:
+            await self._dead_letter(lane, row, result, step)
+
+    def _next_step(self, row: OutboxRow, result: AttemptResult) -> Retry | Exhausted:
+        now = datetime.now(UTC)
+        first = row.first_attempt_time or now
+        return next_step(
+            self._options.retry,
+            row.attempts,
+            max(0.0, (now - first).total_seconds()),
+            parse_retry_after(result.retry_after, now),
+            self._random,
+        )
+
+    async def _dead_letter(self, lane: Lane, row: OutboxRow, result: AttemptResult, step: Exhausted) -> None:
+        """The next row waits until the decision is known to be committed."""
+        lane.deciding(row.seq)
+        attempt = result.attempt
+        decision = Decision(
+            key=row.key,
+            seq=row.seq,
+            event_id=row.event_id,
+            event_time=row.event_time,
+            kind=DecisionKind.DEAD_LETTER,
+            reason=step.reason,
+            actor=ACTOR,
+        )
+        letter = DeadLetter(
+            key=row.key,
+            seq=row.seq,
+            event_id=row.event_id,
+            event_time=row.event_time,
+            type=row.type,
+            ordering_key=row.ordering_key,
+            attempts=row.attempts,
+            last_outcome=attempt.outcome,
+            last_status_code=attempt.status_code,
+            last_error=attempt.error,
+        )
+        verdict = await self._decisions.submit(decision, letter, lane.epoch)
+        if verdict is Verdict.COMMITTED and self._board.is_current(lane):
+            log.warning(
+                "a delivery is dead-lettered",
+                extra={"tenant": str(row.key.tenant_id), "endpoint": str(row.key.endpoint_id), "sequence": row.seq},
+            )
+            self._instruments.settled("dead_lettered")
+            lane.decided(row.seq)
+            self._board.settled(lane)

@@ -1,0 +1,110 @@
+"""What an owner looks for by itself: rows that no hint told of, changed endpoints, operators' commands.
+
+Hints (NOTIFY) only make it sooner. The sweep's look-back exceeds the longest publish transaction, so a row that commits
+late is seen by a later sweep; a takeover probes every endpoint, so nothing older is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from dispatcher.delivery.board import Board
+from dispatcher.errors import UnavailableError
+from dispatcher.model import EndpointKey
+from dispatcher.store import backlog, listen, runtime
+from dispatcher.store.database import Database
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchOptions:
+    """`look_back_s` exceeds the longest transaction that publishes or changes an endpoint."""
+
+    sweep_interval_s: float
+    poll_interval_s: float
+    look_back_s: float
+
+
+class Watch:
+    """`run` is the task: the sweep, the poll for changed endpoints, and the poll for commands."""
+
+    def __init__(
+        self,
+        database: Database,
+        board: Board,
+        execute_commands: Callable[[], Awaitable[None]],
+        options: WatchOptions,
+    ) -> None:
+        self._database = database
+        self._board = board
+        self._execute_commands = execute_commands
+        self._options = options
+        self._swept: datetime | None = None
+        self._polled: datetime | None = None
+        self._changed: dict[EndpointKey, datetime] = {}
+        self._sweep_now = asyncio.Event()
+
+    def sweep_soon(self) -> None:
+        """Hints may have been lost: sweep now."""
+        self._sweep_now.set()
+
+    def on_hints(self, payload: str) -> None:
+        """A payload of NOTIFY; anyone with a connection may send one, so nonsense is only logged."""
+        try:
+            hints = listen.decode_hints(payload)
+        except ValueError:
+            log.warning("a malformed hint was ignored")
+            return
+        for key, seq in hints:
+            self._board.hint(key, seq)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._repeat(self.sweep, self._options.sweep_interval_s, self._sweep_now), name="sweep")
+            group.create_task(self._repeat(self.poll, self._options.poll_interval_s, asyncio.Event()), name="poll")
+
+    async def _repeat(self, work: Callable[[], Awaitable[None]], interval_s: float, now: asyncio.Event) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(interval_s):
+                    await now.wait()
+            except TimeoutError:
+                pass
+            now.clear()
+            try:
+                await work()
+            except UnavailableError as error:
+                log.warning("looking for work waits for the database", extra={"error": str(error)})
+
+    async def sweep(self) -> None:
+        """Find endpoints with rows newer than the last sweep that worked, less the look-back."""
+        partitions = list(self._board.epochs)
+        if not partitions:
+            return
+        since = await self._since(self._swept)
+        started, found = await backlog.sweep(self._database, since, partitions)
+        self._swept = started
+        for key, highest in found:
+            self._board.hint(key, highest)
+
+    async def poll(self) -> None:
+        """Take up changed endpoints and open commands."""
+        partitions = list(self._board.epochs)
+        if not partitions:
+            return
+        since = await self._since(self._polled)
+        started, changed = await runtime.changed_endpoints(self._database, partitions, since)
+        self._polled = started
+        for key in changed.keys() - {k for k, time in self._changed.items() if changed.get(k) == time}:
+            self._board.forget_runtime(key)
+        self._changed = changed
+        await self._execute_commands()
+
+    async def _since(self, last: datetime | None) -> datetime:
+        start = last or await self._database.fetchval("SELECT clock_timestamp()")
+        return start - timedelta(seconds=self._options.look_back_s)
