@@ -40,10 +40,13 @@ class TenantRoutes:
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """A load under way, and the tenants that were invalidated since it began."""
+    """A load under way, and the (tenant, stale version) invalidated since it began; None is any version."""
 
     task: asyncio.Task[TenantRoutes]
-    invalidated: set[UUID] = field(default_factory=set)
+    invalidated: set[tuple[UUID, UUID | None]] = field(default_factory=set)
+
+    def is_stale(self, loaded: TenantRoutes) -> bool:
+        return not self.invalidated.isdisjoint({(loaded.tenant_id, loaded.version), (loaded.tenant_id, None)})
 
 
 class SubscriptionCache:
@@ -88,13 +91,17 @@ class SubscriptionCache:
         # Shielded: a caller that gives up must not fail those who wait for the same load.
         return await asyncio.shield(self._flight(tenant).task)
 
-    def invalidate(self, tenant_id: UUID) -> None:
-        """Forget a tenant's routes; a load that began before this call is neither kept nor joined."""
+    def invalidate(self, tenant_id: UUID, version: UUID | None = None) -> None:
+        """Forget a tenant's routes; a load that began before this call is not joined any more.
+
+        With a `version`, only that one is forgotten: of many requests that found it stale, the first has it loaded anew
+        and the others leave the new one alone.
+        """
         name = self._names.get(tenant_id)
-        if name is not None:
+        if name is not None and version in (None, self._entries[name].version):
             self._drop(name)
         for flight in self._flights.values():
-            flight.invalidated.add(tenant_id)
+            flight.invalidated.add((tenant_id, version))
 
     def _flight(self, tenant: str) -> _Flight:
         flight = self._flights.get(tenant)
@@ -124,7 +131,7 @@ class SubscriptionCache:
         # Reading the exception also marks it as seen where every waiter has given up.
         if task.cancelled() or task.exception() is not None:
             return
-        if is_current and task.result().tenant_id not in flight.invalidated:
+        if is_current and not flight.is_stale(task.result()):
             self._keep(tenant, task.result())
 
     def _keep(self, tenant: str, entry: TenantRoutes) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from uuid import UUID
 
-from dispatcher.model import RESERVED_TYPE_PREFIX
+from dispatcher.model import RESERVED_TYPE_PREFIX, EndpointKey
 
 TYPE_CHARS_MAX = 128
 ANY_TYPE = "*"
@@ -64,7 +63,7 @@ def patterns_for(event_type: str) -> Iterator[str]:
 
 
 class Matcher:
-    """One tenant's subscriptions, inverted: pattern to endpoint ids in ascending order, the primary-key order.
+    """One tenant's subscriptions, inverted: pattern to endpoints in ascending order, the primary-key order.
 
     A look-up costs one dictionary probe per segment. Where several patterns match, the merged list is kept by the
     combination of patterns, not by the type: combinations are few, types are whatever publishers send.
@@ -73,19 +72,19 @@ class Matcher:
     __slots__ = ("_merged", "_merged_targets", "_merged_targets_max", "_subscriptions")
 
     def __init__(
-        self, subscriptions: Mapping[str, Sequence[UUID]], merged_targets_max: int = MERGED_TARGETS_MAX
+        self, subscriptions: Mapping[str, Sequence[EndpointKey]], merged_targets_max: int = MERGED_TARGETS_MAX
     ) -> None:
-        self._subscriptions = {pattern: tuple(ids) for pattern, ids in subscriptions.items()}
-        self._merged: OrderedDict[tuple[str, ...], tuple[UUID, ...]] = OrderedDict()
+        self._subscriptions = {pattern: tuple(keys) for pattern, keys in subscriptions.items()}
+        self._merged: OrderedDict[tuple[str, ...], tuple[EndpointKey, ...]] = OrderedDict()
         self._merged_targets = 0
         self._merged_targets_max = merged_targets_max
 
     @property
     def subscription_count(self) -> int:
         """Pairs of pattern and endpoint: what this matcher weighs in memory."""
-        return sum(len(ids) for ids in self._subscriptions.values())
+        return sum(len(keys) for keys in self._subscriptions.values())
 
-    def endpoints_for(self, event_type: str) -> tuple[UUID, ...]:
+    def endpoints_for(self, event_type: str) -> tuple[EndpointKey, ...]:
         """The endpoints that receive a type, each once, in ascending order."""
         found = tuple(pattern for pattern in patterns_for(event_type) if pattern in self._subscriptions)
         if not found:
@@ -98,17 +97,13 @@ class Matcher:
         self._merged.move_to_end(found)
         return merged
 
-    def _merge(self, found: tuple[str, ...]) -> tuple[UUID, ...]:
-        ids = set().union(*(self._subscriptions[pattern] for pattern in found))
-        merged = tuple(sorted(ids, key=_primary_key_order))
+    def _merge(self, found: tuple[str, ...]) -> tuple[EndpointKey, ...]:
+        by_id = {key.endpoint_id.bytes: key for pattern in found for key in self._subscriptions[pattern]}
+        # PostgreSQL compares uuids as bytes, too.
+        merged = tuple(by_id[endpoint_id] for endpoint_id in sorted(by_id))
         self._merged[found] = merged
         self._merged_targets += len(merged)
         while self._merged_targets > self._merged_targets_max:
             _, dropped = self._merged.popitem(last=False)
             self._merged_targets -= len(dropped)
         return merged
-
-
-def _primary_key_order(endpoint_id: UUID) -> bytes:
-    """PostgreSQL compares uuids as bytes."""
-    return endpoint_id.bytes

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
+import asyncpg
+
+from dispatcher.model import EndpointKey
 from dispatcher.store.database import Database
 
 
@@ -13,7 +16,7 @@ from dispatcher.store.database import Database
 class StoredRoutes:
     """A tenant's routing as it was when `version` was current.
 
-    `subscriptions` maps a pattern to endpoint ids, ascending and distinct; paused and disabled endpoints are among
+    `subscriptions` maps a pattern to its endpoints, ascending and distinct; paused and disabled endpoints are among
     them, since their deliveries are held and not discarded. `registered_event_types` holds the types not archived,
     and is empty where registration is not required.
     """
@@ -22,7 +25,7 @@ class StoredRoutes:
     version: UUID
     require_registered_event_types: bool
     registered_event_types: frozenset[str]
-    subscriptions: Mapping[str, tuple[UUID, ...]]
+    subscriptions: Mapping[str, tuple[EndpointKey, ...]]
 
 
 # One statement, so one snapshot: with two, subscriptions newer or older than the version would pass publish()'s check.
@@ -53,5 +56,15 @@ async def load(db: Database, tenant: str) -> StoredRoutes | None:
         version=rows[0]["routing_version"],
         require_registered_event_types=rows[0]["require_registered_event_types"],
         registered_event_types=frozenset(name for row in rows for name in row["event_types"] or ()),
-        subscriptions={row["pattern"]: tuple(row["endpoint_ids"]) for row in rows if row["pattern"] is not None},
+        subscriptions=_subscriptions(rows),
     )
+
+
+def _subscriptions(rows: list[asyncpg.Record]) -> dict[str, tuple[EndpointKey, ...]]:
+    """One key object per endpoint, however many patterns name it."""
+    keys: dict[UUID, EndpointKey] = {}
+    return {
+        row["pattern"]: tuple(keys.setdefault(e, EndpointKey(row["tenant_id"], e)) for e in row["endpoint_ids"])
+        for row in rows
+        if row["pattern"] is not None
+    }
