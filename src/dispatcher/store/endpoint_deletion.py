@@ -46,7 +46,7 @@ async def delete(
     etag: str = "",
     validate_only: bool = False,
 ) -> Deletion:
-    """Delete an endpoint; with a backlog only by `force`, and then a SKIP_BACKLOG command for `actor` goes to the owner.
+    """Delete an endpoint; with a backlog only by `force`, and then its owner gets a SKIP_BACKLOG command of `actor`.
 
     Errors: NotFoundError, EtagMismatchError, PreconditionError `ENDPOINT_HAS_BACKLOG`.
     """

@@ -137,8 +137,8 @@ async def get(db: Database, tenant: str, name: str, *, deleted_too: bool = False
 
 LIST_ENDPOINTS = """
 WITH scanned AS MATERIALIZED (
-    SELECT tenant_id, endpoint_id, name, description, labels, event_types, state, state_reason, revision, settings, etag,
-           create_time, update_time, delete_time
+    SELECT tenant_id, endpoint_id, name, description, labels, event_types, state, state_reason, revision, settings,
+           etag, create_time, update_time, delete_time
     FROM endpoint WHERE tenant_id = $1 AND name > $2 ORDER BY name LIMIT $3
 )
 SELECT n.scan_count, n.scan_end, p.*
@@ -179,8 +179,8 @@ async def update(
     etag: str = "",
     validate_only: bool = False,
 ) -> Endpoint:
-    """Change an endpoint: `apply` gets the present record and returns the wanted one (of which only what callers may set
-    is taken). Changed settings make a new revision; nothing is written where nothing changes.
+    """Change an endpoint: `apply` gets the present record and returns the wanted one, of which only what callers may
+    set is taken. Changed settings make a new revision; nothing is written where nothing changes.
 
     Only a change of `event_types` makes cached routes stale: a paused endpoint still gets its rows.
     Errors: NotFoundError, EtagMismatchError, what `apply` raises.
@@ -197,8 +197,7 @@ async def update(
             await _insert_revision(connection, before.key, after.revision, stored)
         if after.event_types != before.event_types:
             await tenants.change_routing(connection, before.key.tenant_id)
-        after = await _write(connection, after, stored)
-    return after
+        return await _write(connection, after, stored)
 
 
 def _merged(before: Endpoint, wanted: Endpoint) -> Endpoint:
