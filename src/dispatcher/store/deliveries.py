@@ -167,7 +167,7 @@ async def find(db: Database, key: EndpointKey, seq: int) -> Delivery | None:
     """The delivery of this sequence, None where there is none (any more)."""
     whole = Window(TIME_MIN, TIME_MAX)
     arguments = _arguments(key.tenant_id, (key.endpoint_id, seq, TIME_MAX), whole, Filter(), 1, 1)
-    rows = await db.fetch(LIST_OF_ENDPOINT, *arguments, None, False, None)
+    rows = await _list(db, Scope(key.tenant_id, key.endpoint_id), None, arguments)
     found = [_delivery(row) for row in rows if row["seq"] == seq]
     return found[0] if found else None
 
@@ -184,16 +184,19 @@ async def list_page(db: Database, tenant: str, endpoint: str | None, request: Pa
     window = _window(wanted, is_narrow=endpoint is not None or event_id is not None)
     after = decode_token(query, request.token, (UUID, int, datetime))
     scope = await resolve_scope(db, tenant, endpoint)
-    position = after or (scope.endpoint_id or ENDPOINT_ID_MAX, SEQ_MAX, TIME_MAX)
+    _, seq, time = after or (None, SEQ_MAX, TIME_MAX)
+    # A token says where to go on, never in which endpoint of a narrower parent.
+    position = (scope.endpoint_id or (after[0] if after else ENDPOINT_ID_MAX), seq, time)
     scan_rows = SCAN_ROWS_MAX if wanted.text("state") is None else STATE_SCAN_ROWS_MAX
     arguments = _arguments(scope.tenant_id, position, window, wanted, scan_rows, request.size + 1)
     rows = await _list(db, scope, event_id, arguments)
     found = [row for row in rows if row["seq"] is not None]
+    end: Position | None = None
     if len(found) > request.size:
-        found, end = found[: request.size], _position(found[request.size - 1], "")
-    else:
-        end = _position(rows[0], "scan_") if rows[0]["scan_count"] == scan_rows else None
-    return Page(tuple(map(_delivery, found)), encode_token(query, end) if end else "")
+        end = _position(found[request.size - 1], "")
+    elif rows[0]["scan_count"] == scan_rows:
+        end = _position(rows[0], "scan_")
+    return Page(tuple(map(_delivery, found[: request.size])), encode_token(query, end) if end else "")
 
 
 def _event_id(wanted: Filter, tenant: str) -> str | None:
