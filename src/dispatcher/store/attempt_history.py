@@ -1,4 +1,4 @@
-"""Attempts read back, down the primary key (endpoint, sequence, epoch, number, time): the newest of a delivery first."""
+"""Attempts read back, down the primary key (endpoint, sequence, epoch, number, time): a delivery's newest first."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Window:
 
     @property
     def first_day(self) -> datetime:
-        """Midnight UTC at or before the start. Lists scan whole partitions, so that their bound counts what they read."""
+        """Midnight UTC at or before the start. Lists scan whole partitions, so their bound counts what they read."""
         return self.start.replace(hour=0, minute=0, second=0, microsecond=0)
 
     @property
