@@ -1,0 +1,1 @@
+"""What `dispatcher dev` brings along: a local PostgreSQL, a demo receiver and the ledger it is judged by."""

@@ -1,0 +1,63 @@
+"""An endpoint's signing keys. This package sees sealed secrets only; `security.secrets` seals and opens them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import asyncpg
+
+from dispatcher.model import EndpointKey, SealedSigningKey
+from dispatcher.store.database import Connection, Database
+
+
+@dataclass(frozen=True, slots=True)
+class NewSigningKey:
+    """A key to store; `key_id` is unique within the endpoint, `sealed` the sealed secret."""
+
+    key_id: str
+    sealed: bytes = field(repr=False)
+
+
+INSERT_KEYS = """
+INSERT INTO signing_key (tenant_id, endpoint_id, key_id, sealed, create_time)
+SELECT $1, $2, k.key_id, k.sealed, clock_timestamp() FROM unnest($3::text[], $4::bytea[]) k(key_id, sealed)"""
+
+
+async def insert(connection: Connection, key: EndpointKey, new: Sequence[NewSigningKey]) -> None:
+    """Store keys of an endpoint that the caller's transaction has locked or created."""
+    await connection.execute(
+        INSERT_KEYS, key.tenant_id, key.endpoint_id, [k.key_id for k in new], [k.sealed for k in new]
+    )
+
+
+LIST_LIVE = """
+SELECT key_id, sealed, create_time, expire_time FROM signing_key
+WHERE tenant_id = $1 AND endpoint_id = $2 AND (expire_time IS NULL OR expire_time > clock_timestamp())
+ORDER BY create_time DESC, key_id"""
+
+
+async def list_live(db: Database | Connection, key: EndpointKey) -> tuple[SealedSigningKey, ...]:
+    """The keys that sign now, newest first."""
+    return tuple(_signing_key(row) for row in await db.fetch(LIST_LIVE, key.tenant_id, key.endpoint_id))
+
+
+LIST_LIVE_OF_MANY = """
+SELECT endpoint_id, key_id, sealed, create_time, expire_time FROM signing_key
+WHERE tenant_id = $1 AND endpoint_id = ANY ($2::uuid[]) AND (expire_time IS NULL OR expire_time > clock_timestamp())
+ORDER BY create_time DESC, key_id"""
+
+
+async def list_live_of(db: Database, keys: Sequence[EndpointKey]) -> dict[EndpointKey, tuple[SealedSigningKey, ...]]:
+    """The live keys of several endpoints of one tenant, such as a page of them; newest first."""
+    if not keys:
+        return {}
+    tenant_id = keys[0].tenant_id
+    found: dict[EndpointKey, tuple[SealedSigningKey, ...]] = dict.fromkeys(keys, ())
+    for row in await db.fetch(LIST_LIVE_OF_MANY, tenant_id, [key.endpoint_id for key in keys]):
+        found[EndpointKey(tenant_id, row["endpoint_id"])] += (_signing_key(row),)
+    return found
+
+
+def _signing_key(row: asyncpg.Record) -> SealedSigningKey:
+    return SealedSigningKey(row["key_id"], row["sealed"], row["create_time"], row["expire_time"])

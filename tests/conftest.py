@@ -1,0 +1,53 @@
+"""Fixtures for every test. Those that need a database start a server on first use, so unit tests never pay for it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from dispatcher.embedded.postgres import EmbeddedPostgres
+from dispatcher.store.database import DatabaseOptions
+from dispatcher.store.migrate import migrate
+from tests.support.postgres import Cluster, TestDatabase, running_cluster
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The server of this pytest worker."""
+    with running_cluster(tmp_path_factory.mktemp("pg")) as running:
+        yield running
+
+
+@pytest.fixture
+async def empty_database(cluster: Cluster) -> AsyncIterator[TestDatabase]:
+    """A database without any table."""
+    async with cluster.empty_database() as database:
+        yield database
+
+
+@pytest.fixture
+async def database(cluster: Cluster) -> AsyncIterator[TestDatabase]:
+    """A freshly migrated database."""
+    async with cluster.migrated_database() as migrated:
+        yield migrated
+
+
+@pytest.fixture
+async def connection(database: TestDatabase) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to `database`."""
+    connected = await database.connect()
+    try:
+        yield connected
+    finally:
+        await connected.close()
+
+
+@pytest.fixture
+async def crashable_postgres(tmp_path: Path) -> AsyncIterator[EmbeddedPostgres]:
+    """A durable server of the test's own, to kill and restart. The database of its `dsn` is migrated."""
+    async with EmbeddedPostgres(tmp_path / "pg") as server:
+        await migrate(DatabaseOptions(server.dsn))
+        yield server
