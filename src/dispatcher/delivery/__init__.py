@@ -1,1 +1,1 @@
-"""HTTP out: from an outbox row to a recorded attempt, and from many attempts to settled deliveries."""
+"""HTTP out: leases, lanes, attempts and the client that sends webhooks."""
