@@ -17,14 +17,13 @@ from typing import Generic, TypeVar
 
 from dispatcher.delivery.backoff import Backoff
 from dispatcher.delivery.bisect import write_bisected
-from dispatcher.delivery.sanitise import plain_text
+from dispatcher.delivery.exchange import bounded_error
 from dispatcher.errors import UnavailableError
 from dispatcher.model import Decision
 
 Letter = TypeVar("Letter")
 """What the store wants to know of a dead letter beside its decision: `store.decisions.DeadLetter`."""
 
-REASON_CHARS_MAX = 200
 
 _log = logging.getLogger(__name__)
 
@@ -180,6 +179,6 @@ def _log_refused(decision: Decision, error: Exception) -> None:
             "sequence": decision.seq,
             "event_id": decision.event_id,
             "kind": decision.kind.name,
-            "error": plain_text(repr(error), REASON_CHARS_MAX),
+            "error": bounded_error(repr(error)),
         },
     )

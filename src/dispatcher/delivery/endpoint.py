@@ -30,9 +30,9 @@ class EndpointRuntime:
     """What an attempt needs of its endpoint. Replaced as a whole when the endpoint changes; never altered.
 
     `settings` are those of the newest `revision` and govern where and how anything is sent, also rows published under
-    an older one, so that a corrected URL frees the backlog. `revisions` has the settings of each revision that unsettled
-    rows may name, for the lane's ordering modes. `url` is None for a stored URL that the present rules refuse, and
-    `url_problem` says why. `constant_headers` are the user-agent and the endpoint's own headers.
+    an older one, so that a corrected URL frees the backlog. `revisions` has the settings of each revision that
+    unsettled rows may name, for the lane's ordering modes. `url` is None for a stored URL that the present rules
+    refuse, and `url_problem` says why. `constant_headers` are the user-agent and the endpoint's own headers.
     """
 
     key: EndpointKey
@@ -51,6 +51,10 @@ class EndpointRuntime:
     def live_keys(self, now_s: float) -> list[HmacKey]:
         """The keys that sign at `now_s` (Unix seconds): those for good first, then the newest."""
         return [prepared.key for prepared in self.keys if prepared.is_live(now_s)]
+
+    def can_sign(self, now_s: float) -> bool:
+        """Whether any key is live; where none is, nothing may be sent."""
+        return any(prepared.is_live(now_s) for prepared in self.keys)
 
 
 def prepare_endpoint(
@@ -102,9 +106,7 @@ def _constant_headers(own: Mapping[str, str], user_agent: str) -> dict[str, str]
 
 
 def _is_reserved(lower_name: str) -> bool:
-    return (
-        lower_name in RESERVED_NAMES or lower_name in CREDENTIAL_NAMES or lower_name.startswith(RESERVED_PREFIXES)
-    )
+    return lower_name in RESERVED_NAMES or lower_name in CREDENTIAL_NAMES or lower_name.startswith(RESERVED_PREFIXES)
 
 
 def _prepare_keys(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from dispatcher.delivery.backoff import Backoff
 from dispatcher.delivery.bisect import Written, write_bisected
-from dispatcher.delivery.sanitise import plain_text
+from dispatcher.delivery.exchange import bounded_error
 from dispatcher.errors import UnavailableError
 from dispatcher.model import Attempt
 from dispatcher.telemetry import Instruments
@@ -27,7 +27,6 @@ from dispatcher.telemetry import Instruments
 Append = Callable[[Sequence[Attempt]], Awaitable[None]]
 """`store.attempts.append` or `append_again`, bound to the database."""
 
-SANITISED_ERROR_CHARS_MAX = 200
 DURATION_MAX_S = 86_400.0
 
 _log = logging.getLogger(__name__)
@@ -254,11 +253,11 @@ def sanitised(attempt: Attempt) -> Attempt:
         attempt,
         duration_s=min(max(attempt.duration_s, 0.0), DURATION_MAX_S),
         status_code=status if status is not None and 0 <= status <= 999 else None,
-        error=None if attempt.error is None else plain_text(attempt.error, SANITISED_ERROR_CHARS_MAX),
+        error=None if attempt.error is None else bounded_error(attempt.error),
         response_excerpt=None,
     )
 
 
 def _first(written: Written[Attempt, None]) -> str:
     """The first refusal's class and text, bounded: a driver's message may quote the row."""
-    return plain_text(repr(written.refused[0][1]), SANITISED_ERROR_CHARS_MAX)
+    return bounded_error(repr(written.refused[0][1]))

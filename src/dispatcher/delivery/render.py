@@ -6,8 +6,8 @@ Standard Webhooks 1.0: `webhook-id`, `webhook-timestamp`, `webhook-signature`. T
 
 from __future__ import annotations
 
-from dispatcher.delivery.client import WebhookRequest
 from dispatcher.delivery.endpoint import EndpointRuntime
+from dispatcher.delivery.exchange import WebhookRequest
 from dispatcher.model import OutboxRow
 from dispatcher.security.signing import sign_v1
 from dispatcher.security.urls import EndpointUrl

@@ -199,7 +199,7 @@ async def test_a_row_that_only_its_text_makes_bad_is_recorded_without_it():
         )
         bench.add(4)
         await until(lambda: sorted(bench.flushed) == [1, 2, 3, 4], "the flush")
-    assert bench.store.table[3] == attempt_of(3, outcome=Outcome.HTTP_ERROR, status_code=500, error="a b")
+    assert bench.store.table[3] == attempt_of(3, outcome=Outcome.HTTP_ERROR, status_code=500, error="a?b")
     assert bench.dropped == []
 
 
