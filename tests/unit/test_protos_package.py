@@ -45,5 +45,5 @@ def test_googles_protos_are_found_beside_ours(package: ModuleType) -> None:
 
 
 def test_a_missing_source_is_an_error(package: ModuleType) -> None:
-    with pytest.raises(FileNotFoundError, match=r"webhooks/v1/event\.proto"):
+    with pytest.raises(FileNotFoundError, match="is in none of"):
         package.members(descriptor_set(), [GOOGLE])

@@ -1,7 +1,7 @@
-"""Whether this instance should get traffic: named checks, each with a grace. gRPC health and /readyz read this state.
+"""Whether this instance should get traffic: pure state that gRPC health and /readyz read.
 
-starting ──started()──▶ ready ◀──database_seen()── (database away ≥ grace: not ready)
-   any state ──start_draining()──▶ draining, for good
+starting ──started()──▶ ready ◀──▶ not ready (the database has been away for database_away_s)
+   any of these ──start_draining()──▶ draining, for good
 """
 
 from __future__ import annotations
@@ -25,12 +25,17 @@ class Problem:
 
 
 class Health:
-    """Named checks; one that fails counts once it has failed for its grace. One blip must not unroute the fleet."""
+    """Named checks. The database has a grace, `database_away_s`: one blip must not unroute the fleet."""
 
     def __init__(self, *, database_away_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._grace_s = {DATABASE: database_away_s}
+        self._database_grace_s = database_away_s
+        self._database_away_s: Callable[[], float] = lambda: 0.0
         self._failing: dict[str, tuple[float, str]] = {STARTING: (clock(), "not yet serving")}
+
+    def follow_database(self, away_s: Callable[[], float]) -> None:
+        """`away_s` tells for how many seconds the database has been away, 0.0 while it answers."""
+        self._database_away_s = away_s
 
     def fail(self, check: str, text: str) -> None:
         """`check` fails; the time counts from its first failure in a row. `text` must hold no secret."""
@@ -50,14 +55,6 @@ class Health:
         """This instance is about to stop: no new traffic."""
         self.fail(DRAINING, "shutting down")
 
-    def database_lost(self, text: str) -> None:
-        """An operation found the database away."""
-        self.fail(DATABASE, text)
-
-    def database_seen(self) -> None:
-        """An operation reached the database."""
-        self._failing.pop(DATABASE, None)
-
     @property
     def is_draining(self) -> bool:
         """Whether shutdown has begun."""
@@ -66,13 +63,13 @@ class Health:
     @property
     def is_ready(self) -> bool:
         """Whether traffic should come here."""
-        return not self._failing or not self.problems()
+        return not self.problems()
 
     def problems(self) -> tuple[Problem, ...]:
-        """The checks that have failed for longer than their grace."""
+        """The checks that fail now."""
         now = self._clock()
-        return tuple(
-            Problem(check, text, now - since)
-            for check, (since, text) in self._failing.items()
-            if now - since >= self._grace_s.get(check, 0.0)
-        )
+        found = [Problem(check, text, now - since) for check, (since, text) in self._failing.items()]
+        away_s = self._database_away_s()
+        if away_s > 0 and away_s >= self._database_grace_s:
+            found.append(Problem(DATABASE, "does not answer", away_s))
+        return tuple(found)

@@ -34,7 +34,7 @@ CREATE FUNCTION publish(
 ) LANGUAGE plpgsql VOLATILE
 -- A plan chosen while the tables were empty must not stay a sequential scan for ever.
 SET enable_seqscan = off
-SET plan_cache_mode = auto
+SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
