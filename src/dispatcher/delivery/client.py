@@ -11,7 +11,7 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import aiohttp
 from aiohttp import hdrs, http_exceptions
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDictProxy
 
 from dispatcher.delivery.exchange import Exchange, ExchangeKind, WebhookRequest, bounded_error
 from dispatcher.security.addresses import AddressKind
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 RETRY_AFTER_CHARACTERS_MAX = 64
 _REUSE_TRIES = 3
-_TIMER_CEILING_S = 1e9  # aiohttp must not round deadlines up; ours is the only timer
+_READ_BYTES_MAX = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +134,9 @@ class WebhookClient:
             ),
             request_class=_WebhookClientRequest,
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(ceil_threshold=_TIMER_CEILING_S),
             auto_decompress=False,
             trust_env=False,
-            read_bufsize=16_384,
+            read_bufsize=_READ_BYTES_MAX,
             max_line_size=options.header_line_bytes_max,
             max_field_size=options.header_line_bytes_max,
             max_headers=options.header_count_max,
@@ -164,8 +163,11 @@ class WebhookClient:
         _sending.set(sending)
         reading = _Reading()
         try:
-            async with asyncio.timeout(request.timeout_s):
-                await self._exchange(self._session, request, reading)
+            try:
+                response = await self._send(self._session, request)
+            except _UnsentError:
+                response = await self._send_again(self._session, request)
+            await self._read(response, reading)
             kind, error = ExchangeKind.RESPONSE, ""
         except Exception as failure:  # noqa: BLE001  # a hostile peer must not be able to end a delivery loop
             kind, error = _classify(failure, reading)
@@ -180,22 +182,25 @@ class WebhookClient:
             sending.peer,
         )
 
-    async def _exchange(self, session: aiohttp.ClientSession, request: WebhookRequest, reading: _Reading) -> None:
-        for tries_left in reversed(range(_REUSE_TRIES)):
+    def _send(self, session: aiohttp.ClientSession, request: WebhookRequest) -> Awaitable[aiohttp.ClientResponse]:
+        """Connect, write, read the head. The deadline set here also binds reading the body."""
+        return session.request(
+            hdrs.METH_POST,
+            request.url.wire,
+            headers=request.headers,
+            data=request.body,
+            allow_redirects=False,
+            timeout=_deadline(request.timeout_s),
+        )
+
+    async def _send_again(self, session: aiohttp.ClientSession, request: WebhookRequest) -> aiohttp.ClientResponse:
+        """After a pooled connection proved unfit: some more, and then give up."""
+        for _ in range(_REUSE_TRIES - 1):
             try:
-                response = await session.request(
-                    hdrs.METH_POST,
-                    request.url.wire,
-                    headers=request.headers,
-                    data=request.body,
-                    allow_redirects=False,
-                )
+                return await self._send(session, request)
             except _UnsentError:
-                if not tries_left:
-                    raise
                 continue
-            await self._read(response, reading)
-            return
+        return await self._send(session, request)
 
     async def _read(self, response: aiohttp.ClientResponse, reading: _Reading) -> None:
         """Head and at most `response_bytes_max` of the body; a connection with more to say is closed."""
@@ -206,14 +211,14 @@ class WebhookClient:
             content = response.content
             while not content.at_eof():
                 room = self._options.response_bytes_max - len(reading.body)
-                chunk = await content.read(room + 1)
+                chunk = await content.read(min(room + 1, _READ_BYTES_MAX))
                 reading.body += chunk[:room]
                 if len(chunk) > room:
                     reading.truncated = True
                     return
         finally:
-            # Nothing is left to wait for: after the whole body aiohttp has put the connection back by itself.
-            response.close()
+            if not response.closed:  # after the whole body aiohttp has put the connection back by itself
+                response.close()
 
     def admit(self, sending: _Sending, conn: Connection) -> None:
         """Judge the connection that a request is about to be written to.
@@ -226,7 +231,9 @@ class WebhookClient:
         if protocol is None or peername is None:
             raise _UnsentError("the connection was lost before it was used")
         sending.peer = peer = peername[0]
-        self._check_address(peer, sending.host)
+        refused = self._refused_kind(peer, sending.host)
+        if refused is not None:
+            raise AddressRefusedError(peer, refused)
         if protocol.should_close:
             raise _UnsentError("the connection holds an answer that nobody asked for")
         if self.open_connections > self._options.idle_connections_max:
@@ -235,7 +242,10 @@ class WebhookClient:
     def _make_socket(self, addr_info: AddrInfoType) -> socket.socket:
         """A socket for one address, if policy allows that very address; literals meet their first check here."""
         family, kind, protocol, _, sockaddr = addr_info
-        self._check_address(str(sockaddr[0]), _sending.get().host)
+        address = str(sockaddr[0])
+        refused = self._refused_kind(address, _sending.get().host)
+        if refused is not None:
+            raise AddressRefusedError(address, refused)
         made = _CountedSocket(family, kind, protocol)
         made.on_close = self._socket_closed
         self.open_connections += 1
@@ -244,13 +254,14 @@ class WebhookClient:
     def _socket_closed(self) -> None:
         self.open_connections -= 1
 
-    def _check_address(self, address: str, host: str | None) -> None:
-        refused = self._refused_kind(address, host)
-        if refused is not None:
-            raise AddressRefusedError(address, refused)
-
     def _ask_policy(self, address: str, host: str | None) -> AddressKind | None:
         return refused_kind(address, self._policy, host)
+
+
+@lru_cache(maxsize=256)
+def _deadline(timeout_s: float) -> aiohttp.ClientTimeout:
+    """One deadline for everything; the threshold keeps aiohttp from rounding it up to whole seconds."""
+    return aiohttp.ClientTimeout(total=timeout_s, ceil_threshold=timeout_s + 1.0)
 
 
 @dataclass(slots=True)
