@@ -301,6 +301,37 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """What a dead letter keeps beside its `Decision`; the payload and its content type are copied from the event.
+
+    `attempts` counts those made; the `last_*` fields tell how the last one ended, None where none was made.
+    """
+
+    key: EndpointKey
+    seq: int
+    event_id: str
+    event_time: datetime
+    type: str
+    ordering_key: str | None
+    attempts: int
+    last_outcome: Outcome | None
+    last_status_code: int | None
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """An operator's request, executed by the owner of the endpoint's partition. `arguments` is plain JSON."""
+
+    command_id: UUID
+    key: EndpointKey
+    kind: CommandKind
+    arguments: Mapping[str, int | str]
+    actor: str
+    create_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """One partition as the database sees it. `owner` is an instance id, None when released."""
 

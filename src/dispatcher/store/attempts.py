@@ -1,0 +1,87 @@
+"""Attempts are facts: anyone may append them, in batches, without a fence. A success row is the acknowledgement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from dispatcher.model import Attempt
+from dispatcher.store.database import Database, columns
+
+COLUMNS = (
+    "tenant_id",
+    "endpoint_id",
+    "seq",
+    "epoch",
+    "number",
+    "time",
+    "event_id",
+    "duration_us",
+    "outcome",
+    "status_code",
+    "error",
+    "response_excerpt",
+)
+# A loss of the last attempts in a crash means duplicates, no more; and WAL is lost from its end, so no decision outlives
+# an acknowledgement before it. Only ever for this transaction: a session setting would leak into publishes.
+RELAX_COMMIT = "SELECT set_config('synchronous_commit', 'off', true)"
+
+
+async def append(db: Database, attempts: Sequence[Attempt]) -> None:
+    """Write a batch with COPY, all or nothing. A batch of unknown outcome goes to `append_again`."""
+    if not attempts:
+        return
+    async with db.transaction() as connection:
+        await connection.execute(RELAX_COMMIT)
+        await connection.copy_records_to_table(
+            "attempt", records=[_record(attempt) for attempt in attempts], columns=COLUMNS
+        )
+
+
+# A clock that is wrong by more than a day would point outside all partitions: such a fact is kept under the nearest
+# possible time.
+APPEND_AGAIN = """
+INSERT INTO attempt (tenant_id, endpoint_id, seq, epoch, number, time, event_id, duration_us, outcome, status_code, error,
+                     response_excerpt)
+SELECT a.tenant_id, a.endpoint_id, a.seq, a.epoch, a.number,
+       greatest(least(a.time, now() + interval '1 day'), now() - interval '1 day'), a.event_id, a.duration_us, a.outcome,
+       a.status_code, a.error, a.response_excerpt
+FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::integer[], $6::timestamptz[], $7::text[], $8::bigint[],
+            $9::smallint[], $10::smallint[], $11::text[], $12::bytea[])
+     a(tenant_id, endpoint_id, seq, epoch, number, time, event_id, duration_us, outcome, status_code, error,
+       response_excerpt)
+ON CONFLICT DO NOTHING"""
+
+
+async def append_again(db: Database, attempts: Sequence[Attempt]) -> None:
+    """Write attempts some of which may be there already."""
+    if not attempts:
+        return
+    async with db.transaction() as connection:
+        await connection.execute(RELAX_COMMIT)
+        await connection.execute(APPEND_AGAIN, *columns([_record(attempt) for attempt in attempts], len(COLUMNS)))
+
+
+def _record(attempt: Attempt) -> tuple[Any, ...]:
+    return (
+        attempt.key.tenant_id,
+        attempt.key.endpoint_id,
+        attempt.seq,
+        attempt.epoch,
+        attempt.number,
+        attempt.start_time,
+        attempt.event_id,
+        timedelta(seconds=attempt.duration_s) // timedelta(microseconds=1),
+        int(attempt.outcome),
+        attempt.status_code,
+        storable_text(attempt.error),
+        attempt.response_excerpt,
+    )
+
+
+def storable_text(text: str | None) -> str | None:
+    """What PostgreSQL's text can hold: no NUL, no lone surrogates. An error message may quote a hostile peer."""
+    if text is None:
+        return None
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")

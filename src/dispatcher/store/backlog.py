@@ -1,0 +1,251 @@
+"""What delivery reads: positions, outbox rows with what is on record about them, payloads, and the sweep.
+
+Every read is by index probes whose partitions are pruned by time: rows above a cursor are not older than the cursor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+
+from dispatcher.model import EndpointKey, OutboxRow, Payload
+from dispatcher.store.database import Connection, Database, columns
+from dispatcher.store.fence import probing
+
+PayloadKey = tuple[UUID, str, datetime]
+"""Tenant, event id, event time: where a payload lies."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointPosition:
+    """Where an endpoint stands: settled through `cursor_seq`, rows up to `highest_seq` (equal: nothing to do)."""
+
+    key: EndpointKey
+    cursor_seq: int
+    cursor_time: datetime
+    highest_seq: int
+
+
+LOAD_PARTITION = """
+SELECT c.tenant_id, c.endpoint_id, c.seq, c.time, greatest(c.seq, h.seq) AS highest
+FROM endpoint e
+JOIN cursor c ON c.tenant_id = e.tenant_id AND c.endpoint_id = e.endpoint_id
+LEFT JOIN LATERAL (
+    SELECT o.seq FROM outbox o
+    WHERE o.tenant_id = c.tenant_id AND o.endpoint_id = c.endpoint_id AND o.seq > c.seq AND o.time >= c.time
+    ORDER BY o.seq DESC LIMIT 1
+) h ON true
+WHERE e.partition = $1 AND (e.delete_time IS NULL OR h.seq IS NOT NULL)"""
+
+
+async def load_partition(db: Database, partition: int) -> list[EndpointPosition]:
+    """Probe every endpoint of a partition once, at takeover. Deleted ones appear only with rows above their cursor."""
+    async with probing(db) as connection:
+        rows = await connection.fetch(LOAD_PARTITION, partition)
+    return [_position(row) for row in rows]
+
+
+LOAD_POSITIONS = """
+SELECT c.tenant_id, c.endpoint_id, c.seq, c.time, greatest(c.seq, h.seq) AS highest
+FROM unnest($1::uuid[], $2::uuid[]) k(tenant_id, endpoint_id)
+JOIN cursor c ON c.tenant_id = k.tenant_id AND c.endpoint_id = k.endpoint_id
+LEFT JOIN LATERAL (
+    SELECT o.seq FROM outbox o
+    WHERE o.tenant_id = c.tenant_id AND o.endpoint_id = c.endpoint_id AND o.seq > c.seq AND o.time >= c.time
+    ORDER BY o.seq DESC LIMIT 1
+) h ON true"""
+
+
+async def load_positions(db: Database, keys: Sequence[EndpointKey]) -> list[EndpointPosition]:
+    """Positions of single endpoints, deleted or not; unknown ones are missing from the answer."""
+    async with probing(db) as connection:
+        rows = await connection.fetch(LOAD_POSITIONS, *_key_columns(keys))
+    return [_position(row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class RowsWanted:
+    """Up to `limit` rows of an endpoint above `after_seq`, none of them older than `after_time`.
+
+    `fresh`: nobody can have attempted them, so nothing on record about them needs to be looked up.
+    """
+
+    key: EndpointKey
+    after_seq: int
+    after_time: datetime
+    limit: int
+    fresh: bool = False
+
+
+# An attempt's time is its sender's clock: allow it to lag an hour behind the database or be a day ahead.
+FETCH_ROWS = """
+SELECT o.*, a.attempts, a.first_time, (a.succeeded OR d.decided) IS TRUE AS settled
+FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::timestamptz[], $5::integer[], $6::boolean[])
+     WITH ORDINALITY w(tenant_id, endpoint_id, after_seq, after_time, row_limit, fresh, i)
+CROSS JOIN LATERAL (
+    SELECT o.tenant_id, o.endpoint_id, o.seq, o.time, o.event_id, o.event_time, o.type, o.ordering_key, o.revision,
+           o.data_bytes
+    FROM outbox o
+    WHERE o.tenant_id = w.tenant_id AND o.endpoint_id = w.endpoint_id AND o.seq > w.after_seq
+      AND o.time >= w.after_time
+    ORDER BY o.seq LIMIT w.row_limit
+) o
+LEFT JOIN LATERAL (
+    SELECT max(a.number) AS attempts, min(a.time) AS first_time, bool_or(a.outcome = 1) AS succeeded
+    FROM attempt a
+    WHERE NOT w.fresh AND a.tenant_id = o.tenant_id AND a.endpoint_id = o.endpoint_id AND a.seq = o.seq
+      AND a.event_id = o.event_id AND a.time >= o.time - interval '1 hour' AND a.time < now() + interval '1 day'
+) a ON true
+LEFT JOIN LATERAL (
+    SELECT true AS decided FROM decision d
+    WHERE NOT w.fresh AND d.tenant_id = o.tenant_id AND d.endpoint_id = o.endpoint_id AND d.seq = o.seq
+      AND d.event_id = o.event_id
+    LIMIT 1
+) d ON true
+ORDER BY w.i, o.seq"""
+
+
+async def fetch_rows(db: Database, wants: Sequence[RowsWanted]) -> list[OutboxRow]:
+    """Rows of many endpoints in one statement, in the order of `wants` and by sequence within each, without payloads.
+
+    Contiguity is for the caller to check: a row of a transaction that is still committing may be missing at the end.
+    """
+    if not wants:
+        return []
+    async with probing(db) as connection:
+        return await fetch_rows_on(connection, wants)
+
+
+async def fetch_rows_on(connection: Connection, wants: Sequence[RowsWanted]) -> list[OutboxRow]:
+    """`fetch_rows` inside a transaction that has called `guard_plan`."""
+    arguments = [
+        (w.key.tenant_id, w.key.endpoint_id, w.after_seq, w.after_time, w.limit, w.fresh) for w in wants if w.limit > 0
+    ]
+    return _rows(await connection.fetch(FETCH_ROWS, *columns(arguments, 6)))
+
+
+FETCH_PAYLOADS = """
+SELECT e.*
+FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) w(tenant_id, event_id, time)
+CROSS JOIN LATERAL (
+    SELECT e.tenant_id, e.event_id, e.time, e.data, e.content_type, e.traceparent FROM event e
+    WHERE e.tenant_id = w.tenant_id AND e.event_id = w.event_id AND e.time = w.time
+    LIMIT 1
+) e"""
+
+
+async def fetch_payloads(db: Database, wanted: Sequence[PayloadKey]) -> dict[PayloadKey, Payload]:
+    """Payloads of events, each once however often it is named. The caller bounds their bytes (`OutboxRow.data_bytes`)."""
+    if not wanted:
+        return {}
+    async with probing(db) as connection:
+        rows = await connection.fetch(FETCH_PAYLOADS, *columns(list(dict.fromkeys(wanted)), 3))
+    return {
+        (row["tenant_id"], row["event_id"], row["time"]): Payload(row["data"], row["content_type"], row["traceparent"])
+        for row in rows
+    }
+
+
+# The time is read by a statement of its own: what commits later than the sweep's snapshot is newer than it, or was in
+# flight, which is what the caller's look-back is for.
+SWEEP_START = """
+SELECT clock_timestamp(), set_config('enable_seqscan', 'off', true),
+       set_config('plan_cache_mode', 'force_generic_plan', true)"""
+SWEEP = """
+SELECT o.tenant_id, o.endpoint_id, max(o.seq) AS highest
+FROM outbox o
+WHERE o.time >= $1 AND get_byte(uuid_send(o.endpoint_id), 15) = ANY ($2::integer[])
+GROUP BY o.tenant_id, o.endpoint_id"""
+
+
+async def sweep(
+    db: Database, since: datetime, partitions: Sequence[int]
+) -> tuple[datetime, list[tuple[EndpointKey, int]]]:
+    """Endpoints of these partitions with rows not older than `since`, each with the highest sequence among them.
+
+    Also returns the database's time at the start; the next sweep goes on from there less a look-back that exceeds the
+    longest publish transaction. Its cost is that of the rows since then, of all partitions.
+    """
+    async with db.transaction() as connection:
+        start: datetime = await connection.fetchval(SWEEP_START)
+        rows = await connection.fetch(SWEEP, since, list(partitions))
+    return start, [(EndpointKey(row["tenant_id"], row["endpoint_id"]), row["highest"]) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class BacklogCount:
+    """Rows above the cursor, which may hold settled ones of the lane's window. `oldest_time` is None without any."""
+
+    key: EndpointKey
+    cursor_seq: int
+    highest_seq: int
+    oldest_time: datetime | None
+
+    @property
+    def count(self) -> int:
+        return self.highest_seq - self.cursor_seq
+
+
+BACKLOG_COUNTS = """
+SELECT c.tenant_id, c.endpoint_id, c.seq, greatest(c.seq, h.seq) AS highest, f.time AS oldest
+FROM unnest($1::uuid[], $2::uuid[]) k(tenant_id, endpoint_id)
+JOIN cursor c ON c.tenant_id = k.tenant_id AND c.endpoint_id = k.endpoint_id
+LEFT JOIN LATERAL (
+    SELECT o.seq FROM outbox o
+    WHERE o.tenant_id = c.tenant_id AND o.endpoint_id = c.endpoint_id AND o.seq > c.seq AND o.time >= c.time
+    ORDER BY o.seq DESC LIMIT 1
+) h ON true
+LEFT JOIN LATERAL (
+    SELECT o.time FROM outbox o
+    WHERE o.tenant_id = c.tenant_id AND o.endpoint_id = c.endpoint_id AND o.seq > c.seq AND o.time >= c.time
+    ORDER BY o.seq LIMIT 1
+) f ON true"""
+
+
+async def backlog_counts(db: Database, keys: Sequence[EndpointKey]) -> list[BacklogCount]:
+    """How far endpoints lag behind. Sequences are gapless, so this is a subtraction, not a count."""
+    async with probing(db) as connection:
+        rows = await connection.fetch(BACKLOG_COUNTS, *_key_columns(keys))
+    return [
+        BacklogCount(EndpointKey(row["tenant_id"], row["endpoint_id"]), row["seq"], row["highest"], row["oldest"])
+        for row in rows
+    ]
+
+
+def _key_columns(keys: Sequence[EndpointKey]) -> list[list[UUID]]:
+    return [[key.tenant_id for key in keys], [key.endpoint_id for key in keys]]
+
+
+def _position(row: asyncpg.Record) -> EndpointPosition:
+    return EndpointPosition(EndpointKey(row["tenant_id"], row["endpoint_id"]), row["seq"], row["time"], row["highest"])
+
+
+def _rows(records: Sequence[asyncpg.Record]) -> list[OutboxRow]:
+    """One key object per endpoint, shared by its rows."""
+    keys: dict[UUID, EndpointKey] = {}
+    rows = []
+    for record in records:
+        key = keys.get(record["endpoint_id"])
+        if key is None:
+            key = keys[record["endpoint_id"]] = EndpointKey(record["tenant_id"], record["endpoint_id"])
+        rows.append(
+            OutboxRow(
+                key=key,
+                seq=record["seq"],
+                time=record["time"],
+                event_id=record["event_id"],
+                event_time=record["event_time"],
+                type=record["type"],
+                ordering_key=record["ordering_key"],
+                revision=record["revision"],
+                data_bytes=record["data_bytes"],
+                attempts=record["attempts"] or 0,
+                first_attempt_time=record["first_time"],
+                settled=record["settled"],
+            )
+        )
+    return rows

@@ -1,0 +1,154 @@
+"""Decisions end a delivery without success; only the owner of the partition may write them, see `store.fence`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+from dispatcher.model import DeadLetter, Decision, DecisionKind, EndpointKey
+from dispatcher.store.attempts import storable_text
+from dispatcher.store.database import Connection, Database, columns
+from dispatcher.store.fence import fenced, guard_plan
+
+INSERT_DECISIONS = """
+INSERT INTO decision (tenant_id, endpoint_id, seq, kind, event_id, reason, actor, time)
+SELECT d.tenant_id, d.endpoint_id, d.seq, d.kind, d.event_id, d.reason, d.actor, clock_timestamp()
+FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::smallint[], $5::text[], $6::text[], $7::text[])
+     d(tenant_id, endpoint_id, seq, kind, event_id, reason, actor)
+ORDER BY d.tenant_id, d.endpoint_id, d.seq
+ON CONFLICT DO NOTHING"""
+
+
+async def commit(
+    db: Database, epochs: Mapping[int, int], decisions: Sequence[Decision], dead_letters: Sequence[DeadLetter]
+) -> set[int]:
+    """Write decisions, with their dead letters, for the partitions still held at these epochs; returns those partitions.
+
+    Only the decisions of the partitions returned are committed, durably; writing one again changes nothing. When this
+    raises, nothing or everything may be committed: ask again.
+    """
+    async with fenced(db, epochs) as (connection, held):
+        kept = [d for d in decisions if d.key.partition in held]
+        if kept:
+            await connection.execute(INSERT_DECISIONS, *columns([_decision_record(d) for d in kept], 7))
+        letters = [d for d in dead_letters if d.key.partition in held]
+        if letters:
+            await _insert_dead_letters(connection, letters)
+    return held
+
+
+INSERT_DEAD_LETTERS = """
+INSERT INTO dead_letter (tenant_id, endpoint_id, seq, event_id, time, type, ordering_key, content_type, attempts,
+                         last_outcome, last_status_code, last_error)
+SELECT d.tenant_id, d.endpoint_id, d.seq, d.event_id, clock_timestamp(), d.type, d.ordering_key,
+       coalesce(e.content_type, 'application/octet-stream'), d.attempts, d.last_outcome, d.last_status_code, d.last_error
+FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::integer[],
+            $9::smallint[], $10::smallint[], $11::text[])
+     d(tenant_id, endpoint_id, seq, event_id, event_time, type, ordering_key, attempts, last_outcome, last_status_code,
+       last_error)
+LEFT JOIN LATERAL (
+    SELECT e.content_type FROM event e
+    WHERE e.tenant_id = d.tenant_id AND e.event_id = d.event_id AND e.time = d.event_time LIMIT 1
+) e ON true
+ORDER BY d.tenant_id, d.endpoint_id, d.seq
+ON CONFLICT DO NOTHING"""
+# One copy per event however many endpoints gave up on it, in key order: another owner may be writing the same.
+INSERT_PAYLOADS = """
+INSERT INTO dead_letter_payload (tenant_id, event_id, data)
+SELECT d.tenant_id, d.event_id, e.data
+FROM (SELECT DISTINCT tenant_id, event_id, event_time
+      FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) d(tenant_id, event_id, event_time)) d
+CROSS JOIN LATERAL (
+    SELECT e.data FROM event e
+    WHERE e.tenant_id = d.tenant_id AND e.event_id = d.event_id AND e.time = d.event_time LIMIT 1
+) e
+ORDER BY d.tenant_id, d.event_id
+ON CONFLICT DO NOTHING"""
+
+
+async def _insert_dead_letters(connection: Connection, letters: Sequence[DeadLetter]) -> None:
+    await guard_plan(connection)
+    await connection.execute(INSERT_DEAD_LETTERS, *columns([_letter_record(d) for d in letters], 11))
+    events = [(d.key.tenant_id, d.event_id, d.event_time) for d in letters]
+    await connection.execute(INSERT_PAYLOADS, *columns(events, 3))
+
+
+@dataclass(frozen=True, slots=True)
+class SkipProgress:
+    """How far one call of `skip_range` got: nothing of the range is pending up to and including `through_seq`.
+
+    `held` False: the lease is gone and nothing was written. `skipped` counts the decisions written now.
+    """
+
+    held: bool
+    through_seq: int
+    skipped: int
+
+
+# Rows at or below the cursor are settled already, and their partitions may be gone.
+SKIP_RANGE = """
+WITH bound AS MATERIALIZED (
+    SELECT c.seq, c.time FROM cursor c WHERE c.tenant_id = $1 AND c.endpoint_id = $2
+), rows AS MATERIALIZED (
+    SELECT o.seq, o.event_id, o.time FROM outbox o
+    WHERE o.tenant_id = $1 AND o.endpoint_id = $2
+      AND o.seq >= greatest($3, (SELECT b.seq FROM bound b) + 1) AND o.seq <= $4
+      AND o.time >= (SELECT b.time FROM bound b)
+    ORDER BY o.seq LIMIT $5
+), skipped AS (
+    INSERT INTO decision (tenant_id, endpoint_id, seq, kind, event_id, reason, actor, time)
+    SELECT $1, $2, r.seq, $6, r.event_id, $7, $8, clock_timestamp()
+    FROM rows r
+    LEFT JOIN LATERAL (
+        SELECT true AS succeeded FROM attempt a
+        WHERE a.tenant_id = $1 AND a.endpoint_id = $2 AND a.seq = r.seq AND a.event_id = r.event_id AND a.outcome = 1
+          AND a.time >= r.time - interval '1 hour' AND a.time < now() + interval '1 day'
+        LIMIT 1
+    ) s ON true
+    WHERE s.succeeded IS NULL
+    ON CONFLICT DO NOTHING
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM rows) AS seen, (SELECT max(r.seq) FROM rows r) AS through,
+       (SELECT count(*) FROM skipped) AS skipped"""
+
+
+async def skip_range(
+    db: Database, epoch: int, key: EndpointKey, from_seq: int, to_seq: int, limit: int, reason: str, actor: str
+) -> SkipProgress:
+    """Skip up to `limit` rows of `from_seq` … `to_seq` that no success is on record for, under the endpoint's lease.
+
+    Call again from `through_seq + 1` until `through_seq` is `to_seq`. Raises `UnavailableError`.
+    """
+    async with fenced(db, {key.partition: epoch}) as (connection, held):
+        if not held:
+            return SkipProgress(held=False, through_seq=from_seq - 1, skipped=0)
+        await guard_plan(connection)
+        row: asyncpg.Record | None = await connection.fetchrow(
+            SKIP_RANGE, key.tenant_id, key.endpoint_id, from_seq, to_seq, limit, DecisionKind.SKIP, reason, actor
+        )
+    if row is None or row["seen"] < limit:
+        return SkipProgress(held=True, through_seq=to_seq, skipped=row["skipped"] if row else 0)
+    return SkipProgress(held=True, through_seq=row["through"], skipped=row["skipped"])
+
+
+def _decision_record(d: Decision) -> tuple[object, ...]:
+    return d.key.tenant_id, d.key.endpoint_id, d.seq, int(d.kind), d.event_id, d.reason, d.actor
+
+
+def _letter_record(d: DeadLetter) -> tuple[object, ...]:
+    return (
+        d.key.tenant_id,
+        d.key.endpoint_id,
+        d.seq,
+        d.event_id,
+        d.event_time,
+        d.type,
+        d.ordering_key,
+        d.attempts,
+        None if d.last_outcome is None else int(d.last_outcome),
+        d.last_status_code,
+        storable_text(d.last_error),
+    )

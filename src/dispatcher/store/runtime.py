@@ -1,0 +1,113 @@
+"""What delivery needs to know of endpoints: settings by revision, state, names, sealed signing keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import asyncpg
+
+from dispatcher.model import EndpointKey, EndpointSettings, EndpointState, SealedSigningKey
+from dispatcher.store.database import Database
+from dispatcher.store.fence import probing
+from dispatcher.store.settings_json import settings_from_json
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRuntimeRow:
+    """An endpoint as delivery sees it, deleted ones (`delete_time`) included.
+
+    `revisions` holds the settings from that of the lowest row above the cursor up to `revision`, the present one.
+    `signing_keys` are those not expired by the database's clock, oldest first; their secrets are still sealed.
+    """
+
+    key: EndpointKey
+    tenant_name: str
+    name: str
+    state: EndpointState
+    revision: int
+    revisions: Mapping[int, EndpointSettings]
+    signing_keys: tuple[SealedSigningKey, ...]
+    update_time: datetime
+    delete_time: datetime | None
+
+
+# One statement, so that settings, keys and state are of one snapshot. Keys travel as arrays: each is a few rows.
+LOAD_RUNTIME = """
+SELECT e.tenant_id, e.endpoint_id, t.name AS tenant_name, e.name, e.state, e.revision, e.settings, e.update_time,
+       e.delete_time, r.revisions, r.revision_settings, s.key_ids, s.sealed, s.create_times, s.expire_times
+FROM unnest($1::uuid[], $2::uuid[]) k(tenant_id, endpoint_id)
+JOIN endpoint e ON e.tenant_id = k.tenant_id AND e.endpoint_id = k.endpoint_id
+JOIN tenant t ON t.tenant_id = e.tenant_id
+LEFT JOIN cursor c ON c.tenant_id = e.tenant_id AND c.endpoint_id = e.endpoint_id
+LEFT JOIN LATERAL (
+    SELECT o.revision FROM outbox o
+    WHERE o.tenant_id = c.tenant_id AND o.endpoint_id = c.endpoint_id AND o.seq > c.seq AND o.time >= c.time
+    ORDER BY o.seq LIMIT 1
+) f ON true
+LEFT JOIN LATERAL (
+    SELECT array_agg(r.revision) AS revisions, array_agg(r.settings) AS revision_settings
+    FROM endpoint_revision r
+    WHERE r.tenant_id = e.tenant_id AND r.endpoint_id = e.endpoint_id
+      AND r.revision >= coalesce(f.revision, e.revision) AND r.revision <= e.revision
+) r ON true
+LEFT JOIN LATERAL (
+    SELECT array_agg(s.key_id ORDER BY s.create_time, s.key_id) AS key_ids,
+           array_agg(s.sealed ORDER BY s.create_time, s.key_id) AS sealed,
+           array_agg(s.create_time ORDER BY s.create_time, s.key_id) AS create_times,
+           array_agg(s.expire_time ORDER BY s.create_time, s.key_id) AS expire_times
+    FROM signing_key s
+    WHERE s.tenant_id = e.tenant_id AND s.endpoint_id = e.endpoint_id
+      AND (s.expire_time IS NULL OR s.expire_time > clock_timestamp())
+) s ON true"""
+
+
+async def load_runtime(db: Database, keys: Sequence[EndpointKey]) -> list[EndpointRuntimeRow]:
+    """Read endpoints in one snapshot; unknown ones are missing from the answer."""
+    if not keys:
+        return []
+    async with probing(db) as connection:
+        rows = await connection.fetch(LOAD_RUNTIME, [k.tenant_id for k in keys], [k.endpoint_id for k in keys])
+    return [_runtime(row) for row in rows]
+
+
+CHANGE_TIME = "SELECT clock_timestamp()"
+CHANGED_ENDPOINTS = """
+SELECT e.tenant_id, e.endpoint_id
+FROM unnest($1::smallint[]) p(partition)
+CROSS JOIN LATERAL (
+    SELECT e.tenant_id, e.endpoint_id FROM endpoint e WHERE e.partition = p.partition AND e.update_time >= $2 OFFSET 0
+) e"""
+
+
+async def changed_endpoints(
+    db: Database, partitions: Sequence[int], since: datetime
+) -> tuple[datetime, list[EndpointKey]]:
+    """Endpoints of these partitions changed or deleted since then, and the database's time at the start.
+
+    Look-back is the caller's affair: an update carries the time of its statement and shows when it commits.
+    """
+    async with probing(db) as connection:
+        start: datetime = await connection.fetchval(CHANGE_TIME)
+        rows = await connection.fetch(CHANGED_ENDPOINTS, list(partitions), since)
+    return start, [EndpointKey(row["tenant_id"], row["endpoint_id"]) for row in rows]
+
+
+def _runtime(row: asyncpg.Record) -> EndpointRuntimeRow:
+    revisions = dict(zip(row["revisions"] or (), row["revision_settings"] or (), strict=True))
+    revisions[row["revision"]] = row["settings"]
+    keys = zip(
+        row["key_ids"] or (), row["sealed"] or (), row["create_times"] or (), row["expire_times"] or (), strict=True
+    )
+    return EndpointRuntimeRow(
+        key=EndpointKey(row["tenant_id"], row["endpoint_id"]),
+        tenant_name=row["tenant_name"],
+        name=row["name"],
+        state=EndpointState(row["state"]),
+        revision=row["revision"],
+        revisions={number: settings_from_json(stored) for number, stored in sorted(revisions.items())},
+        signing_keys=tuple(SealedSigningKey(*key) for key in keys),
+        update_time=row["update_time"],
+        delete_time=row["delete_time"],
+    )
