@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from dispatcher.model import Attempt, Decision, DecisionKind, EndpointKey, OutboxRow, Outcome, Payload
+from dispatcher.model import Attempt, DeadLetter, Decision, DecisionKind, EndpointKey, OutboxRow, Outcome, Payload
 
 TENANT_ID = UUID("01900000-0000-7000-8000-000000000001")
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -65,3 +65,20 @@ def decision_of(seq: int = 1, partition: int = 7, **changes: Any) -> Decision:
         "actor": "dispatcher",
     }
     return Decision(**(fields | changes))
+
+
+def letter_of(seq: int = 1, partition: int = 7, **changes: Any) -> DeadLetter:
+    """The dead letter of `decision_of`."""
+    fields: dict[str, Any] = {
+        "key": key_of(partition),
+        "seq": seq,
+        "event_id": f"event-{seq}",
+        "event_time": NOW,
+        "type": "order.paid",
+        "ordering_key": None,
+        "attempts": 3,
+        "last_outcome": Outcome.HTTP_ERROR,
+        "last_status_code": 500,
+        "last_error": None,
+    }
+    return DeadLetter(**(fields | changes))

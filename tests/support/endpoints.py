@@ -11,6 +11,7 @@ from dispatcher.delivery.endpoint import EndpointRuntime, prepare_endpoint
 from dispatcher.model import EndpointSettings, EndpointState, OrderingMode, SealedSigningKey, TracePropagation
 from dispatcher.security.secrets import Keyring, SealContext
 from dispatcher.security.signing import format_secret
+from dispatcher.store.runtime import EndpointRuntimeRow
 from tests.support.deliveries import NOW, key_of
 
 KEYRING = Keyring([("test", b"k" * 32)])
@@ -44,14 +45,16 @@ def runtime_of(
     **settings: Any,
 ) -> EndpointRuntime:
     """An endpoint of tenant `acme` named `billing`; keyword arguments change its settings."""
-    return prepare_endpoint(
-        key_of(),
+    known = revisions or {1: replace(SETTINGS, **settings)}
+    row = EndpointRuntimeRow(
+        key=key_of(),
         tenant_name="acme",
-        endpoint_name="billing",
+        name="billing",
         state=EndpointState.ACTIVE,
+        revision=max(known),
+        revisions=known,
+        signing_keys=tuple([sealed_key()] if keys is None else keys),
+        update_time=NOW,
         delete_time=None,
-        revisions=revisions or {1: replace(SETTINGS, **settings)},
-        signing_keys=[sealed_key()] if keys is None else keys,
-        keyring=KEYRING,
-        user_agent=USER_AGENT,
     )
+    return prepare_endpoint(row, KEYRING, USER_AGENT)

@@ -13,17 +13,12 @@ import enum
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from dispatcher.delivery.backoff import Backoff
 from dispatcher.delivery.bisect import write_bisected
 from dispatcher.delivery.exchange import bounded_error
 from dispatcher.errors import UnavailableError
-from dispatcher.model import Decision
-
-Letter = TypeVar("Letter")
-"""What the store wants to know of a dead letter beside its decision: `store.decisions.DeadLetter`."""
-
+from dispatcher.model import DeadLetter, Decision
 
 _log = logging.getLogger(__name__)
 
@@ -50,14 +45,14 @@ class DecisionLimits:
 
 
 @dataclass(slots=True, eq=False)
-class _Request(Generic[Letter]):
+class _Request:
     decision: Decision
-    letter: Letter | None
+    letter: DeadLetter | None
     epoch: int
     answer: asyncio.Future[Verdict]
 
 
-class DecisionWriter(Generic[Letter]):
+class DecisionWriter:
     """Commits decisions under the epoch they were taken in. `run` is the task; all is for one event loop.
 
     `commit(epochs, decisions, dead_letters)` is `store.decisions.commit` bound to the database: it returns the
@@ -66,19 +61,19 @@ class DecisionWriter(Generic[Letter]):
 
     def __init__(
         self,
-        commit: Callable[[Mapping[int, int], Sequence[Decision], Sequence[Letter]], Awaitable[set[int]]],
+        commit: Callable[[Mapping[int, int], Sequence[Decision], Sequence[DeadLetter]], Awaitable[set[int]]],
         held: Callable[[int], int | None],
         limits: DecisionLimits,
     ) -> None:
         self._commit, self._held, self._limits = commit, held, limits
         self._backoff = Backoff(limits.retry_min_s, limits.retry_max_s)
-        self._waiting: list[_Request[Letter]] = []
-        self._batch: list[_Request[Letter]] = []
+        self._waiting: list[_Request] = []
+        self._batch: list[_Request] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def submit(self, decision: Decision, letter: Letter | None, epoch: int) -> asyncio.Future[Verdict]:
+    def submit(self, decision: Decision, letter: DeadLetter | None, epoch: int) -> asyncio.Future[Verdict]:
         """Ask for `decision`, taken by a lane of `epoch`; whoever awaits the answer may be cancelled, it goes on.
 
         Lanes wait for their answer, so at most one decision per lane is ever here: that bounds the queue.
@@ -145,7 +140,7 @@ class DecisionWriter(Generic[Letter]):
                 _answer(request, Verdict.VOID)
         self._batch = kept
 
-    async def _write(self, requests: Sequence[_Request[Letter]]) -> None:
+    async def _write(self, requests: Sequence[_Request]) -> None:
         """One try over all of them; a refused row is found by halving and answered alone."""
         if not requests:
             return
@@ -157,14 +152,14 @@ class DecisionWriter(Generic[Letter]):
             _log_refused(request.decision, error)
             _answer(request, Verdict.REFUSED)
 
-    async def _commit_part(self, part: Sequence[_Request[Letter]]) -> set[int]:
+    async def _commit_part(self, part: Sequence[_Request]) -> set[int]:
         """After `_void_lost` every request of a partition carries the same, present epoch."""
         epochs = {request.decision.key.partition: request.epoch for request in part}
         letters = [request.letter for request in part if request.letter is not None]
         return await self._commit(epochs, [request.decision for request in part], letters)
 
 
-def _answer(request: _Request[Letter], verdict: Verdict) -> None:
+def _answer(request: _Request, verdict: Verdict) -> None:
     """The waiter may be gone (cancelled), or `reset` may have spoken while the database did: the first word stands."""
     if not request.answer.done():
         request.answer.set_result(verdict)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from dispatcher.model import EndpointKey, EndpointSettings, EndpointState, SealedSigningKey
 from dispatcher.security.headers import CREDENTIAL_NAMES, RESERVED_NAMES, RESERVED_PREFIXES
 from dispatcher.security.secrets import Keyring, SealContext
 from dispatcher.security.signing import HmacKey
 from dispatcher.security.urls import EndpointUrl, UrlRefusedError, parse_url
+from dispatcher.store.runtime import EndpointRuntimeRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,39 +57,27 @@ class EndpointRuntime:
         return any(prepared.is_live(now_s) for prepared in self.keys)
 
 
-def prepare_endpoint(
-    key: EndpointKey,
-    *,
-    tenant_name: str,
-    endpoint_name: str,
-    state: EndpointState,
-    delete_time: datetime | None,
-    revisions: Mapping[int, EndpointSettings],
-    signing_keys: Sequence[SealedSigningKey],
-    keyring: Keyring,
-    user_agent: str,
-) -> EndpointRuntime:
-    """Prepare an endpoint from what the store knows of it; `revisions` must hold its newest one.
+def prepare_endpoint(row: EndpointRuntimeRow, keyring: Keyring, user_agent: str) -> EndpointRuntime:
+    """Prepare an endpoint from what the store knows of it.
 
     Raises `SecretSealError` if any of its signing keys does not open: a webhook that lacks one of its signatures would
     be refused by a receiver in the middle of a rotation.
     """
-    revision = max(revisions)
-    settings = revisions[revision]
+    settings = row.revisions[row.revision]
     url, problem = _parse(settings.url)
     return EndpointRuntime(
-        key=key,
-        tenant_name=tenant_name,
-        endpoint_name=endpoint_name,
-        state=state,
-        deleted=delete_time is not None,
-        revision=revision,
+        key=row.key,
+        tenant_name=row.tenant_name,
+        endpoint_name=row.name,
+        state=row.state,
+        deleted=row.delete_time is not None,
+        revision=row.revision,
         settings=settings,
-        revisions=revisions,
+        revisions=row.revisions,
         url=url,
         url_problem=problem,
         constant_headers=_constant_headers(settings.headers, user_agent),
-        keys=_prepare_keys(key, signing_keys, keyring),
+        keys=_prepare_keys(row.key, row.signing_keys, keyring),
     )
 
 

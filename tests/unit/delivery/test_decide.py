@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from dispatcher.delivery.decide import DecisionLimits, DecisionWriter, Verdict
 from dispatcher.errors import UnavailableError
-from dispatcher.model import Decision
-from tests.support.deliveries import decision_of
+from dispatcher.model import DeadLetter, Decision
+from tests.support.deliveries import decision_of, letter_of
 from tests.support.tasks import running, until
 
 FAST = DecisionLimits(batch_max=10, retry_min_s=0.001, retry_max_s=0.002)
@@ -18,7 +18,7 @@ class Fence:
     def __init__(self, held: Mapping[int, int]) -> None:
         self.epochs = dict(held)
         self.table: dict[int, Decision] = {}
-        self.letters: list[str] = []
+        self.letters: list[DeadLetter] = []
         self.calls: list[int] = []
         self.away = False
         self.bad: set[int] = set()
@@ -26,7 +26,7 @@ class Fence:
         self.open.set()
 
     async def commit(
-        self, epochs: Mapping[int, int], decisions: Sequence[Decision], letters: Sequence[str]
+        self, epochs: Mapping[int, int], decisions: Sequence[Decision], letters: Sequence[DeadLetter]
     ) -> set[int]:
         self.calls.append(len(decisions))
         await self.open.wait()
@@ -44,10 +44,10 @@ class Bench:
     def __init__(self, held: Mapping[int, int]) -> None:
         self.fence = Fence(held)
         self.local = dict(held)
-        self.writer: DecisionWriter[str] = DecisionWriter(self.fence.commit, self.local.get, FAST)
+        self.writer: DecisionWriter = DecisionWriter(self.fence.commit, self.local.get, FAST)
 
     def submit(self, seq: int, partition: int = 7, epoch: int = 3) -> asyncio.Future[Verdict]:
-        return self.writer.submit(decision_of(seq, partition), f"letter-{seq}", epoch)
+        return self.writer.submit(decision_of(seq, partition), letter_of(seq, partition=partition), epoch)
 
 
 async def test_a_decision_is_committed_only_once_the_database_said_so():
@@ -59,7 +59,7 @@ async def test_a_decision_is_committed_only_once_the_database_said_so():
         assert not answer.done()
         bench.fence.open.set()
         assert await answer is Verdict.COMMITTED
-    assert bench.fence.letters == ["letter-1"]
+    assert bench.fence.letters == [letter_of(1)]
 
 
 async def test_decisions_that_come_while_one_is_committed_go_together():

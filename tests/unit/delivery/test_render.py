@@ -1,5 +1,6 @@
 """The webhook as the receiver sees it: which headers, which bytes, what a copy may differ in."""
 
+import time
 from datetime import timedelta
 
 import pytest
@@ -103,7 +104,7 @@ def test_a_row_read_anew_by_another_owner_renders_to_the_same_bytes():
 
 
 def test_third_party_verifiers_accept_the_signature_now():
-    request = rendered(timestamp_s=__import__("time").time())
+    request = rendered(timestamp_s=time.time())
     assert Webhook(SECRET_TEXT).verify(request.body, dict(request.headers)) == {"amount": 1}
     SvixWebhook(SECRET_TEXT).verify(request.body, dict(request.headers))
 
