@@ -273,6 +273,21 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """How a ping to an endpoint went. `error` is None where a whole answer came, whatever its status.
+
+    `response_excerpt` is the beginning of the answer's body, bounded by the settings; nothing of a ping is stored.
+    """
+
+    event_id: str
+    outcome: Outcome
+    status_code: int | None
+    latency_s: float
+    response_excerpt: bytes
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """The end of a delivery without success, taken under the lease (`epoch`) by `actor` for `reason`."""
 

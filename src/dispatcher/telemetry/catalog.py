@@ -129,6 +129,12 @@ FLUSH_DURATION = Metric("dispatcher.flush.duration", Kind.HISTOGRAM, "s", "Durat
 FLUSH_LAG = Metric(
     "dispatcher.flush.lag", Kind.GAUGE, "s", "Age of the oldest acknowledgement not yet written; a crash repeats it."
 )
+FLUSH_DROPPED = Metric(
+    "dispatcher.flush.dropped",
+    Kind.COUNTER,
+    "{attempt}",
+    "Attempts the database refused for good; their deliveries are repeated. Anything but 0 is a bug: see the log.",
+)
 PARTITIONS_OWNED = Metric(
     "dispatcher.partitions.owned", Kind.GAUGE, "{partition}", "Endpoint partitions leased by this instance, of 256."
 )

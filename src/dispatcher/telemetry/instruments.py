@@ -134,6 +134,7 @@ class Instruments:
         self._published = Tally(meter, catalog.EVENTS_PUBLISHED)
         self._rows = Tally(meter, catalog.OUTBOX_ROWS)
         self._deliveries = Tally(meter, catalog.DELIVERIES)
+        self._flush_dropped = Tally(meter, catalog.FLUSH_DROPPED)
         self._lease_changes = Tally(meter, catalog.LEASE_CHANGES)
         self.publish_queue_events = Gauge(meter, catalog.PUBLISH_QUEUE_EVENTS)
         self.publish_queue_bytes = Gauge(meter, catalog.PUBLISH_QUEUE_BYTES)
@@ -183,6 +184,10 @@ class Instruments:
         """One flush of `attempts` rows is over."""
         self._flush_attempts.record(attempts)
         self._flush_duration.record(duration_s)
+
+    def flush_dropped(self, attempts: int) -> None:
+        """Attempts that the database refuses for good."""
+        self._flush_dropped.add(attempts)
 
     def lease_changed(self, change: str, count: int = 1) -> None:
         """Leases `acquired`, `released` or `lost`."""

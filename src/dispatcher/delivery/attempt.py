@@ -1,0 +1,200 @@
+"""One attempt: a pipeline over one outbox row.
+
+    render ─▶ sign ─▶ send ─▶ classify ─▶ record
+
+Its result is a fact, appended whether or not this instance still holds the lease; what follows from it (retry, dead
+letter, next row) is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol, assert_never
+
+from dispatcher.delivery.endpoint import EndpointRuntime
+from dispatcher.delivery.exchange import Exchange, ExchangeKind, WebhookRequest, bounded_error
+from dispatcher.delivery.render import render
+from dispatcher.model import Attempt, OutboxRow, Outcome, TracePropagation
+from dispatcher.telemetry import AttemptTrace, Instruments, Tracing
+from dispatcher.telemetry.tracing import AttemptSpan
+
+ANSWER_GRACE_S = 0.05
+"""A cancelled attempt whose answer may be on the way from the socket to us: so long it is waited for."""
+
+_WORDS = {outcome: outcome.name.lower() for outcome in Outcome}
+
+
+class Client(Protocol):
+    """What sends: `delivery.client.WebhookClient`. Reports every failure as an `Exchange`, never by an exception."""
+
+    async def post(self, request: WebhookRequest) -> Exchange: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptResult:
+    """One attempt that was made and recorded. `retry_after` is the receiver's header as it came, bounded, or None."""
+
+    attempt: Attempt
+    retry_after: str | None
+
+    @property
+    def is_success(self) -> bool:
+        return self.attempt.outcome is Outcome.SUCCEEDED
+
+
+class Attempter:
+    """Makes attempts. `record` takes each one as it ends (`Flusher.add`); it must not wait.
+
+    `wall_clock` (Unix seconds) dates and signs, durations come from the client's monotonic clock.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        record: Callable[[Attempt], None],
+        tracing: Tracing,
+        instruments: Instruments,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._client = client
+        self._record = record
+        self._tracing = tracing
+        self._instruments = instruments
+        self._wall_clock = wall_clock
+
+    async def attempt(self, runtime: EndpointRuntime, row: OutboxRow, number: int, epoch: int) -> AttemptResult:
+        """Make attempt `number` (from 1) of `row`, whose payload has been read, under the lease's `epoch`.
+
+        Cancelled with its answer already here, it records that and then ends as cancelled; cancelled before, it leaves
+        no record, since nothing is known: the row stays pending and the receiver may see a copy. Raises ValueError
+        where no signing key is live or the payload is missing.
+        """
+        payload = row.payload
+        if payload is None:
+            raise ValueError("a row is sent only once its payload has been read")
+        propagation = runtime.settings.trace_propagation
+        about = _about(runtime, row, number)
+        with self._tracing.delivery_span(
+            about, payload.traceparent, continue_trace=propagation is TracePropagation.CONTINUE
+        ) as span:
+            start_s = self._wall_clock()
+            traceparent = None if propagation is TracePropagation.NONE else span.traceparent
+            request = _request(runtime, row, number, start_s, traceparent)
+            if isinstance(request, Exchange):
+                return self._finish(row, number, epoch, start_s, request, span)
+            sending = asyncio.ensure_future(self._client.post(request))
+            try:
+                exchange = await asyncio.shield(sending)
+            except asyncio.CancelledError:
+                late = await _answer_of_cancelled(sending)
+                if late is not None:
+                    self._finish(row, number, epoch, start_s, late, span)
+                raise
+            return self._finish(row, number, epoch, start_s, exchange, span)
+
+    def _finish(
+        self, row: OutboxRow, number: int, epoch: int, start_s: float, exchange: Exchange, span: AttemptSpan
+    ) -> AttemptResult:
+        """Classify and record; no await, so that nothing can come between the answer and its record."""
+        attempt = to_attempt(row, number, epoch, start_s, exchange)
+        self._record(attempt)
+        self._measure(row, attempt, start_s, span)
+        return AttemptResult(attempt, exchange.retry_after)
+
+    def _measure(self, row: OutboxRow, attempt: Attempt, start_s: float, span: AttemptSpan) -> None:
+        word, status_code = _WORDS[attempt.outcome], attempt.status_code
+        self._instruments.attempt(word, status_code, attempt.duration_s)
+        if attempt.outcome is Outcome.SUCCEEDED:
+            self._instruments.delivered(max(0.0, start_s + attempt.duration_s - row.time.timestamp()))
+        if attempt.outcome in (Outcome.SUCCEEDED, Outcome.HTTP_ERROR) and status_code is not None:
+            span.answered(status_code, outcome=word)
+        else:
+            span.failed(word, outcome=word)
+
+
+def outcome_of(exchange: Exchange) -> Outcome:
+    """The closed outcome: 2xx succeeded, any other whole response is an HTTP error, else whatever broke it."""
+    match exchange.kind:
+        case ExchangeKind.RESPONSE:
+            return Outcome.SUCCEEDED if exchange.is_success else Outcome.HTTP_ERROR
+        case ExchangeKind.TIMEOUT:
+            return Outcome.TIMEOUT
+        case ExchangeKind.CONNECTION_FAILED:
+            return Outcome.CONNECTION_FAILED
+        case ExchangeKind.TLS_FAILED:
+            return Outcome.TLS_FAILED
+        case ExchangeKind.NAME_NOT_RESOLVED:
+            return Outcome.NAME_NOT_RESOLVED
+        case ExchangeKind.ADDRESS_REFUSED:
+            return Outcome.ADDRESS_REFUSED
+        case ExchangeKind.INVALID_RESPONSE:
+            return Outcome.INVALID_RESPONSE
+        case ExchangeKind.RESPONSE_TOO_LARGE:
+            return Outcome.RESPONSE_TOO_LARGE
+    assert_never(exchange.kind)
+
+
+def to_attempt(row: OutboxRow, number: int, epoch: int, start_s: float, exchange: Exchange) -> Attempt:
+    """The fact as it is stored; error and excerpt are kept of failures only."""
+    outcome = outcome_of(exchange)
+    failed = outcome is not Outcome.SUCCEEDED
+    return Attempt(
+        key=row.key,
+        seq=row.seq,
+        event_id=row.event_id,
+        epoch=epoch,
+        number=number,
+        start_time=datetime.fromtimestamp(start_s, UTC),
+        duration_s=exchange.duration_s,
+        outcome=outcome,
+        status_code=exchange.status_code,
+        error=bounded_error(exchange.error) or None if failed else None,
+        response_excerpt=exchange.excerpt or None if failed else None,
+    )
+
+
+def refused(problem: str) -> Exchange:
+    """The exchange that never took place: the endpoint's stored URL is one that the present rules refuse."""
+    return Exchange(ExchangeKind.ADDRESS_REFUSED, 0.0, error=problem)
+
+
+def _request(
+    runtime: EndpointRuntime, row: OutboxRow, number: int, start_s: float, traceparent: str | None
+) -> WebhookRequest | Exchange:
+    if runtime.url is None:
+        return refused(runtime.url_problem)
+    return render(runtime, runtime.url, row, number, start_s, traceparent)
+
+
+async def _answer_of_cancelled(sending: asyncio.Future[Exchange]) -> Exchange | None:
+    """The answer if it came all the same; ends within twice the grace, however often one is cancelled again."""
+    await _settled(sending)
+    if not sending.done():
+        sending.cancel()
+        await _settled(sending)
+    known = sending.done() and not sending.cancelled() and sending.exception() is None
+    return sending.result() if known else None
+
+
+async def _settled(sending: asyncio.Future[Exchange]) -> None:
+    if not sending.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([sending], timeout=ANSWER_GRACE_S)
+
+
+def _about(runtime: EndpointRuntime, row: OutboxRow, number: int) -> AttemptTrace:
+    return AttemptTrace(
+        tenant=runtime.tenant_name,
+        endpoint=runtime.endpoint_name,
+        sequence=row.seq,
+        event_id=row.event_id,
+        event_type=row.type,
+        attempt_number=number,
+        url=runtime.settings.url,
+        body_bytes=row.data_bytes,
+    )

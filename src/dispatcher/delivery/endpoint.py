@@ -1,0 +1,112 @@
+"""An endpoint ready for sending: everything that is the same for all its attempts is computed here, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dispatcher.model import EndpointKey, EndpointSettings, EndpointState, SealedSigningKey
+from dispatcher.security.headers import CREDENTIAL_NAMES, RESERVED_NAMES, RESERVED_PREFIXES
+from dispatcher.security.secrets import Keyring, SealContext
+from dispatcher.security.signing import HmacKey
+from dispatcher.security.urls import EndpointUrl, UrlRefusedError, parse_url
+from dispatcher.store.runtime import EndpointRuntimeRow
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedKey:
+    """A signing key ready to sign, until `expires_at_s` (Unix seconds; None for good)."""
+
+    key_id: str
+    key: HmacKey
+    expires_at_s: float | None
+
+    def is_live(self, now_s: float) -> bool:
+        return self.expires_at_s is None or now_s < self.expires_at_s
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRuntime:
+    """What an attempt needs of its endpoint. Replaced as a whole when the endpoint changes; never altered.
+
+    `settings` are those of the newest `revision` and govern where and how anything is sent, also rows published under
+    an older one, so that a corrected URL frees the backlog. `revisions` has the settings of each revision that
+    unsettled rows may name, for the lane's ordering modes. `url` is None for a stored URL that the present rules
+    refuse, and `url_problem` says why. `constant_headers` are the user-agent and the endpoint's own headers.
+    """
+
+    key: EndpointKey
+    tenant_name: str
+    endpoint_name: str
+    state: EndpointState
+    deleted: bool
+    revision: int
+    settings: EndpointSettings
+    revisions: Mapping[int, EndpointSettings]
+    url: EndpointUrl | None
+    url_problem: str
+    constant_headers: Mapping[str, str] = field(repr=False)
+    keys: tuple[PreparedKey, ...] = field(repr=False)
+
+    def live_keys(self, now_s: float) -> list[HmacKey]:
+        """The keys that sign at `now_s` (Unix seconds): those for good first, then the newest."""
+        return [prepared.key for prepared in self.keys if prepared.is_live(now_s)]
+
+    def can_sign(self, now_s: float) -> bool:
+        """Whether any key is live; where none is, nothing may be sent."""
+        return any(prepared.is_live(now_s) for prepared in self.keys)
+
+
+def prepare_endpoint(row: EndpointRuntimeRow, keyring: Keyring, user_agent: str) -> EndpointRuntime:
+    """Prepare an endpoint from what the store knows of it.
+
+    Raises `SecretSealError` if any of its signing keys does not open: a webhook that lacks one of its signatures would
+    be refused by a receiver in the middle of a rotation.
+    """
+    settings = row.revisions[row.revision]
+    url, problem = _parse(settings.url)
+    return EndpointRuntime(
+        key=row.key,
+        tenant_name=row.tenant_name,
+        endpoint_name=row.name,
+        state=row.state,
+        deleted=row.delete_time is not None,
+        revision=row.revision,
+        settings=settings,
+        revisions=row.revisions,
+        url=url,
+        url_problem=problem,
+        constant_headers=_constant_headers(settings.headers, user_agent),
+        keys=_prepare_keys(row.key, row.signing_keys, keyring),
+    )
+
+
+def _parse(url: str) -> tuple[EndpointUrl | None, str]:
+    try:
+        return parse_url(url), ""
+    except UrlRefusedError as error:
+        return None, error.description
+
+
+def _constant_headers(own: Mapping[str, str], user_agent: str) -> dict[str, str]:
+    """The endpoint's own headers can't replace ours, whatever an older release let in."""
+    return {name: value for name, value in own.items() if not _is_reserved(name.lower())} | {"user-agent": user_agent}
+
+
+def _is_reserved(lower_name: str) -> bool:
+    return lower_name in RESERVED_NAMES or lower_name in CREDENTIAL_NAMES or lower_name.startswith(RESERVED_PREFIXES)
+
+
+def _prepare_keys(
+    key: EndpointKey, signing_keys: Sequence[SealedSigningKey], keyring: Keyring
+) -> tuple[PreparedKey, ...]:
+    newest_first = sorted(signing_keys, key=lambda sealed: sealed.create_time, reverse=True)
+    for_good_first = sorted(newest_first, key=lambda sealed: sealed.expire_time is not None)
+    return tuple(
+        PreparedKey(
+            sealed.key_id,
+            HmacKey(keyring.open(sealed.sealed, SealContext(key.tenant_id, key.endpoint_id, sealed.key_id))),
+            None if sealed.expire_time is None else sealed.expire_time.timestamp(),
+        )
+        for sealed in for_good_first
+    )

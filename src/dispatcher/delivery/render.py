@@ -1,0 +1,59 @@
+"""From an outbox row to the request that goes out; pure. The headers are README's "The webhook", nothing else.
+
+Standard Webhooks 1.0: `webhook-id`, `webhook-timestamp`, `webhook-signature`. Two requests for one row differ in
+`webhook-timestamp`, `webhook-signature`, `webhook-attempt` and `traceparent` alone.
+"""
+
+from __future__ import annotations
+
+from dispatcher.delivery.endpoint import EndpointRuntime
+from dispatcher.delivery.exchange import WebhookRequest
+from dispatcher.model import OutboxRow
+from dispatcher.security.signing import sign_v1
+from dispatcher.security.urls import EndpointUrl
+
+
+def render(
+    runtime: EndpointRuntime,
+    url: EndpointUrl,
+    row: OutboxRow,
+    attempt_number: int,
+    timestamp_s: float,
+    traceparent: str | None,
+) -> WebhookRequest:
+    """The request of attempt `attempt_number` (from 1) at `timestamp_s` (Unix seconds), for a row with its payload.
+
+    Signed by every key that is live at that time; ValueError where none is. `traceparent` is sent as it is.
+    """
+    payload = row.payload
+    if payload is None:
+        raise ValueError("a row is rendered only once its payload has been read")
+    headers = signed_headers(
+        runtime,
+        event_id=row.event_id,
+        event_type=row.type,
+        content_type=payload.content_type,
+        body=payload.data,
+        timestamp_s=timestamp_s,
+    )
+    headers["webhook-sequence"] = str(row.seq)
+    headers["webhook-attempt"] = str(attempt_number)
+    if row.ordering_key is not None:
+        headers["webhook-ordering-key"] = row.ordering_key
+    if traceparent is not None:
+        headers["traceparent"] = traceparent
+    return WebhookRequest(url=url, headers=headers, body=payload.data, timeout_s=runtime.settings.timeout_s)
+
+
+def signed_headers(
+    runtime: EndpointRuntime, *, event_id: str, event_type: str, content_type: str, body: bytes, timestamp_s: float
+) -> dict[str, str]:
+    """What every webhook says of itself, pings included, beside the endpoint's constant headers."""
+    unix_s = int(timestamp_s)
+    headers = dict(runtime.constant_headers)
+    headers["content-type"] = content_type
+    headers["webhook-id"] = event_id
+    headers["webhook-timestamp"] = str(unix_s)
+    headers["webhook-signature"] = sign_v1(runtime.live_keys(timestamp_s), event_id, unix_s, body)
+    headers["webhook-event-type"] = event_type
+    return headers
