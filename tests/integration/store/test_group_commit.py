@@ -1,0 +1,357 @@
+"""Group commit: neighbours, bounds, order, and replies that are lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from dispatcher.embedded.postgres import EmbeddedPostgres
+from dispatcher.errors import (
+    CommitUnknownError,
+    DeadlineTooShortError,
+    DispatcherError,
+    OverloadedError,
+    UnavailableError,
+)
+from dispatcher.model import EndpointKey, OutboxRow
+from dispatcher.store.database import Database, DatabaseOptions
+from dispatcher.store.group_commit import Chain, GroupCommit, GroupCommitLimits
+from dispatcher.store.migrate import migrate
+from dispatcher.store.publish import Verdict
+from tests.support.postgres import TestDatabase
+from tests.support.proxy import proxied
+from tests.support.publishing import make_endpoint, make_tenant, new_event, request_of
+from tests.support.tasks import running
+
+
+class HandOffLog:
+    """Owns the endpoints it is told to, and keeps what it is offered."""
+
+    def __init__(self) -> None:
+        self.owned: set[EndpointKey] = set()
+        self.rows: list[OutboxRow] = []
+        self.hints: dict[EndpointKey, int] = {}
+
+    def owns(self, key: EndpointKey) -> bool:
+        return key in self.owned
+
+    def offer(self, rows: Sequence[OutboxRow]) -> None:
+        self.rows.extend(rows)
+
+    def hint(self, highest: Mapping[EndpointKey, int]) -> None:
+        self.hints.update(highest)
+
+
+@pytest.fixture
+def handoff() -> HandOffLog:
+    return HandOffLog()
+
+
+@pytest.fixture
+async def db(database: TestDatabase) -> AsyncIterator[Database]:
+    async with Database.open(database.options) as opened:
+        yield opened
+
+
+@contextlib.asynccontextmanager
+async def committing(
+    db: Database, handoff: HandOffLog, limits: GroupCommitLimits | None = None
+) -> AsyncIterator[GroupCommit]:
+    commits = GroupCommit(db, limits or GroupCommitLimits(), handoff)
+    async with running(commits.run()):
+        yield commits
+
+
+@contextlib.asynccontextmanager
+async def locked(database: TestDatabase, key: EndpointKey) -> AsyncIterator[None]:
+    """Hold an endpoint's row, so that a batch that wants it stays in flight."""
+    holder = await database.connect()
+    try:
+        async with holder.transaction():
+            await holder.execute("SELECT FROM endpoint WHERE endpoint_id = $1 FOR UPDATE", key.endpoint_id)
+            yield
+    finally:
+        await holder.close()
+
+
+async def stored_ids(db: Database) -> list[str]:
+    return [row["event_id"] for row in await db.fetch("SELECT event_id FROM outbox ORDER BY endpoint_id, seq")]
+
+
+async def in_flight(db: Database) -> int:
+    """The process id of the session that waits for a lock; waits until there is one."""
+    sql = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    async with asyncio.timeout(5):
+        while not (pid := await db.fetchval(sql)):
+            await asyncio.sleep(0.01)
+    return int(pid)
+
+
+async def test_a_bad_request_never_fails_its_neighbours(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    good = [await request_of(db, [new_event(f"good-{i}")], [key]) for i in range(5)]
+    # PostgreSQL has no NUL in text; validation keeps it out, here it stands for any row that the server refuses.
+    bad = await request_of(db, [new_event("bad", type="order\0created")], [key])
+    async with committing(db, handoff) as commits:
+        async with locked(database, key):
+            first = commits.enqueue(await request_of(db, [new_event("first")], [key]))
+            await in_flight(db)
+            batch = [commits.enqueue(r) for r in (*good[:2], bad, *good[2:])]
+        await first
+        outcomes = await asyncio.gather(*batch, return_exceptions=True)
+    assert [isinstance(o, DispatcherError) for o in outcomes] == [False, False, True, False, False, False]
+    assert await stored_ids(db) == ["first", *(f"good-{i}" for i in range(5))]
+
+
+async def test_what_arrives_during_a_call_is_committed_together(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    requests = [await request_of(db, [new_event()], [key]) for _ in range(50)]
+    async with committing(db, handoff) as commits:
+        async with locked(database, key):
+            first = commits.enqueue(requests[0])
+            await in_flight(db)
+            rest = [commits.enqueue(request) for request in requests[1:]]
+        await asyncio.gather(first, *rest)
+    transactions = await db.fetchval("SELECT count(DISTINCT xmin::text) FROM event")
+    assert transactions == 2
+
+
+async def test_a_full_queue_refuses_at_once_and_writes_nothing(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    requests = [await request_of(db, [new_event(f"id-{i}")], [key]) for i in range(3)]
+    async with committing(db, handoff, GroupCommitLimits(queue_events_max=2)) as commits:
+        async with locked(database, key):
+            accepted = [commits.enqueue(r) for r in requests[:2]]
+            with pytest.raises(OverloadedError) as refused:
+                await commits.submit(requests[2])
+            assert refused.value.retry_after_s > 0
+        await asyncio.gather(*accepted)
+        await commits.drained()
+    assert await stored_ids(db) == ["id-0", "id-1"]
+
+
+async def test_a_deadline_too_near_is_refused_before_writing(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    async with committing(db, handoff) as commits:
+        with pytest.raises(DeadlineTooShortError):
+            await commits.submit(await request_of(db, [new_event()], [key]), deadline=time.monotonic() + 0.001)
+        assert await stored_ids(db) == []
+
+
+async def test_a_caller_that_went_away_while_queued_writes_nothing(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    requests = [await request_of(db, [new_event(f"id-{i}")], [key]) for i in range(3)]
+    async with committing(db, handoff) as commits:
+        async with locked(database, key):
+            first = commits.enqueue(requests[0])
+            await in_flight(db)
+            gone, kept = commits.enqueue(requests[1]), commits.enqueue(requests[2])
+            gone.cancel()
+        await asyncio.gather(first, kept)
+    assert await stored_ids(db) == ["id-0", "id-2"]
+
+
+async def test_two_requests_with_one_id_in_one_group_are_both_answered(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    request = await request_of(db, [new_event("id-1", b"x")], [key])
+    async with committing(db, handoff) as commits:
+        results = await asyncio.gather(*(commits.submit(request) for _ in range(4)))
+    assert [r.events[0].duplicate for r in results] == [False, True, True, True]
+    assert await stored_ids(db) == ["id-1"]
+
+
+async def test_a_stream_keeps_its_order_although_one_request_is_large(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    """A large request goes to the second writer: what follows it on the same stream must not overtake it."""
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    large = await request_of(db, [new_event(f"large-{i}") for i in range(20)], [key])
+    small = await request_of(db, [new_event("small")], [key])
+    chain = Chain()
+    limits = GroupCommitLimits(large_rows_min=10)
+    async with committing(db, handoff, limits) as commits:
+        first = commits.enqueue(dataclasses.replace(large, chain=chain.number), chain=chain)
+        second = commits.enqueue(dataclasses.replace(small, chain=chain.number), chain=chain)
+        await asyncio.gather(first, second)
+    assert (await stored_ids(db))[-1] == "small"
+
+
+async def test_after_a_refusal_nothing_of_the_stream_is_written_even_when_the_batch_is_bisected(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    chain = Chain()
+    events = [new_event("s-0"), new_event("s-1", type="bad\0type"), new_event("s-2"), new_event("s-3")]
+    requests = [await request_of(db, [event], [key], chain=chain.number) for event in events]
+    async with committing(db, handoff) as commits:
+        futures = [commits.enqueue(request, chain=chain) for request in requests]
+        outcomes = await asyncio.gather(*futures, return_exceptions=True)
+    assert outcomes[0].verdict is Verdict.ACCEPTED  # type: ignore[union-attr]
+    assert isinstance(outcomes[1], DispatcherError)
+    assert [outcome.verdict for outcome in outcomes[2:]] == [Verdict.CHAIN_BROKEN] * 2  # type: ignore[union-attr]
+    assert await stored_ids(db) == ["s-0"]
+
+
+async def test_committed_rows_are_handed_off_as_the_database_has_them(db: Database, handoff: HandOffLog) -> None:
+    await make_tenant(db)
+    own, other = (await make_endpoint(db, "own")).key, (await make_endpoint(db, "other")).key
+    handoff.owned = {own}
+    async with committing(db, handoff) as commits:
+        await commits.submit(await request_of(db, [new_event("id-1", b"x"), new_event("id-2", b"y")], [own, other]))
+        await commits.submit(await request_of(db, [new_event("id-1", b"x"), new_event("id-3", b"z")], [own]))
+    stored = await db.fetch("SELECT * FROM outbox WHERE endpoint_id = $1 ORDER BY seq", own.endpoint_id)
+    offered = [(r.seq, r.time, r.event_id, r.event_time, r.type, r.revision, r.data_bytes) for r in handoff.rows]
+    assert offered == [
+        (r["seq"], r["time"], r["event_id"], r["event_time"], r["type"], r["revision"], r["data_bytes"]) for r in stored
+    ]
+    assert [r.payload.data for r in handoff.rows if r.payload] == [b"x", b"y", b"z"]
+    assert handoff.hints == {other: 2}
+
+
+async def test_endpoints_locked_by_another_session_are_no_outage(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    stuck, free = (await make_endpoint(db, "stuck")).key, (await make_endpoint(db, "free")).key
+    limits = GroupCommitLimits(lock_timeout_s=0.2)
+    async with committing(db, handoff, limits) as commits, locked(database, stuck):
+        outcomes = await asyncio.gather(
+            commits.submit(await request_of(db, [new_event("a")], [stuck])),
+            commits.submit(await request_of(db, [new_event("b")], [free])),
+            return_exceptions=True,
+        )
+    assert isinstance(outcomes[0], OverloadedError)
+    assert outcomes[0].reason == "ENDPOINTS_LOCKED"
+    assert outcomes[1].verdict is Verdict.ACCEPTED  # type: ignore[union-attr]
+    assert await stored_ids(db) == ["b"]
+
+
+async def test_a_backend_that_dies_before_its_commit_has_written_nothing(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    async with committing(db, handoff) as commits:
+        async with locked(database, key):
+            lost = commits.enqueue(await request_of(db, [new_event("lost")], [key]))
+            await db.fetchval("SELECT pg_terminate_backend($1)", await in_flight(db))
+            with pytest.raises(UnavailableError) as error:
+                await lost
+            assert not isinstance(error.value, CommitUnknownError)
+        await commits.submit(await request_of(db, [new_event("next")], [key]))
+    assert await stored_ids(db) == ["next"]
+
+
+async def test_a_reply_lost_after_the_commit_is_found_out_and_answered(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    async with (
+        proxied(database.dsn) as (proxy, dsn),
+        Database.open(DatabaseOptions(dsn)) as through,
+        committing(through, handoff) as commits,
+    ):
+        async with locked(database, key):
+            reply = commits.enqueue(await request_of(db, [new_event("id-1", b"x")], [key]))
+            await in_flight(db)
+            proxy.swallow_replies = True
+        async with asyncio.timeout(5):
+            while not await stored_ids(db):
+                await asyncio.sleep(0.01)
+        proxy.swallow_replies = False
+        proxy.cut()
+        result = await reply
+    assert [(e.event_id, e.duplicate, e.endpoint_count) for e in result.events] == [("id-1", False, 1)]
+    assert await stored_ids(db) == ["id-1"]
+
+
+async def test_an_outcome_that_cannot_be_learnt_is_answered_as_unknown(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    limits = GroupCommitLimits(settle_timeout_s=0.3)
+    async with (
+        proxied(database.dsn) as (proxy, dsn),
+        Database.open(DatabaseOptions(dsn, connect_timeout_s=0.5)) as through,
+        committing(through, handoff, limits) as commits,locked(database, key)
+    ):
+        reply = commits.enqueue(await request_of(db, [new_event("id-1")], [key]))
+        await in_flight(db)
+        proxy.refuse = True
+        proxy.cut()
+        with pytest.raises(CommitUnknownError):
+            await reply
+
+
+async def test_a_database_that_is_away_is_unavailable_and_comes_back(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    async with (
+        proxied(database.dsn) as (proxy, dsn),
+        Database.open(DatabaseOptions(dsn, connect_timeout_s=0.5)) as through,
+        committing(through, handoff) as commits,
+    ):
+        proxy.refuse = True
+        with pytest.raises(UnavailableError):
+            await commits.submit(await request_of(db, [new_event("away")], [key]))
+        assert through.availability.away_since is not None
+        proxy.refuse = False
+        await commits.submit(await request_of(db, [new_event("back")], [key]))
+        assert through.availability.away_since is None
+    assert await stored_ids(db) == ["back"]
+
+
+async def test_a_commit_that_no_standby_confirmed_is_unknown_not_success(tmp_path: Path, handoff: HandOffLog) -> None:
+    """The server only warns when the wait for a synchronous replica is cancelled."""
+    async with EmbeddedPostgres(tmp_path / "pg") as server:
+        await migrate(DatabaseOptions(server.dsn))
+        async with Database.open(DatabaseOptions(server.dsn)) as db, committing(db, handoff) as commits:
+            await make_tenant(db)
+            key = (await make_endpoint(db, "a")).key
+            request = await request_of(db, [new_event("id-1", b"x")], [key])
+            admin = await asyncpg.connect(server.dsn)
+            await admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+            await admin.execute("SELECT pg_reload_conf()")
+            reply = commits.enqueue(request)
+            sql = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+            async with asyncio.timeout(5):
+                while not await admin.fetchval(sql):
+                    await asyncio.sleep(0.01)
+            with pytest.raises(CommitUnknownError):
+                await reply
+            await admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            await admin.execute("SELECT pg_reload_conf()")
+            await admin.close()
+            retried = await commits.submit(request)
+    assert retried.events[0].duplicate is True
