@@ -12,6 +12,7 @@ from dispatcher.embedded.postgres import EmbeddedPostgres
 from dispatcher.store.database import DatabaseOptions
 from dispatcher.store.migrate import migrate
 from tests.support.postgres import Cluster, TestDatabase, running_cluster
+from tests.support.receiver import Receiver
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +52,10 @@ async def crashable_postgres(tmp_path: Path) -> AsyncIterator[EmbeddedPostgres]:
     async with EmbeddedPostgres(tmp_path / "pg") as server:
         await migrate(DatabaseOptions(server.dsn))
         yield server
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """A receiver that does what the test tells it to."""
+    async with Receiver() as running:
+        yield running
