@@ -67,6 +67,16 @@ class _Sending:
     host: str | None
     client: WebhookClient
     peer: str | None = None
+    transport: asyncio.Transport | None = None
+
+    def settle(self) -> None:
+        """Abort a connection that is not fit for another request.
+
+        A polite close waits until everything is written, which a receiver that does not read can put off for ever.
+        """
+        transport = self.transport
+        if transport is not None and (transport.is_closing() or transport.get_write_buffer_size()):
+            transport.abort()
 
 
 _Error = TypeVar("_Error", bound=BaseException)
@@ -171,6 +181,8 @@ class WebhookClient:
             kind, error = ExchangeKind.RESPONSE, ""
         except Exception as failure:  # noqa: BLE001  # a hostile peer must not be able to end a delivery loop
             kind, error = _classify(failure, reading)
+        finally:
+            sending.settle()
         return Exchange(
             kind,
             self._clock() - start_s,
@@ -230,7 +242,8 @@ class WebhookClient:
         peername = transport.get_extra_info("peername") if transport is not None else None
         if protocol is None or peername is None:
             raise _UnsentError("the connection was lost before it was used")
-        sending.peer = peer = peername[0]
+        sending.transport, sending.peer = transport, peername[0]
+        peer = sending.peer
         refused = self._refused_kind(peer, sending.host)
         if refused is not None:
             raise AddressRefusedError(peer, refused)
@@ -313,8 +326,6 @@ def _classify(failure: Exception, reading: _Reading) -> tuple[ExchangeKind, str]
 
 
 def _connection_failure(failure: Exception, reading: _Reading) -> tuple[ExchangeKind, str]:
-    if isinstance(failure, aiohttp.ClientPayloadError) and _find(failure, http_exceptions.BadHttpMessage) is not None:
-        return ExchangeKind.INVALID_RESPONSE, "the response body is not valid HTTP/1.1"
     if isinstance(failure, aiohttp.ServerDisconnectedError):
         return ExchangeKind.CONNECTION_FAILED, "the connection was closed without a response"
     if reading.status_code is not None:
@@ -325,12 +336,11 @@ def _connection_failure(failure: Exception, reading: _Reading) -> tuple[Exchange
 
 
 def _tls_error(failure: Exception) -> str:
-    for error_type in (ssl.SSLCertVerificationError, ssl.SSLError):
-        cause = _find(failure, error_type)
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return bounded_error(f"the certificate is not trusted: {cause.verify_message}")
-        if cause is not None:
-            return bounded_error(f"the TLS handshake failed: {cause.reason or 'unknown reason'}")
+    cause = failure.__cause__ or failure  # aiohttp's own errors are SSLErrors as well, without the detail
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return bounded_error(f"the certificate is not trusted: {cause.verify_message}")
+    if isinstance(cause, ssl.SSLError):
+        return bounded_error(f"the TLS handshake failed: {cause.reason}")
     return "the TLS handshake failed"
 
 

@@ -6,6 +6,7 @@ a cloud metadata address only by naming that very address.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -164,10 +165,10 @@ def _parse_suffix(entry: str) -> str:
 
 
 def _parse_ports(entry: str) -> tuple[int, int]:
-    low, _, high = entry.partition("-")
-    if not (low.isdecimal() and (high or low).isdecimal()):
+    written = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", entry)
+    if written is None:
         raise ValueError(f"{entry!r} is not a port or a range of ports")
-    ports = (int(low), int(high or low))
+    ports = (int(written[1]), int(written[2] or written[1]))
     if not 1 <= ports[0] <= ports[1] <= 65_535:
         raise ValueError(f"{entry!r} is not a range within 1 to 65535")
     return ports
