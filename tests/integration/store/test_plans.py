@@ -1,4 +1,4 @@
-"""Statements keep their plans, on empty tables and on full ones: index probes, and only in the partitions that matter."""
+"""Statements keep their plans on empty tables and on full ones: index probes, only in the partitions that matter."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ PARTITIONED = ("outbox_p", "event_p", "attempt_p", "decision", "dead_letter", "c
 
 FILL = """
 WITH endpoints AS (
-    INSERT INTO endpoint (tenant_id, endpoint_id, name, partition, description, labels, event_types, state, state_reason,
-                          revision, settings, etag, create_time, update_time)
+    INSERT INTO endpoint (tenant_id, endpoint_id, name, partition, description, labels, event_types, state,
+                          state_reason, revision, settings, etag, create_time, update_time)
     SELECT $1, i, i::text, 7, '', '{}', '{*}', 'ACTIVE', '', 1, $2, i, $3, $3 FROM unnest($4::uuid[]) i
     RETURNING endpoint_id
 ), cursors AS (
