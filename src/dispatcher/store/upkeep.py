@@ -218,8 +218,9 @@ async def _catch_up(db: Database, cursor: Cursor, target_seq: int) -> int:
     No fence: that a row is settled is a committed fact, whoever reads it, and a cursor never moves back.
     """
     while cursor.seq < target_seq:
+        wanted = RowsWanted(cursor.key, cursor.seq, cursor.time, min(CATCH_UP_ROWS, target_seq - cursor.seq))
         async with probing(db) as connection:
-            rows = await fetch_rows_on(connection, [RowsWanted(cursor.key, cursor.seq, cursor.time, CATCH_UP_ROWS)])
+            rows = await fetch_rows_on(connection, [wanted])
             reached = cursor
             for row in rows:
                 if not row.settled or row.seq != reached.seq + 1:

@@ -1,0 +1,189 @@
+"""Statements keep their plans on empty tables and on full ones: index probes, only in the partitions that matter."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import orjson
+import pytest
+
+from dispatcher.store import backlog, decisions, partitions, runtime, upkeep
+from dispatcher.store.database import Database
+from dispatcher.store.fence import guard_plan
+from dispatcher.store.partitions import Partition
+from tests.support.backlog import SETTINGS
+
+DAYS = 6
+ENDPOINTS = 40
+ROWS_PER_DAY = 50
+PARTITIONED = ("outbox_p", "event_p", "attempt_p", "decision", "dead_letter", "cursor", "endpoint")
+
+FILL = """
+WITH endpoints AS (
+    INSERT INTO endpoint (tenant_id, endpoint_id, name, partition, description, labels, event_types, state,
+                          state_reason, revision, settings, etag, create_time, update_time)
+    SELECT $1, i, i::text, 7, '', '{}', '{*}', 'ACTIVE', '', 1, $2, i, $3, $3 FROM unnest($4::uuid[]) i
+    RETURNING endpoint_id
+), cursors AS (
+    INSERT INTO cursor SELECT $1, endpoint_id, 0, $3 FROM endpoints
+), revisions AS (
+    INSERT INTO endpoint_revision SELECT $1, endpoint_id, 1, $2, $3 FROM endpoints
+), rows AS (
+    INSERT INTO outbox (tenant_id, endpoint_id, seq, time, event_id, event_time, type, revision, data_bytes)
+    SELECT $1, e.endpoint_id, d * $6 + n, $3 + make_interval(days => d, mins => n), format('e-%s-%s', d, n),
+           $3 + make_interval(days => d, mins => n), 't', 1, 2
+    FROM endpoints e, generate_series(0, $5 - 1) d, generate_series(1, $6) n
+    RETURNING *
+), facts AS (
+    INSERT INTO attempt (tenant_id, endpoint_id, seq, epoch, number, time, event_id, duration_us, outcome)
+    SELECT tenant_id, endpoint_id, seq, 1, 1, time, event_id, 1, 1 FROM rows
+)
+INSERT INTO event (tenant_id, event_id, time, type, content_type, data)
+SELECT DISTINCT tenant_id, event_id, event_time, 't', 'x', '\\x00'::bytea FROM rows"""
+
+
+@pytest.fixture
+async def start(connection: asyncpg.Connection) -> datetime:
+    """The first of `DAYS` days that end today, with their partitions."""
+    now: datetime = await connection.fetchval("SELECT now()")
+    first = now.astimezone(UTC).date() - timedelta(days=DAYS - 1)
+    for table in partitions.DAILY_TABLES:
+        for n in range(DAYS):
+            await partitions._create_and_attach(connection, Partition(table, first + timedelta(days=n)))
+    return partitions.day_start(first)
+
+
+def statements(
+    tenant_id: uuid.UUID, endpoint_ids: list[uuid.UUID], start: datetime
+) -> Iterator[tuple[str, str, list[Any]]]:
+    tenants, last_day = [tenant_id] * 3, start + timedelta(days=DAYS - 1)
+    three = endpoint_ids[:3]
+    rows = [tenants, three, [200] * 3, [start + timedelta(days=4)] * 3, [50] * 3, [False] * 3]
+    yield "rows", backlog.FETCH_ROWS, rows
+    yield "payloads", backlog.FETCH_PAYLOADS, [tenants, ["e-1-1", "e-2-2", "e-3-3"], [last_day] * 3]
+    yield "partition", backlog.LOAD_PARTITION, [7]
+    yield "positions", backlog.LOAD_POSITIONS, [tenants, three]
+    yield "counts", backlog.BACKLOG_COUNTS, [tenants, three]
+    yield "runtime", runtime.LOAD_RUNTIME, [tenants, three]
+    yield "changed", runtime.CHANGED_ENDPOINTS, [list(range(256)), last_day]
+    yield "unsettled", upkeep.FIND_UNSETTLED, [tenant_id, uuid.UUID(int=0), start, start + timedelta(days=1), 1000]
+    yield "skip", decisions.SKIP_RANGE, [tenant_id, three[0], 1, 200, 100, 2, "r", "a"]
+    letters = [tenants, three, [1, 1, 1], ["e-1-1"] * 3, [last_day] * 3, ["t"] * 3, [None] * 3, [1] * 3]
+    yield "letters", decisions.INSERT_DEAD_LETTERS, [*letters, [None] * 3, [None] * 3, [None] * 3]
+    yield "letter payloads", decisions.INSERT_PAYLOADS, [tenants, ["e-1-1"] * 3, [last_day] * 3]
+
+
+async def explain(connection: asyncpg.Connection, sql: str, arguments: list[Any], *, analyze: bool) -> list[dict]:
+    """All nodes of the plan that a prepared statement gets, as `guard_plan` has it."""
+    option = "ANALYZE, TIMING OFF, " if analyze else ""
+    async with connection.transaction():
+        await guard_plan(connection)
+        statement = await connection.prepare(sql)
+        types = [f"{t.name.removesuffix('[]')}{'[]' if t.kind == 'array' else ''}" for t in statement.get_parameters()]
+        name = f"p{uuid.uuid4().hex}"
+        await connection.execute(f"PREPARE {name} ({', '.join(types)}) AS {sql}")
+        values = await connection.fetchval(
+            "SELECT string_agg(quote_nullable(v), ', ') FROM unnest($1::text[]) v", [literal(a) for a in arguments]
+        )
+        plan = await connection.fetchval(f"EXPLAIN ({option}FORMAT JSON) EXECUTE {name} ({values})")
+        await connection.execute(f"DEALLOCATE {name}")
+        return list(nodes(orjson.loads(plan)[0]["Plan"]))
+
+
+def literal(value: Any) -> str:
+    if isinstance(value, list):
+        return "{" + ",".join("NULL" if v is None else f'"{literal(v)}"' for v in value) + "}"
+    return str(value)
+
+
+def nodes(plan: dict) -> Iterator[dict]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def scanned_whole(plan: list[dict]) -> list[str]:
+    """Tables that grow and are read otherwise than by probes of an index."""
+    return [
+        node["Relation Name"]
+        for node in plan
+        if node["Node Type"] in {"Seq Scan", "Bitmap Heap Scan"} and node["Relation Name"].startswith(PARTITIONED)
+    ]
+
+
+def executed(plan: list[dict], table: str) -> set[str]:
+    return {
+        node["Relation Name"]
+        for node in plan
+        if node.get("Relation Name", "").startswith(f"{table}_p") and node.get("Actual Loops", 0) > 0
+    }
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["empty", "filled"])
+async def test_no_statement_scans_a_growing_table(
+    db: Database, connection: asyncpg.Connection, start: datetime, filled: bool
+) -> None:
+    tenant_id, endpoint_ids = uuid.uuid4(), [uuid.uuid4() for _ in range(ENDPOINTS)]
+    if filled:
+        await fill(connection, tenant_id, endpoint_ids, start)
+    assert await connection.fetchval("SHOW enable_seqscan") == "on"
+    for name, sql, arguments in statements(tenant_id, endpoint_ids, start):
+        assert scanned_whole(await explain(connection, sql, arguments, analyze=False)) == [], name
+
+
+async def fill(
+    connection: asyncpg.Connection, tenant_id: uuid.UUID, endpoint_ids: list[uuid.UUID], start: datetime
+) -> None:
+    await connection.execute("INSERT INTO tenant VALUES ($1, 't', 't', '{}', false, $1, $1, now(), now())", tenant_id)
+    await connection.execute(FILL, tenant_id, SETTINGS, start, endpoint_ids, DAYS, ROWS_PER_DAY)
+    await connection.execute("ANALYZE")
+
+
+async def test_rows_are_probed_in_the_partitions_from_their_cursor_on_only(
+    db: Database, connection: asyncpg.Connection, start: datetime
+) -> None:
+    tenant_id, endpoint_ids = uuid.uuid4(), [uuid.uuid4() for _ in range(ENDPOINTS)]
+    await fill(connection, tenant_id, endpoint_ids, start)
+    rows, payloads = list(statements(tenant_id, endpoint_ids, start))[:2]
+    plan = await explain(connection, rows[1], rows[2], analyze=True)
+    too_old = {Partition("outbox", (start + timedelta(days=n)).date()).name for n in range(4)}
+    assert executed(plan, "outbox")
+    assert not executed(plan, "outbox") & too_old
+    assert not executed(plan, "attempt") & {name.replace("outbox", "attempt") for name in too_old - {max(too_old)}}
+    plan = await explain(connection, payloads[1], payloads[2], analyze=True)
+    assert executed(plan, "event") == {Partition("event", (start + timedelta(days=DAYS - 1)).date()).name}
+
+
+async def test_a_sweep_reads_by_time_not_the_whole_day(
+    db: Database, connection: asyncpg.Connection, start: datetime
+) -> None:
+    await fill(connection, uuid.uuid4(), [uuid.uuid4() for _ in range(ENDPOINTS)], start)
+    async with connection.transaction():
+        await connection.fetch(backlog.SWEEP_START)
+        plan = await connection.fetch(f"EXPLAIN {backlog.SWEEP.replace('$1', 'now()').replace('$2', repr('{7}'))}")
+    text = "\n".join(row[0] for row in plan)
+    assert "Seq Scan" not in text
+    assert "Bitmap Index Scan on outbox_p" in text
+
+
+async def test_facts_are_looked_up_by_key_for_each_row(
+    db: Database, connection: asyncpg.Connection, start: datetime
+) -> None:
+    """One probe per row and partition, and none at all for rows that nobody can have attempted."""
+    tenant_id, endpoint_ids = uuid.uuid4(), [uuid.uuid4() for _ in range(ENDPOINTS)]
+    await fill(connection, tenant_id, endpoint_ids, start)
+    (_, sql, arguments) = next(statements(tenant_id, endpoint_ids, start))
+    probes = [n for n in await explain(connection, sql, arguments, analyze=True) if is_probe(n, "attempt")]
+    assert all("seq" in node["Index Cond"] for node in probes)
+    assert sum(node["Actual Loops"] for node in probes) > 0
+    arguments[5] = [True] * 3
+    plan = await explain(connection, sql, arguments, analyze=True)
+    assert sum(node["Actual Loops"] for node in plan if is_probe(node, "attempt") or is_probe(node, "decision")) == 0
+
+
+def is_probe(node: dict, table: str) -> bool:
+    return node.get("Relation Name", "").startswith(table) and "Index Cond" in node
