@@ -262,12 +262,19 @@ async def test_flushed_waits_for_what_was_added_before_and_not_for_what_comes_la
         bench.store.open.clear()
         await until(lambda: bench.store.copies == [10], "the first COPY")
         bench.add(11)
+        later = asyncio.create_task(bench.flusher.flushed())
+        await asyncio.sleep(0)
         assert not waiting.done()
         bench.store.open.set()
         await until(lambda: bench.flushed, "the first flush")
         bench.store.open.clear()
         await waiting
         assert bench.flushed == list(range(1, 11))
+        await until(lambda: len(bench.store.copies) == 2, "the second COPY")
+        assert not later.done()
+        bench.store.open.set()
+        await later
+        assert bench.flushed[-1] == 11
 
 
 async def test_flushed_ends_when_a_reset_forgets_what_it_waits_for():
