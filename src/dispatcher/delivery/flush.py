@@ -84,18 +84,17 @@ class Flusher:
         self._pending: list[tuple[float, Attempt]] = []
         self._batch: _Batch | None = None
         self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._added = 0
+        self._done = 0
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._draining = False
 
     def add(self, attempt: Attempt) -> None:
         """Take one attempt; never refuses, since what has happened must be recorded. See `is_full`."""
         self._pending.append((self._clock(), attempt))
+        self._added += 1
         waiting = len(self._pending)
-        if waiting == 1:
-            self._idle.clear()
-            self._wake.set()
-        elif waiting == self._limits.attempts_max:
+        if waiting == 1 or waiting == self._limits.attempts_max:
             self._wake.set()
 
     def __len__(self) -> int:
@@ -121,9 +120,19 @@ class Flusher:
         forgotten = len(self)
         self._pending.clear()
         self._batch = None
-        self._idle.set()
-        self._wake.set()
+        self._finish(forgotten)
         return forgotten
+
+    async def flushed(self) -> None:
+        """Wait until every attempt added so far is committed, dropped or forgotten; what comes later doesn't matter.
+
+        The caller bounds it: a database that is away makes it wait.
+        """
+        if self._done == self._added:
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append((self._added, waiter))
+        await waiter
 
     async def drain(self, timeout_s: float) -> int:
         """Flush at once until nothing waits, for at most `timeout_s`; returns how many attempts are left unflushed.
@@ -134,7 +143,8 @@ class Flusher:
         self._wake.set()
         try:
             async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
+                while len(self):
+                    await self.flushed()
         except TimeoutError:
             _log.warning("attempts left unflushed will be repeated", extra={"attempts": len(self)})
         return len(self)
@@ -144,8 +154,6 @@ class Flusher:
         while True:
             await self._gather()
             await self._flush(self._take())
-            if not self._pending:
-                self._idle.set()
 
     async def _gather(self) -> None:
         """Wait until a batch is due: it is large enough, its oldest has waited long enough, or nobody may wait."""
@@ -227,7 +235,19 @@ class Flusher:
             self._on_flushed(flushed)
         if refused:
             self._drop(refused, _first(written))
+        self._finish(len(flushed) + len(refused))
         return True
+
+    def _finish(self, count: int) -> None:
+        """`count` more attempts, in the order they were added, wait for nothing any more."""
+        self._done += count
+        still_waiting = []
+        for target, waiter in self._waiters:
+            if target <= self._done and not waiter.done():
+                waiter.set_result(None)
+            elif not waiter.done():
+                still_waiting.append((target, waiter))
+        self._waiters = still_waiting
 
     def _drop(self, refused: Sequence[Attempt], error: str) -> None:
         self._instruments.flush_dropped(len(refused))

@@ -23,13 +23,8 @@ COLUMNS = (
     "error",
     "response_excerpt",
 )
-<<<<<<< HEAD
 # A loss of the last attempts in a crash means duplicates, no more; and WAL is lost from its end, so no decision
 # outlives an acknowledgement before it. Only ever for this transaction: a session setting would leak into publishes.
-=======
-# A loss of the last attempts in a crash means duplicates, no more; and WAL is lost from its end, so no decision outlives
-# an acknowledgement before it. Only ever for this transaction: a session setting would leak into publishes.
->>>>>>> delivery-attempt
 RELAX_COMMIT = "SELECT set_config('synchronous_commit', 'off', true)"
 
 
@@ -47,7 +42,6 @@ async def append(db: Database, attempts: Sequence[Attempt]) -> None:
 # A clock that is wrong by more than a day would point outside all partitions: such a fact is kept under the nearest
 # possible time.
 APPEND_AGAIN = """
-<<<<<<< HEAD
 INSERT INTO attempt (tenant_id, endpoint_id, seq, epoch, number, time, event_id, duration_us, outcome, status_code,
                      error, response_excerpt)
 SELECT a.tenant_id, a.endpoint_id, a.seq, a.epoch, a.number,
@@ -55,15 +49,6 @@ SELECT a.tenant_id, a.endpoint_id, a.seq, a.epoch, a.number,
        a.outcome, a.status_code, a.error, a.response_excerpt
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::integer[], $6::timestamptz[], $7::text[],
             $8::bigint[], $9::smallint[], $10::smallint[], $11::text[], $12::bytea[])
-=======
-INSERT INTO attempt (tenant_id, endpoint_id, seq, epoch, number, time, event_id, duration_us, outcome, status_code, error,
-                     response_excerpt)
-SELECT a.tenant_id, a.endpoint_id, a.seq, a.epoch, a.number,
-       greatest(least(a.time, now() + interval '1 day'), now() - interval '1 day'), a.event_id, a.duration_us, a.outcome,
-       a.status_code, a.error, a.response_excerpt
-FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::integer[], $6::timestamptz[], $7::text[], $8::bigint[],
-            $9::smallint[], $10::smallint[], $11::text[], $12::bytea[])
->>>>>>> delivery-attempt
      a(tenant_id, endpoint_id, seq, epoch, number, time, event_id, duration_us, outcome, status_code, error,
        response_excerpt)
 ON CONFLICT DO NOTHING"""

@@ -139,11 +139,7 @@ CROSS JOIN LATERAL (
 
 
 async def fetch_payloads(db: Database, wanted: Sequence[PayloadKey]) -> dict[PayloadKey, Payload]:
-<<<<<<< HEAD
     """Payloads of events, each once however often it is named. The caller bounds the sum of `OutboxRow.data_bytes`."""
-=======
-    """Payloads of events, each once however often it is named. The caller bounds their bytes (`OutboxRow.data_bytes`)."""
->>>>>>> delivery-attempt
     if not wanted:
         return {}
     async with probing(db) as connection:

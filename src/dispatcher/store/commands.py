@@ -76,17 +76,11 @@ async def read_result(db: Database, tenant_id: UUID, command_id: UUID) -> Mappin
 async def wait_result(db: Database, tenant_id: UUID, command_id: UUID, timeout_s: float) -> Mapping[str, Any] | None:
     """Poll for the result for so long; None when it has not come."""
     deadline = time.monotonic() + timeout_s
-<<<<<<< HEAD
     while True:
         result = await read_result(db, tenant_id, command_id)
         if result is not None or time.monotonic() >= deadline:
             return result
         await asyncio.sleep(RESULT_POLL_S)
-=======
-    while (result := await read_result(db, tenant_id, command_id)) is None and time.monotonic() < deadline:
-        await asyncio.sleep(RESULT_POLL_S)
-    return result
->>>>>>> delivery-attempt
 
 
 REMOVE_DONE = "DELETE FROM command WHERE done_time < clock_timestamp() - make_interval(secs => $1)"

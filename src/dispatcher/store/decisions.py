@@ -24,11 +24,7 @@ ON CONFLICT DO NOTHING"""
 async def commit(
     db: Database, epochs: Mapping[int, int], decisions: Sequence[Decision], dead_letters: Sequence[DeadLetter]
 ) -> set[int]:
-<<<<<<< HEAD
     """Write decisions and their dead letters for the partitions still held at these epochs; returns those partitions.
-=======
-    """Write decisions, with their dead letters, for the partitions still held at these epochs; returns those partitions.
->>>>>>> delivery-attempt
 
     Only the decisions of the partitions returned are committed, durably; writing one again changes nothing. When this
     raises, nothing or everything may be committed: ask again.
@@ -47,12 +43,8 @@ INSERT_DEAD_LETTERS = """
 INSERT INTO dead_letter (tenant_id, endpoint_id, seq, event_id, time, type, ordering_key, content_type, attempts,
                          last_outcome, last_status_code, last_error)
 SELECT d.tenant_id, d.endpoint_id, d.seq, d.event_id, clock_timestamp(), d.type, d.ordering_key,
-<<<<<<< HEAD
        coalesce(e.content_type, 'application/octet-stream'), d.attempts, d.last_outcome, d.last_status_code,
        d.last_error
-=======
-       coalesce(e.content_type, 'application/octet-stream'), d.attempts, d.last_outcome, d.last_status_code, d.last_error
->>>>>>> delivery-attempt
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::integer[],
             $9::smallint[], $10::smallint[], $11::text[])
      d(tenant_id, endpoint_id, seq, event_id, event_time, type, ordering_key, attempts, last_outcome, last_status_code,

@@ -1,12 +1,7 @@
 """The fence: what only the owner of a partition may write, and plans that stay what they were written for.
 
-<<<<<<< HEAD
 A steal changes the lease's epoch, which is a key update and waits for `FOR KEY SHARE`; a renewal changes no key and
 does not wait. So a decision written under the fence is written by the owner or not at all.
-=======
-A steal changes the lease's epoch, which is a key update and waits for `FOR KEY SHARE`; a renewal changes no key and does
-not wait. So a decision written under the fence is written by the owner or not at all.
->>>>>>> delivery-attempt
 """
 
 from __future__ import annotations
@@ -50,13 +45,8 @@ SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan'
 async def guard_plan(connection: Connection) -> None:
     """For this transaction: index probes only, and one plan for all parameters.
 
-<<<<<<< HEAD
     A partition is planned for while it is empty, at midnight; a sequential scan chosen then would be kept until the
     next ANALYZE, over millions of rows. The generic plan also prunes partitions at run time, row by row.
-=======
-    A partition is planned for while it is empty, at midnight; a sequential scan chosen then would be kept until the next
-    ANALYZE, over millions of rows. The generic plan also prunes partitions at run time, row by row.
->>>>>>> delivery-attempt
     """
     await connection.execute(GUARD_PLAN)
 

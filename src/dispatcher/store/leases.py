@@ -68,11 +68,7 @@ WHERE l.partition = h.partition AND l.epoch = h.epoch AND l.owner = $1"""
 
 
 async def release(db: Database, instance_id: UUID, held: Mapping[int, int]) -> None:
-<<<<<<< HEAD
     """Give leases back at once. The epoch stays: a decision still under way is written until a new owner comes."""
-=======
-    """Give leases back at once. The epoch stays: a decision that is still under way is written until a new owner comes."""
->>>>>>> delivery-attempt
     if held:
         await db.execute(RELEASE, instance_id, list(held.keys()), list(held.values()))
 

@@ -3,13 +3,8 @@
 There is no DEFAULT partition: a row that finds no partition is an error, loud and at once. Names carry the UTC day
 (`outbox_p20261123`), dedup's the generation (`dedup_g20780`).
 
-<<<<<<< HEAD
 Nothing here takes a lock that inserts wait for. `CREATE TABLE … PARTITION OF` would take ACCESS EXCLUSIVE on its parent
 and, queued behind one open reader (pg_dump), block all inserts; so a table is created alone and attached, which takes
-=======
-Nothing here takes a lock that inserts wait for. `CREATE TABLE … PARTITION OF` would take ACCESS EXCLUSIVE on the parent,
-and queued behind one open reader (pg_dump) it blocks all inserts; so a table is created alone and attached, which takes
->>>>>>> delivery-attempt
 SHARE UPDATE EXCLUSIVE. Likewise a partition is detached CONCURRENTLY, then dropped alone.
 """
 

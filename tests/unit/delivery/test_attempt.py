@@ -12,36 +12,16 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NoOpTracer, SpanKind, StatusCode
 
 from dispatcher.delivery.attempt import Attempter, outcome_of
-from dispatcher.delivery.exchange import Exchange, ExchangeKind, WebhookRequest
+from dispatcher.delivery.exchange import Exchange, ExchangeKind
 from dispatcher.model import Attempt, Outcome, Payload, TracePropagation
 from dispatcher.telemetry import Instruments, Tracing
 from tests.support.deliveries import NOW, row_of
 from tests.support.endpoints import runtime_of
+from tests.support.exchanges import OK, Receiver
 from tests.support.tasks import until
 
 NOW_S = NOW.timestamp() + 2.0
-OK = Exchange(ExchangeKind.RESPONSE, 0.25, 204, excerpt=b"thanks")
 PUBLISHER = f"00-{'a' * 32}-{'b' * 16}-01"
-
-
-class Receiver:
-    """Stands for the client: keeps what it was asked to post, answers when it is let."""
-
-    def __init__(self, answer: Exchange = OK) -> None:
-        self.answer = answer
-        self.requests: list[WebhookRequest] = []
-        self.open = asyncio.Event()
-        self.open.set()
-        self.stopped = False
-
-    async def post(self, request: WebhookRequest) -> Exchange:
-        self.requests.append(request)
-        try:
-            await self.open.wait()
-        except asyncio.CancelledError:
-            self.stopped = True
-            raise
-        return self.answer
 
 
 class Noted(Instruments):

@@ -253,6 +253,42 @@ async def test_drain_of_an_idle_flusher_returns_at_once():
     assert await bench.flusher.drain(5.0) == 0
 
 
+async def test_flushed_waits_for_what_was_added_before_and_not_for_what_comes_later():
+    bench = Bench()
+    await bench.flusher.flushed()
+    async with running(bench.flusher.run()):
+        bench.add(*range(1, 11))
+        waiting = asyncio.create_task(bench.flusher.flushed())
+        bench.store.open.clear()
+        await until(lambda: bench.store.copies == [10], "the first COPY")
+        bench.add(11)
+        later = asyncio.create_task(bench.flusher.flushed())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        bench.store.open.set()
+        await until(lambda: bench.flushed, "the first flush")
+        bench.store.open.clear()
+        await waiting
+        assert bench.flushed == list(range(1, 11))
+        await until(lambda: len(bench.store.copies) == 2, "the second COPY")
+        assert not later.done()
+        bench.store.open.set()
+        await later
+        assert bench.flushed[-1] == 11
+
+
+async def test_flushed_ends_when_a_reset_forgets_what_it_waits_for():
+    bench = Bench()
+    bench.store.away = True
+    async with running(bench.flusher.run()):
+        bench.add(1)
+        waiting = asyncio.create_task(bench.flusher.flushed())
+        await until(lambda: bench.store.again, "a try")
+        bench.flusher.reset()
+        async with asyncio.timeout(5):
+            await waiting
+
+
 async def test_after_a_reset_nothing_unflushed_is_ever_called_flushed():
     bench = Bench()
     bench.store.open.clear()

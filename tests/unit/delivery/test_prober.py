@@ -9,7 +9,7 @@ from dispatcher.delivery.prober import Prober
 from dispatcher.model import Outcome
 from tests.support.deliveries import NOW
 from tests.support.endpoints import SECRET_TEXT, runtime_of, sealed_key
-from tests.unit.delivery.test_attempt import Receiver
+from tests.support.exchanges import Receiver
 
 
 async def test_a_ping_is_signed_as_a_webhook_is_and_uses_up_no_sequence():

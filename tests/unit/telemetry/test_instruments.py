@@ -42,6 +42,7 @@ def record_everything(instruments: Instruments) -> None:
     instruments.delivered(0.2)
     instruments.settled("dead_lettered", 2)
     instruments.flushed(10, 0.001)
+    instruments.flush_dropped(1)
     instruments.lease_changed("acquired", 256)
     instruments.database_operation("publish", 0.001, "UniqueViolationError")
     instruments.worst_endpoints([("acme", "orders", 12, 3.5)])
