@@ -1,0 +1,1 @@
+"""HTTP out: leases, lanes, attempts and the client that sends webhooks."""
