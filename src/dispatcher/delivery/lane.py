@@ -294,8 +294,8 @@ class Lane:
     def wants_payloads(self, now: float) -> list[OutboxRow]:
         """The rows whose payloads to read now, those that can start first at the front. One read at a time, please.
 
-        Bounded by `payload_rows_max` and by `bytes_max`, though one row may always hold its payload. Where the bytes are
-        short, rows that can't start yet give theirs back.
+        Bounded by `payload_rows_max` and by `bytes_max`, though one row may always hold its payload. Where the bytes
+        are short, rows that can't start yet give theirs back.
         """
         return self._payloads.plan(self._order.front(now), self._slots.values())
 

@@ -62,6 +62,7 @@ class PayloadStore:
             self.lacking -= 1
             self.holding += 1
             self.bytes_held += row.data_bytes
+            self._reserved_bytes = max(0, self._reserved_bytes - row.data_bytes)
 
     def drop(self, row: OutboxRow) -> None:
         """The row will not be sent any more."""

@@ -44,9 +44,9 @@ SETTLED: Final = SlotState.SETTLED
 class Slot:
     """A row and how far its delivery has come; compared by identity.
 
-    `mode` is the ordering mode of the row's revision, None while that revision is unknown. `due` (monotonic seconds) has
-    a meaning only in BACKING_OFF. `proven` marks a success seen while the slot could not yet take it, `on_record` one
-    that the database holds.
+    `mode` is the ordering mode of the row's revision, None while that revision is unknown. `due` (monotonic seconds)
+    has a meaning only in BACKING_OFF. `proven` marks a success seen while the slot could not yet take it, `on_record`
+    one that the database holds.
     """
 
     __slots__ = ("due", "mode", "on_record", "proven", "row", "state")
