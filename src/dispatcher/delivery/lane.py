@@ -1,0 +1,461 @@
+"""One endpoint's deliveries in memory: pure, no I/O, no clock; times are monotonic seconds that are passed in.
+
+    watermark        acknowledged_through          tail        highest_known
+        │                     │                     │                │
+    ────┼─────────────────────┼─────────────────────┼────────────────┼──▶ seq
+        │ done, some of them  │ the window's rest:  │ committed, not │
+        │ not yet on record   │ any slot state      │ read yet       │
+
+The window is gapless: one slot for each row from just above the watermark to the tail. A slot's states and its way
+through them are drawn in `slots`; which slot may start is asked of `orders`.
+
+A row belongs to the ordering mode of its own revision. Rows are admitted to the running order one by one, ascending; a
+row of another mode is admitted only when every lower row is done, and a row of an unknown revision not at all, so
+nothing at or above it starts. How many may be in flight is the newest revision's word, as the URL is.
+
+`rows_max` counts every slot above the watermark: a row that keeps failing stops the window in the end, whatever the
+mode. The payloads of rows that are done, or about to be decided, are let go at once.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from dispatcher.delivery.orders import Order, SerialOrder, order_of
+from dispatcher.delivery.payloads import PayloadStore
+from dispatcher.delivery.slots import (
+    ACKNOWLEDGED,
+    BACKING_OFF,
+    DECIDING,
+    IN_FLIGHT,
+    SETTLED,
+    WAITING,
+    Slot,
+    SlotState,
+)
+from dispatcher.model import Cursor, EndpointKey, OrderingMode, OutboxRow, Payload
+
+
+class LaneError(RuntimeError):
+    """The caller told of something that can't have happened; going on would be a guess."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLimits:
+    """Bounds of one lane: slots in memory, bytes of payload held, payloads asked for at once."""
+
+    rows_max: int
+    bytes_max: int
+    payload_rows_max: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ModeSettings:
+    """What one revision of an endpoint says of ordering. ORDERED has one in flight whatever `max_in_flight` says."""
+
+    mode: OrderingMode
+    max_in_flight: int
+
+
+class LoadResult(enum.Enum):
+    """What `loaded` made of rows read.
+
+    CONTIGUOUS: all is well. GAP: a row is missing in the middle; what lies above it was not taken. MISSING: twice
+    nothing was found where a hint had promised rows; the lane no longer expects them. The last two are for the log.
+    """
+
+    CONTIGUOUS = "CONTIGUOUS"
+    GAP = "GAP"
+    MISSING = "MISSING"
+
+
+class Lane:
+    """The deliveries of one endpoint under one lease epoch; it dies with that epoch.
+
+    `position` is the stored cursor, `highest_known` the highest sequence known to be committed. `paused` may be set at
+    any time: nothing starts while it is. Every method raises `LaneError` when told of a state that can't be.
+    """
+
+    __slots__ = (
+        "_acknowledged_through",
+        "_admitted_through",
+        "_highest_known",
+        "_in_flight",
+        "_in_flight_max",
+        "_limits",
+        "_missing_highest",
+        "_mode",
+        "_modes",
+        "_order",
+        "_payloads",
+        "_settled_through",
+        "_settled_time",
+        "_slots",
+        "_tail",
+        "_tail_time",
+        "_unknown",
+        "_waiting",
+        "epoch",
+        "key",
+        "paused",
+    )
+
+    def __init__(self, key: EndpointKey, epoch: int, position: Cursor, limits: LaneLimits, highest_known: int) -> None:
+        self.key = key
+        self.epoch = epoch
+        self.paused = False
+        self._limits = limits
+        self._modes: dict[int, ModeSettings] = {}
+        self._in_flight_max = 1
+        self._slots: dict[int, Slot] = {}
+        self._settled_through = self._acknowledged_through = self._admitted_through = self._tail = position.seq
+        self._settled_time = self._tail_time = position.time
+        self._highest_known = max(highest_known, position.seq)
+        self._missing_highest = 0
+        self._mode: OrderingMode | None = None
+        self._order: Order = SerialOrder()
+        self._payloads = PayloadStore(limits.bytes_max, limits.payload_rows_max)
+        self._in_flight = 0
+        self._waiting = 0
+        self._unknown = 0
+
+    # --- what it is like ---
+
+    @property
+    def watermark(self) -> Cursor:
+        """Up to here every delivery is on record as settled; an acknowledgement that is not flushed does not count."""
+        return Cursor(self.key, self._settled_through, self._settled_time)
+
+    @property
+    def settled_through(self) -> int:
+        """The watermark's sequence."""
+        return self._settled_through
+
+    @property
+    def acknowledged_through(self) -> int:
+        """Up to here every delivery is done: delivered, as this lane saw, or settled."""
+        return self._acknowledged_through
+
+    @property
+    def tail(self) -> int:
+        """Highest sequence in memory; that of the watermark where nothing is."""
+        return self._tail
+
+    @property
+    def tail_time(self) -> datetime:
+        """Partition time of the row at the tail: the next rows are not older."""
+        return self._tail_time
+
+    @property
+    def highest_known(self) -> int:
+        """Highest sequence known to be committed."""
+        return self._highest_known
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts that were started and have not ended."""
+        return self._in_flight
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of payload that this lane's rows hold."""
+        return self._payloads.bytes_held
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing in memory and nothing known to read: the lane may be dropped."""
+        return not self._slots and self._tail >= self._highest_known
+
+    @property
+    def is_serial(self) -> bool:
+        """While one is in flight nothing else can start, so there is no use in asking."""
+        return self._mode is OrderingMode.ORDERED
+
+    @property
+    def needs_reload(self) -> bool:
+        """A row in memory names a revision that `configure` has not told of; nothing at or above it starts."""
+        return self._unknown > 0
+
+    @property
+    def blocked_by(self) -> OutboxRow | None:
+        """The lowest row in memory that is not done."""
+        slot = self._slots.get(self._acknowledged_through + 1)
+        return None if slot is None else slot.row
+
+    def state_of(self, seq: int) -> SlotState | None:
+        """How far row `seq` is; None where it is not in memory (SETTLED at or below the watermark)."""
+        if seq <= self._settled_through:
+            return SETTLED
+        slot = self._slots.get(seq)
+        return None if slot is None else slot.state
+
+    def next_due(self) -> float | None:
+        """When the next back-off ends; None if none is running, or while paused."""
+        return None if self.paused else self._order.next_due()
+
+    # --- settings ---
+
+    def configure(self, modes: Mapping[int, ModeSettings]) -> None:
+        """Add what is known of the endpoint's revisions. The ordering mode of a revision never changes."""
+        self._modes |= modes
+        if self._modes:
+            self._in_flight_max = max(1, self._modes[max(self._modes)].max_in_flight)
+        self._unknown = 0
+        for slot in self._slots.values():
+            if slot.mode is None:
+                slot.mode = self._mode_of(slot.row)
+                self._unknown += slot.mode is None and slot.state < ACKNOWLEDGED
+        self._admit()
+
+    def _mode_of(self, row: OutboxRow) -> OrderingMode | None:
+        settings = self._modes.get(row.revision)
+        return None if settings is None else settings.mode
+
+    # --- rows in ---
+
+    def hint(self, highest_seq: int) -> None:
+        """`highest_seq` is committed."""
+        self._highest_known = max(self._highest_known, highest_seq)
+
+    def wanted(self) -> int:
+        """How many rows above `tail` to read now; 0 when full or caught up. One read at a time, please.
+
+        While rows still wait here, reading is put off until a quarter of the window is free.
+        """
+        missing = self._highest_known - self._tail
+        free = self._limits.rows_max - len(self._slots)
+        if missing <= 0 or (self._waiting and free < self._limits.rows_max // 4):
+            return 0
+        return max(0, min(free, missing))
+
+    def offer(self, row: OutboxRow) -> bool:
+        """Take a row just committed if it is the next one and there is room; else it counts as a hint.
+
+        A payload beyond `bytes_max` is let go and read again when its row comes to the front.
+        """
+        taken = row.seq == self._tail + 1 and len(self._slots) < self._limits.rows_max
+        if taken:
+            self._append(row)
+        if row.seq > self._highest_known:
+            self._highest_known = row.seq
+        return taken
+
+    def loaded(self, rows: Sequence[OutboxRow], *, reached_end: bool) -> LoadResult:
+        """Take rows read from the database, ascending. `reached_end`: there were no more when they were read.
+
+        Rows at or below the tail are ignored, those for which there is no room left too.
+        """
+        for row in rows:
+            if row.seq > self._tail + 1:
+                return LoadResult.GAP
+            if row.seq == self._tail + 1 and len(self._slots) < self._limits.rows_max:
+                self._append(row)
+        self.hint(rows[-1].seq if rows else 0)
+        return self._check_end(rows, reached_end=reached_end)
+
+    def _check_end(self, rows: Sequence[OutboxRow], *, reached_end: bool) -> LoadResult:
+        """A hint may have come while the rows were read; only a second read, begun after it, proves it wrong."""
+        full = len(self._slots) >= self._limits.rows_max
+        if not reached_end or full or self._tail >= self._highest_known or (rows and rows[-1].seq > self._tail):
+            self._missing_highest = 0
+            return LoadResult.CONTIGUOUS
+        if self._missing_highest != self._highest_known:
+            self._missing_highest = self._highest_known
+            return LoadResult.CONTIGUOUS
+        self._highest_known = self._tail
+        self._missing_highest = 0
+        return LoadResult.MISSING
+
+    def _append(self, row: OutboxRow) -> None:
+        slot = Slot(row, self._mode_of(row))
+        self._slots[row.seq] = slot
+        self._tail, self._tail_time = row.seq, row.time
+        if row.settled:
+            row.payload = None
+            self._done(slot)
+            return
+        self._waiting += 1
+        self._payloads.add(row)
+        if slot.mode is None:
+            self._unknown += 1
+        elif self._admitted_through == row.seq - 1:
+            self._admit()
+
+    # --- payloads ---
+
+    @property
+    def needs_payloads(self) -> bool:
+        """It is time to call `wants_payloads`: a cheap question, to be asked often."""
+        return self._payloads.are_low
+
+    def wants_payloads(self, now: float) -> list[OutboxRow]:
+        """The rows whose payloads to read now, those that can start first at the front. One read at a time, please.
+
+        Bounded by `payload_rows_max` and by `bytes_max`, though one row may always hold its payload. Where the bytes
+        are short, rows that can't start yet give theirs back.
+        """
+        return self._payloads.plan(self._order.front(now), self._slots.values())
+
+    def attach(self, row: OutboxRow, payload: Payload) -> None:
+        """Give a row its payload; ignored where the row no longer needs it or there is no room for it any more."""
+        slot = self._slots.get(row.seq)
+        if slot is not None and slot.row is row and slot.state < DECIDING:
+            self._payloads.attach(row, payload)
+
+    # --- deliveries ---
+
+    def start(self, now: float) -> OutboxRow | None:
+        """The row to send at `now`, in flight from here on; None if nothing may start."""
+        if self.paused or self._in_flight >= self._in_flight_max:
+            return None
+        slot = self._order.take(now)
+        if slot is None:
+            if self._payloads.lacking and self._order.front(now):
+                self._payloads.are_starved = True
+            return None
+        if slot.state is WAITING:
+            self._waiting -= 1
+        slot.state = IN_FLIGHT
+        self._in_flight += 1
+        return slot.row
+
+    def succeeded(self, seq: int) -> None:
+        """The attempt in flight was answered 2xx: what waited for it may start; on record it is only once flushed."""
+        slot = self._ended(seq)
+        self._acknowledge(slot)
+
+    def failed(self, seq: int, due: float) -> None:
+        """The attempt in flight failed; the next may start at `due` (monotonic seconds)."""
+        slot = self._ended(seq)
+        if slot.proven:
+            self._acknowledge(slot)
+            return
+        slot.state = BACKING_OFF
+        slot.due = due
+        self._order.failed(slot)
+
+    def deciding(self, seq: int) -> bool:
+        """A decision on `seq` is about to be committed; what waits for it goes on waiting until `decided`.
+
+        Ends the attempt in flight, if there is one: call it instead of `failed`, never while the request still runs.
+        False where a success is known, so that there is nothing to decide.
+        """
+        slot = self._slot(seq)
+        if slot.state is IN_FLIGHT:
+            self._in_flight -= 1
+        if slot.state is IN_FLIGHT and slot.proven:
+            self._acknowledge(slot)
+        if slot.state >= ACKNOWLEDGED:
+            return False
+        if slot.state is DECIDING:
+            raise LaneError(f"{self.key}: a decision on {seq} is already under way")
+        self._retire(slot)
+        slot.state = DECIDING
+        return True
+
+    def decided(self, seq: int) -> None:
+        """The decision on `seq` is known to be committed."""
+        slot = self._slot(seq)
+        if slot.state is not DECIDING:
+            raise LaneError(f"{self.key}: no decision on {seq} was under way, it is {slot.state.name}")
+        slot.state = SETTLED
+        self._done(slot)
+
+    def late_success(self, seq: int) -> None:
+        """An attempt at `seq` that this lane did not start (a former epoch's) was answered 2xx."""
+        slot = self._slots.get(seq)
+        if slot is None or slot.state >= ACKNOWLEDGED:
+            return
+        slot.proven = True
+        if slot.state is WAITING or slot.state is BACKING_OFF:
+            self._acknowledge(slot)
+
+    def flushed(self, seq: int) -> None:
+        """A success of `seq` is on record. Ignored for rows that are not in memory."""
+        slot = self._slots.get(seq)
+        if slot is None:
+            return
+        if slot.state is ACKNOWLEDGED:
+            slot.state = SETTLED
+            if seq == self._settled_through + 1:
+                self._settle()
+            return
+        slot.on_record = True
+        self.late_success(seq)
+
+    # --- ends ---
+
+    def _slot(self, seq: int) -> Slot:
+        slot = self._slots.get(seq)
+        if slot is None:
+            raise LaneError(f"{self.key}: {seq} is not in memory ({self._settled_through} to {self._tail})")
+        return slot
+
+    def _ended(self, seq: int) -> Slot:
+        slot = self._slots.get(seq)
+        if slot is None or slot.state is not IN_FLIGHT:
+            raise LaneError(f"{self.key}: {seq} is not in flight")
+        self._in_flight -= 1
+        return slot
+
+    def _acknowledge(self, slot: Slot) -> None:
+        self._retire(slot)
+        slot.state = SETTLED if slot.on_record else ACKNOWLEDGED
+        self._done(slot)
+
+    def _retire(self, slot: Slot) -> None:
+        """No attempt will be started any more, so the payload may go."""
+        if slot.state is WAITING:
+            self._waiting -= 1
+        self._payloads.drop(slot.row)
+
+    def _done(self, slot: Slot) -> None:
+        """Let go what waited for `slot`, and move the marks over it."""
+        self._order.done(slot)
+        seq = slot.row.seq
+        if seq == self._acknowledged_through + 1:
+            slots = self._slots
+            following: Slot | None = slot
+            while following is not None and following.state >= ACKNOWLEDGED:
+                self._acknowledged_through = seq
+                seq += 1
+                following = slots.get(seq)
+            if slot.state is SETTLED:
+                self._settle()
+            if self._admitted_through < self._tail:
+                self._admit()
+        elif seq == self._admitted_through + 1:
+            self._admit()
+
+    def _settle(self) -> None:
+        slots = self._slots
+        seq = self._settled_through + 1
+        slot = slots.get(seq)
+        while slot is not None and slot.state is SETTLED:
+            del slots[seq]
+            self._settled_through = seq
+            self._settled_time = slot.row.time
+            seq += 1
+            slot = slots.get(seq)
+
+    def _admit(self) -> None:
+        """Admit the next rows to the running order, or to a new one once every lower row is done."""
+        self._admitted_through = max(self._admitted_through, self._acknowledged_through)
+        for slot in self._unadmitted():
+            if slot.state < ACKNOWLEDGED:
+                if slot.mode is None:
+                    return
+                if slot.mode is not self._mode:
+                    if self._acknowledged_through < self._admitted_through:
+                        return
+                    self._mode = slot.mode
+                    self._order = order_of(slot.mode)
+                self._order.admit(slot)
+            self._admitted_through = slot.row.seq
+
+    def _unadmitted(self) -> Iterator[Slot]:
+        while (slot := self._slots.get(self._admitted_through + 1)) is not None:
+            yield slot
