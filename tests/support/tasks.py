@@ -26,7 +26,7 @@ async def until(condition: Callable[[], object], what: str) -> None:
     """Let the loop run until `condition` holds; fails after 10 s, naming `what` was awaited."""
     try:
         async with asyncio.timeout(WAIT_S):
-            while not condition():  # noqa: ASYNC110 - a condition over plain state has no signal to wait for
+            while not condition():
                 await asyncio.sleep(0.001)
     except TimeoutError:
         raise AssertionError(f"never came: {what}") from None
