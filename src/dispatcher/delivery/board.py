@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from dispatcher.delivery.endpoint import EndpointRuntime
 from dispatcher.delivery.lane import Lane, LaneLimits, ModeSettings
-from dispatcher.delivery.scheduler import Scheduler
+from dispatcher.delivery.scheduler import Scheduler, SchedulerLimits
 from dispatcher.model import Cursor, EndpointKey, EndpointState, OutboxRow
 from dispatcher.store.backlog import EndpointPosition
 
@@ -39,11 +39,12 @@ class OwnedPartition:
 class Board:
     """Lanes and positions; every change of either goes through here."""
 
-    def __init__(self, scheduler: Scheduler, limits: LaneLimits) -> None:
-        self._scheduler = scheduler
+    def __init__(self, limits: LaneLimits, scheduling: SchedulerLimits) -> None:
+        self.scheduler: Scheduler[Lane] = Scheduler(scheduling, on_rest=self.feed)
         self._limits = limits
         self._partitions: dict[int, OwnedPartition] = {}
         self._horizons: dict[EndpointKey, int] = {}
+        self._born: dict[EndpointKey, int] = {}
         self.lanes: dict[EndpointKey, Lane] = {}
         self.runtimes: dict[EndpointKey, EndpointRuntime] = {}
         self.unlocated: OrderedKeys = {}
@@ -122,7 +123,8 @@ class Board:
         lane = Lane(key, owned.epoch, cursor, self._limits, highest_seq)
         lane.paused = owned.closing
         self.lanes[key] = lane
-        self._scheduler.add(lane)
+        self._born[key] = cursor.seq
+        self.scheduler.add(lane)
         runtime = self.runtimes.get(key)
         if runtime is None:
             self._note(self.unconfigured, key)
@@ -134,7 +136,8 @@ class Board:
     def _drop(self, lane: Lane) -> None:
         del self.lanes[lane.key]
         self._horizons.pop(lane.key, None)
-        self._scheduler.remove(lane)
+        self._born.pop(lane.key, None)
+        self.scheduler.remove(lane)
         if len(self.runtimes) > RUNTIMES_MAX:
             self.runtimes.pop(lane.key, None)
 
@@ -200,10 +203,17 @@ class Board:
             self.wake(lane)
 
     def forget_runtime(self, key: EndpointKey) -> None:
-        """The endpoint changed: read its configuration anew, at once where it has a lane."""
-        self.runtimes.pop(key, None)
+        """The endpoint changed: read its configuration anew; a lane goes on with the old one until then."""
         if key in self.lanes:
             self._note(self.unconfigured, key)
+        else:
+            self.runtimes.pop(key, None)
+
+    def retry_unconfigured(self) -> None:
+        """Lanes whose configuration could not be used when it was read (a secret did not open): read it again."""
+        for key in self.lanes:
+            if key not in self.runtimes:
+                self._note(self.unconfigured, key)
 
     def _apply(self, lane: Lane, runtime: EndpointRuntime) -> None:
         owned = self._partitions[lane.key.partition]
@@ -220,14 +230,14 @@ class Board:
         """The lane may have something to send, or needs something to be read first."""
         if lane.needs_reload:
             self._note(self.unconfigured, lane.key)
-        self._scheduler.wake(lane)
+        self.scheduler.wake(lane)
         self.ready.set()
 
     def feed(self, lane: Lane) -> None:
         """Note what the lane wants to have read."""
         if lane.wanted():
             self._note(self.hungry, lane.key)
-        if lane.wants_payloads():
+        if lane.needs_payloads:
             self._note(self.thirsty, lane.key)
 
     def flushed(self, key: EndpointKey, seq: int) -> None:
@@ -251,6 +261,10 @@ class Board:
     def is_fresh(self, lane: Lane) -> bool:
         """Whether nobody can have attempted the rows above the lane's tail."""
         return lane.tail >= self._horizons.get(lane.key, 0)
+
+    def has_progressed(self, lane: Lane) -> bool:
+        """Whether anything was settled since the lane was made."""
+        return lane.settled_through > self._born.get(lane.key, 0)
 
     def take_dirty(self, count_max: int, partitions: Iterable[int] | None = None) -> list[Cursor]:
         """Watermarks that moved since they were last written, at most `count_max`."""

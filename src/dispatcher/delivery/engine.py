@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-
 from dispatcher.config import DeliverySettings, LeaseSettings, RetrySettings
 from dispatcher.delivery.attempt import Attempter, Client
 from dispatcher.delivery.board import Board
@@ -31,11 +30,10 @@ from dispatcher.delivery.leases import LeaseKeeper
 from dispatcher.delivery.leases import LeaseSettings as KeeperSettings
 from dispatcher.delivery.ownership import Ownership
 from dispatcher.delivery.retry import RetryPolicy
-from dispatcher.delivery.scheduler import Scheduler, SchedulerLimits
+from dispatcher.delivery.scheduler import SchedulerLimits
 from dispatcher.delivery.sending import SendingOptions, SendLoop
 from dispatcher.delivery.watch import Watch, WatchOptions
-from dispatcher.errors import DispatcherError
-from dispatcher.model import Attempt, DeadLetter, EndpointKey, Instance, OutboxRow, Outcome
+from dispatcher.model import Attempt, EndpointKey, Instance, OutboxRow, Outcome
 from dispatcher.security.secrets import Keyring, SecretSealError
 from dispatcher.store import attempts, decisions, listen, runtime
 from dispatcher.store.database import Database
@@ -80,8 +78,7 @@ class Engine:
     def __init__(self, parts: EngineParts, settings: EngineSettings, *, chance: random.Random | None = None) -> None:
         self._parts, self._settings = parts, settings
         delivery, database = settings.delivery, parts.database
-        self._scheduler = Scheduler(_scheduler_limits(delivery))
-        self.board = Board(self._scheduler, LaneLimits(delivery.lane_rows_max, delivery.lane_bytes_max))
+        self.board = Board(LaneLimits(delivery.lane_rows_max, delivery.lane_bytes_max), _scheduler_limits(delivery))
         self.keeper = LeaseKeeper(database, _keeper_settings(settings), self, self.describe)
         self.flusher = Flusher(
             functools.partial(attempts.append, database),
@@ -91,16 +88,15 @@ class Engine:
             instruments=parts.instruments,
             limits=FlushLimits(interval_s=delivery.flush_interval_s, attempts_max=delivery.flush_attempts_max),
         )
-        self.decisions: DecisionWriter[DeadLetter] = DecisionWriter(
+        self.decisions: DecisionWriter = DecisionWriter(
             functools.partial(decisions.commit, database), self.keeper.held, DecisionLimits()
         )
         self.sending = SendLoop(
             self.board,
-            self._scheduler,
             Attempter(parts.client, self.flusher.add, parts.tracing, parts.instruments),
             self.flusher,
             self.decisions,
-            self.keeper.may_send,
+            self.keeper.sendable_until,
             SendingOptions(_retry_policy(settings.retry), delivery.flush_stall_s),
             parts.instruments,
             chance=chance,
@@ -233,23 +229,18 @@ class Engine:
         prepared = []
         for row in await runtime.load_runtime(self._parts.database, keys):
             try:
-                prepared.append(self._prepare(row))
-            except (SecretSealError, DispatcherError) as error:
-                log.error("an endpoint cannot be delivered to", extra={"endpoint": row.name, "error": str(error)})
+                endpoint = prepare_endpoint(row, self._parts.keyring, self._settings.delivery.user_agent)
+            except SecretSealError as error:
+                log.error(  # noqa: TRY400 -- the cause is a key that is missing, a traceback says no more
+                    "an endpoint cannot be delivered to: a signing key does not open",
+                    extra={"endpoint": row.name, "tenant": row.tenant_name, "error": str(error)},
+                )
+                continue
+            if endpoint.deleted or endpoint.can_sign(time.time()):
+                prepared.append(endpoint)
+            else:
+                log.error("an endpoint has no signing key", extra={"endpoint": row.name, "tenant": row.tenant_name})
         return prepared
-
-    def _prepare(self, row: runtime.EndpointRuntimeRow) -> EndpointRuntime:
-        return prepare_endpoint(
-            row.key,
-            tenant_name=row.tenant_name,
-            endpoint_name=row.name,
-            state=row.state,
-            delete_time=row.delete_time,
-            revisions=row.revisions,
-            signing_keys=row.signing_keys,
-            keyring=self._parts.keyring,
-            user_agent=self._settings.delivery.user_agent,
-        )
 
     def _on_flushed(self, flushed: Sequence[Attempt]) -> None:
         for attempt in flushed:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from dispatcher.delivery.backoff import Backoff
 from dispatcher.delivery.board import Board, OrderedKeys
 from dispatcher.delivery.endpoint import EndpointRuntime
-from dispatcher.delivery.lane import Lane
+from dispatcher.delivery.lane import Lane, LoadResult
 from dispatcher.errors import UnavailableError
 from dispatcher.model import EndpointKey, OutboxRow
 from dispatcher.store import backlog
@@ -36,7 +37,16 @@ class FeederLimits:
 class Feeder:
     """`run` is the task; it waits for `Board.work`."""
 
-    def __init__(self, database: Database, board: Board, load_runtimes: LoadRuntimes, limits: FeederLimits) -> None:
+    def __init__(
+        self,
+        database: Database,
+        board: Board,
+        load_runtimes: LoadRuntimes,
+        limits: FeederLimits,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._database = database
         self._board = board
         self._load_runtimes = load_runtimes
@@ -96,37 +106,43 @@ class Feeder:
         for key, want in wants.items():
             lane = lanes[key]
             if self._board.is_current(lane) and lane.tail == want.after_seq:
-                lane.loaded(rows[key], reached_end=len(rows[key]) < want.limit)
-                self._board.settled(lane)
+                self._loaded(lane, rows[key], reached_end=len(rows[key]) < want.limit)
+
+    def _loaded(self, lane: Lane, rows: Sequence[OutboxRow], *, reached_end: bool) -> None:
+        result = lane.loaded(rows, reached_end=reached_end)
+        if result is not LoadResult.CONTIGUOUS:
+            log.error(
+                "an outbox is not as promised",
+                extra={"endpoint": str(lane.key.endpoint_id), "found": result.value, "tail": lane.tail},
+            )
+        self._board.settled(lane)
 
     def _want(self, lane: Lane) -> RowsWanted | None:
         limit = lane.wanted()
         if not limit:
             return None
-        if lane.watermark.seq == lane.position_seq:
+        if not self._board.has_progressed(lane):
             limit = min(limit, self._limits.first_rows_max)
         return RowsWanted(lane.key, lane.tail, lane.tail_time, limit, fresh=self._board.is_fresh(lane))
 
     async def _read_payloads(self, keys: list[EndpointKey]) -> None:
-        wanted: dict[PayloadKey, list[OutboxRow]] = {}
-        fed: list[Lane] = []
-        for key in keys:
-            lane = self._board.lanes.get(key)
-            if lane is None:
-                continue
+        """Payloads for the rows that may start first; one event is read once however many lanes want it."""
+        wanted: dict[PayloadKey, list[tuple[Lane, OutboxRow]]] = {}
+        lanes = [lane for key in keys if (lane := self._board.lanes.get(key)) is not None]
+        for lane in lanes:
             if len(wanted) >= self._limits.payloads_max:
-                self._board.thirsty[key] = None
+                self._board.thirsty[lane.key] = None
                 continue
-            fed.append(lane)
-            for row in lane.wants_payloads():
-                wanted.setdefault((row.key.tenant_id, row.event_id, row.event_time), []).append(row)
+            for row in lane.wants_payloads(self._clock()):
+                wanted.setdefault((row.key.tenant_id, row.event_id, row.event_time), []).append((lane, row))
         payloads = await backlog.fetch_payloads(self._database, list(wanted))
-        for payload_key, rows in wanted.items():
+        for payload_key, wanting in wanted.items():
             payload = payloads.get(payload_key)
-            for row in rows:
-                row.payload = payload
-                if payload is None:
-                    log.error("the payload of a pending delivery is gone", extra={"event_id": row.event_id})
-        for lane in fed:
+            if payload is None:
+                log.error("the payload of a pending delivery is gone", extra={"event_id": payload_key[1]})
+                continue
+            for lane, row in wanting:
+                lane.attach(row, payload)
+        for lane in lanes:
             if self._board.is_current(lane):
                 self._board.wake(lane)

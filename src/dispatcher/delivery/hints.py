@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 HINTS_PENDING_MAX = 50_000
 """Endpoints waiting to be told of; beyond it the sweep has to find them."""
+
+
 class HintSender:
     """Coalesces hints per owner; `run` sends them, on connections that publish does not wait for."""
 

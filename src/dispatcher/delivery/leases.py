@@ -90,6 +90,7 @@ class LeaseKeeper:
         self.instance_id: UUID = describe().instance_id
         self._held: dict[int, Held] = {}
         self._releases: dict[int, asyncio.Task[None]] = {}
+        self._owners: dict[int, UUID] = {}
         self._timeline: int | None = None
         self._renew_due = -1.0
         self._next_expiry_s: float | None = None
@@ -117,6 +118,18 @@ class LeaseKeeper:
             and partition not in self._releases
             and now < lease.valid_until - self._settings.lease_send_margin_s
         )
+
+    def sendable_until(self) -> float:
+        """Until when (monotonic seconds) requests may start for whatever is held: the first lease to run out counts.
+
+        A renewal and an acquisition only move it on, so a value read earlier stays a safe bound.
+        """
+        until = min((lease.valid_until for lease in self._held.values()), default=0.0)
+        return until - self._settings.lease_send_margin_s
+
+    def owner_of(self, partition: int) -> UUID | None:
+        """Who held the partition at the last look at the fleet."""
+        return self._owners.get(partition)
 
     # The loop.
 
@@ -180,6 +193,7 @@ class LeaseKeeper:
     async def _view(self) -> View:
         live = await instances.live(self._db, self._settings.lease_ttl_s)
         owners = await leases.read_owners(self._db)
+        self._owners = {partition: owner for partition, (owner, _) in owners.items()}
         sharing = {instance.instance_id for instance in live if not instance.draining} - {self.instance_id}
         if not self._draining:
             sharing.add(self.instance_id)

@@ -1,9 +1,9 @@
 """From lease to lanes and back.
 
-    acquired ──probe every endpoint once──> delivering ──release wanted──> nothing starts ──in flight done, flushed,
-        ^                                       │                                             checkpointed──> released
-        │                                       ├── lease lost ──> lanes forgotten at once
-        └──────────── fresh start ── reset <────┘   (the database lost commits: acknowledgements forgotten too)
+acquired ──probe every endpoint once──> delivering ──release wanted──> nothing starts ──in flight done, flushed,
+    ^                                       │                                             checkpointed──> released
+    │                                       ├── lease lost ──> lanes forgotten at once
+    └──────────── fresh start ── reset <────┘   (the database lost commits: acknowledgements forgotten too)
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dispatcher.delivery.decide import DecisionWriter
 from dispatcher.delivery.flush import Flusher
 from dispatcher.delivery.sending import SendLoop
 from dispatcher.errors import UnavailableError
-from dispatcher.model import DeadLetter
 from dispatcher.store import backlog
 from dispatcher.store.database import Database
 
@@ -38,7 +37,7 @@ class Ownership:
         board: Board,
         sending: SendLoop,
         flusher: Flusher,
-        decisions: DecisionWriter[DeadLetter],
+        decisions: DecisionWriter,
         checkpointer: Checkpointer,
         held: Callable[[int], int | None],
         *,

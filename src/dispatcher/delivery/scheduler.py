@@ -18,6 +18,7 @@ import enum
 import heapq
 import itertools
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID
@@ -96,8 +97,10 @@ class _TenantShare(Generic[LaneT]):
 class Scheduler(Generic[LaneT]):
     """Round-robin over the lanes that may have something to start."""
 
-    def __init__(self, limits: SchedulerLimits) -> None:
+    def __init__(self, limits: SchedulerLimits, on_rest: Callable[[LaneT], None] = lambda _lane: None) -> None:
+        """`on_rest` is told of a lane that was asked and had nothing to start: it may lack something to be read."""
         self._limits = limits
+        self._on_rest = on_rest
         self._entries: dict[LaneT, _Entry[LaneT]] = {}
         self._tenants: dict[UUID, _TenantShare[LaneT]] = {}
         self._ready: deque[_Entry[LaneT]] = deque()
@@ -224,6 +227,7 @@ class Scheduler(Generic[LaneT]):
             entry.timer_due = due
             heapq.heappush(self._timers, (due, next(self._timer_numbers), entry))
         self._pass_on(entry.tenant)
+        self._on_rest(lane)
 
     def _pass_on(self, tenant: _TenantShare[LaneT]) -> None:
         """Make one lane ready of those that wait for this tenant's cap, and one of the slow, where there is room."""

@@ -26,7 +26,6 @@ from dispatcher.delivery.decide import DecisionWriter, Verdict
 from dispatcher.delivery.flush import Flusher
 from dispatcher.delivery.lane import Lane
 from dispatcher.delivery.retry import Exhausted, Retry, RetryPolicy, next_step, parse_retry_after
-from dispatcher.delivery.scheduler import Scheduler
 from dispatcher.model import DeadLetter, Decision, DecisionKind, EndpointKey, OutboxRow
 from dispatcher.telemetry import Instruments
 
@@ -50,11 +49,10 @@ class SendLoop:
     def __init__(
         self,
         board: Board,
-        scheduler: Scheduler,
         attempter: Attempter,
         flusher: Flusher,
-        decisions: DecisionWriter[DeadLetter],
-        may_send: Callable[[int, float], bool],
+        decisions: DecisionWriter,
+        sendable_until: Callable[[], float],
         options: SendingOptions,
         instruments: Instruments,
         *,
@@ -62,11 +60,12 @@ class SendLoop:
         chance: random.Random | None = None,
     ) -> None:
         self._board = board
-        self._scheduler = scheduler
+        self._scheduler = board.scheduler
         self._attempter = attempter
         self._flusher = flusher
         self._decisions = decisions
-        self._may_send = may_send
+        self._sendable_until = sendable_until
+        self._leases_until = 0.0
         self._options = options
         self._instruments = instruments
         self._clock = clock
@@ -111,101 +110,116 @@ class SendLoop:
             await asyncio.sleep(self._options.gate_check_s)
 
     def _start_all(self, tasks: asyncio.TaskGroup) -> bool:
-        """Start all that may start. True: something waits behind the gate of a flush or a lease."""
+        """Start all that may start. True: the gate is closed, by a flush that waits or a lease that runs out."""
         if self._stopping:
             return False
         while True:
             now = self._clock()
-            if self._flusher.is_full or self._flusher.oldest_wait_s(now) > self._options.flush_stall_s:
+            if not self._gate_is_open(now):
                 return True
-            taken = self._scheduler.take(now, lambda lane: self._may_send(lane.key.partition, now))  # noqa: B023
+            taken = self._scheduler.take(now)
             if taken is None:
-                return self._scheduler.has_gated
-            lane, row = taken
-            task = tasks.create_task(self._deliver(lane, row), name="attempt")
-            self._in_flight[task] = lane.key
+                return False
+            task = tasks.create_task(self._deliver(*taken), name="attempt")
+            self._in_flight[task] = taken[0].key
             task.add_done_callback(self._forget)
+
+    def _gate_is_open(self, now: float) -> bool:
+        """Leases are renewed all together, so the first to run out stands for all."""
+        if now >= self._leases_until:
+            self._leases_until = self._sendable_until()
+        return (
+            now < self._leases_until
+            and not self._flusher.is_full
+            and self._flusher.oldest_wait_s(now) <= self._options.flush_stall_s
+        )
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         del self._in_flight[task]
         self._finished.set()
 
     async def _deliver(self, lane: Lane, row: OutboxRow) -> None:
-        runtime = self._board.runtimes.get(lane.key)
-        if runtime is None:
-            # Its configuration is being read anew: the lane waits for it.
-            self._scheduler.returned(lane, row.seq)
-            return
+        runtime = self._board.runtimes[lane.key]
         started = self._clock()
-        result = None
+        verdict = result = None
         try:
             result = await self._attempter.attempt(runtime, row, row.attempts + 1, lane.epoch)
+            if self._board.is_current(lane):
+                verdict = self._conclude(lane, row, result)
         finally:
             failed = result is None or not result.is_success
             self._scheduler.finished(lane, failed=failed, duration_s=self._clock() - started)
+            self._board.ready.set()
+        if verdict is not None:
+            await self._settle(lane, row, verdict)
+
+    def _conclude(self, lane: Lane, row: OutboxRow, result: AttemptResult) -> asyncio.Future[Verdict] | None:
+        """Tell the lane what came of its row; where it is exhausted, the decision that is being committed."""
         row.attempts += 1
         row.first_attempt_time = row.first_attempt_time or result.attempt.start_time
-        if self._board.is_current(lane):
-            await self._conclude(lane, row, result)
-            self._board.ready.set()
-
-    async def _conclude(self, lane: Lane, row: OutboxRow, result: AttemptResult) -> None:
         if result.is_success:
             self.delivered_total += 1
-            self._instruments.settled("delivered")
             lane.succeeded(row.seq)
             self._board.feed(lane)
-            self._board.wake(lane)
-            return
+            return None
         step = self._next_step(row, result)
         if isinstance(step, Retry):
             lane.failed(row.seq, self._clock() + step.delay_s)
-            self._board.wake(lane)
-        else:
-            await self._dead_letter(lane, row, result, step)
+            return None
+        if not lane.deciding(row.seq):
+            return None  # a former owner's success is known
+        return self._decisions.submit(*_dead_letter(row, result, step), lane.epoch)
 
     def _next_step(self, row: OutboxRow, result: AttemptResult) -> Retry | Exhausted:
         now = datetime.now(UTC)
         first = row.first_attempt_time or now
         return next_step(
             self._options.retry,
-            row.attempts,
-            max(0.0, (now - first).total_seconds()),
-            parse_retry_after(result.retry_after, now),
-            self._random,
+            attempt_number=row.attempts,
+            age_s=max(0.0, (now - first).total_seconds()),
+            outcome=result.attempt.outcome,
+            retry_after_s=None if result.retry_after is None else parse_retry_after(result.retry_after, now),
+            draw=self._random.random(),
         )
 
-    async def _dead_letter(self, lane: Lane, row: OutboxRow, result: AttemptResult, step: Exhausted) -> None:
-        """The next row waits until the decision is known to be committed."""
-        lane.deciding(row.seq)
-        attempt = result.attempt
-        decision = Decision(
-            key=row.key,
-            seq=row.seq,
-            event_id=row.event_id,
-            event_time=row.event_time,
-            kind=DecisionKind.DEAD_LETTER,
-            reason=step.reason,
-            actor=ACTOR,
+    async def _settle(self, lane: Lane, row: OutboxRow, verdict: asyncio.Future[Verdict]) -> None:
+        """The next row waits until the decision is known to be committed.
+
+        A void one goes with its lane. After a refused one, already logged, the lane stays where it is: going on would
+        pass over an event that nothing is on record about.
+        """
+        if await verdict is not Verdict.COMMITTED or not self._board.is_current(lane):
+            return
+        log.warning(
+            "a delivery is dead-lettered",
+            extra={"tenant": str(row.key.tenant_id), "endpoint": str(row.key.endpoint_id), "sequence": row.seq},
         )
-        letter = DeadLetter(
-            key=row.key,
-            seq=row.seq,
-            event_id=row.event_id,
-            event_time=row.event_time,
-            type=row.type,
-            ordering_key=row.ordering_key,
-            attempts=row.attempts,
-            last_outcome=attempt.outcome,
-            last_status_code=attempt.status_code,
-            last_error=attempt.error,
-        )
-        verdict = await self._decisions.submit(decision, letter, lane.epoch)
-        if verdict is Verdict.COMMITTED and self._board.is_current(lane):
-            log.warning(
-                "a delivery is dead-lettered",
-                extra={"tenant": str(row.key.tenant_id), "endpoint": str(row.key.endpoint_id), "sequence": row.seq},
-            )
-            self._instruments.settled("dead_lettered")
-            lane.decided(row.seq)
-            self._board.settled(lane)
+        self._instruments.settled("dead_lettered")
+        lane.decided(row.seq)
+        self._board.settled(lane)
+
+
+def _dead_letter(row: OutboxRow, result: AttemptResult, step: Exhausted) -> tuple[Decision, DeadLetter]:
+    attempt = result.attempt
+    decision = Decision(
+        key=row.key,
+        seq=row.seq,
+        event_id=row.event_id,
+        event_time=row.event_time,
+        kind=DecisionKind.DEAD_LETTER,
+        reason=step.reason,
+        actor=ACTOR,
+    )
+    letter = DeadLetter(
+        key=row.key,
+        seq=row.seq,
+        event_id=row.event_id,
+        event_time=row.event_time,
+        type=row.type,
+        ordering_key=row.ordering_key,
+        attempts=row.attempts,
+        last_outcome=attempt.outcome,
+        last_status_code=attempt.status_code,
+        last_error=attempt.error,
+    )
+    return decision, letter

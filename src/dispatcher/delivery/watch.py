@@ -103,6 +103,7 @@ class Watch:
         for key in changed.keys() - {k for k, time in self._changed.items() if changed.get(k) == time}:
             self._board.forget_runtime(key)
         self._changed = changed
+        self._board.retry_unconfigured()
         await self._execute_commands()
 
     async def _since(self, last: datetime | None) -> datetime:

@@ -77,7 +77,8 @@ CHANGED_ENDPOINTS = """
 SELECT e.tenant_id, e.endpoint_id, e.update_time
 FROM unnest($1::smallint[]) p(partition)
 CROSS JOIN LATERAL (
-    SELECT e.tenant_id, e.endpoint_id, e.update_time FROM endpoint e WHERE e.partition = p.partition AND e.update_time >= $2 OFFSET 0
+    SELECT e.tenant_id, e.endpoint_id, e.update_time FROM endpoint e
+    WHERE e.partition = p.partition AND e.update_time >= $2 OFFSET 0
 ) e"""
 
 
