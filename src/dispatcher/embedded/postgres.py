@@ -34,7 +34,7 @@ READY_TIMEOUT_S = 60.0
 INITDB_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
 """How long a stop may take before the next harder one is tried."""
-FORMER_SERVER_WAIT_S = 10.0
+FORMER_SERVER_WAIT_S = 30.0
 """How long to wait for a server whose launcher was killed and which is still shutting down."""
 WATCH_INTERVAL_S = 0.25
 LOG_BYTES_MAX = 16 * 1024 * 1024

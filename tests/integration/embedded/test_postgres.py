@@ -92,6 +92,7 @@ async def test_committed_rows_survive_sigkill_of_the_whole_server(server: Embedd
     await connection.execute("CREATE TABLE kept (n int)")
     await connection.execute("INSERT INTO kept VALUES (1)")
     backend = await connection.fetchval("SELECT pg_backend_pid()")
+    os.kill(backend, signal.SIGSTOP)  # it would not notice the end of its parent
     await server.kill()
     assert not server.is_running
     assert not processes.is_running(backend)
