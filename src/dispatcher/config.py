@@ -86,7 +86,6 @@ Address = Annotated[str, AfterValidator(_checked_address)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_checked_dsn)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split_list)]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
-Ports = Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], BeforeValidator(_split_list)]
 
 
 def _count(default: int, low: int, high: int, description: str) -> Any:
@@ -247,7 +246,11 @@ class SecuritySettings(_Group):
     signing_key_overlap_s: int = _count(DAY_S, 0, 30 * DAY_S, "How long a rotated key still signs beside the new one.")
     egress_allowed_networks: Networks = _plain((), "Networks (CIDR) allowed although they are not public.")
     egress_allowed_hosts: Hosts = _plain((), "Host names allowed to resolve to non-public addresses.")
-    egress_allowed_ports: Ports = _plain((), "Ports webhooks may go to; empty means any.")
+    egress_allowed_ports: str = Field(
+        default="80,443,1024-65535",
+        pattern=r"^\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*$",
+        description="Ports and ranges webhooks may go to; the default leaves out mail, SSH and their like.",
+    )
     egress_allow_http: bool = _plain(default=True, description="Whether http:// targets are accepted beside https://.")
 
 

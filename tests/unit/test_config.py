@@ -45,7 +45,7 @@ def test_values_are_read_with_their_types() -> None:
     assert settings.lease_ttl_s == 7.5
     assert settings.database_pooled is True
     assert settings.egress_allowed_networks == (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
-    assert settings.egress_allowed_ports == (443, 8443)
+    assert settings.egress_allowed_ports == "443,8443"
 
 
 def test_settings_are_frozen() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: watermarks that moved are written every few seconds, fenced by the leases, never past what is durable."""
+"""Checkpoints: watermarks that moved, written every few seconds under the leases, never past what is durable."""
 
 from __future__ import annotations
 

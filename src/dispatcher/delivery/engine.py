@@ -225,7 +225,7 @@ class Engine:
     # -- what the parts call ---------------------------------------------------------------------------------------
 
     async def load_runtimes(self, keys: Sequence[EndpointKey]) -> list[EndpointRuntime]:
-        """Configuration of endpoints, ready for use; one whose keys do not open is left out, loudly, and tried again."""
+        """Configuration of endpoints, ready for use; one that cannot sign is left out, loudly, and tried again."""
         prepared = []
         for row in await runtime.load_runtime(self._parts.database, keys):
             try:

@@ -26,6 +26,7 @@ from uuid import UUID
 import asyncpg
 
 from dispatcher.errors import (
+    CommitUnknownError,
     DeadlineTooShortError,
     DispatcherError,
     OverloadedError,
@@ -33,8 +34,9 @@ from dispatcher.errors import (
 )
 from dispatcher.store.database import Database
 from dispatcher.store.handoff import HandOff
-from dispatcher.store.publish import PublishRequest, RequestResult, Verdict, committed_rows
+from dispatcher.store.publish import PublishRequest, PublishResult, RequestResult, Verdict, committed_rows
 from dispatcher.store.writer import BatchRefusedError, PublishWriter
+from dispatcher.telemetry import Instruments
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +100,13 @@ class GroupCommit:
         database: Database,
         limits: GroupCommitLimits,
         handoff: HandOff,
+        instruments: Instruments | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = limits
         self._handoff = handoff
+        self._instruments = instruments or Instruments.silent()
         self._clock = clock
         self._queues: tuple[deque[_Item], deque[_Item]] = (deque(), deque())
         self._arrived = (asyncio.Event(), asyncio.Event())
@@ -120,6 +124,8 @@ class GroupCommit:
         self.queued_events = 0
         self.queued_bytes = 0
         self._pending = 0
+        self._instruments.publish_queue_events.follow(lambda: self.queued_events)
+        self._instruments.publish_queue_bytes.follow(lambda: self.queued_bytes)
 
     async def submit(
         self, request: PublishRequest, *, deadline: float | None = None, chain: Chain | None = None
@@ -240,20 +246,42 @@ class GroupCommit:
 
     async def _write_once(self, writer: int, batch: Sequence[_Item]) -> None:
         requests = [item.request for item in batch]
+        started = self._clock()
         try:
             outcome = await self._writers[writer].write(requests)
         except DispatcherError as error:
+            self._measure(batch, "unknown" if isinstance(error, CommitUnknownError) else "failed", started)
             for item in batch:
                 item.resolve(error)
             return
+        self._measure(batch, "committed", started)
         for item, result in zip(batch, outcome.results, strict=True):
+            self._count_events(result)
             item.resolve(result)
         if outcome.reply is not None:
-            rows, others = committed_rows(requests, outcome.reply, self._handoff.owns)
-            if rows:
-                self._handoff.offer(rows)
-            if others:
-                self._handoff.hint(others)
+            self._hand_off(requests, outcome.reply)
+
+    def _hand_off(self, requests: Sequence[PublishRequest], reply: PublishResult) -> None:
+        rows, others = committed_rows(requests, reply, self._handoff.owns)
+        if rows:
+            self._handoff.offer(rows)
+        if others:
+            self._handoff.hint(others)
+
+    def _measure(self, batch: Sequence[_Item], result: str, started: float) -> None:
+        self._instruments.commit(
+            events=sum(len(item.request.events) for item in batch),
+            rows=sum(item.rows for item in batch),
+            duration_s=self._clock() - started,
+            result=result,
+        )
+
+    def _count_events(self, result: RequestResult) -> None:
+        duplicates = sum(event.duplicate for event in result.events)
+        if duplicates:
+            self._instruments.events_published(duplicates, "duplicate")
+        if len(result.events) > duplicates:
+            self._instruments.events_published(len(result.events) - duplicates, "stored")
 
 
 def _refusal(cause: asyncpg.PostgresError) -> DispatcherError:

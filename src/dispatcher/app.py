@@ -1,0 +1,215 @@
+"""The composition root: everything of one process is made here, started in one order and stopped in one order.
+
+Start: telemetry, database, delivery, publishing, ports. Stop: the reverse, from the caller's side inwards, so that what
+was read is answered, what was committed is handed over, and what was sent is on record:
+
+    draining (health turns) ──> API answers what it has read ──> group commit runs dry ──> delivery winds down
+    ──> ports close ──> telemetry flushed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from uuid_utils.compat import uuid7
+
+from dispatcher import __version__
+from dispatcher.config import Settings
+from dispatcher.delivery.client import ClientOptions, WebhookClient
+from dispatcher.delivery.engine import Engine, EngineParts, EngineSettings
+from dispatcher.model import Instance
+from dispatcher.routing.cache import SubscriptionCache
+from dispatcher.routing.publisher import Publisher
+from dispatcher.security.egress import EgressPolicy
+from dispatcher.security.secrets import Keyring
+from dispatcher.store import upkeep
+from dispatcher.store.database import Database, DatabaseOptions
+from dispatcher.store.group_commit import GroupCommit, GroupCommitLimits
+from dispatcher.store.upkeep import UpkeepSettings
+from dispatcher.telemetry import Health, Telemetry
+
+log = logging.getLogger(__name__)
+
+DAY_S = 86_400
+PUBLISH_TIMEOUT_S = 20.0
+"""Longest call of publish(); the sweep's look-back exceeds it."""
+LOOK_BACK_SLACK_S = 10.0
+
+
+@dataclass(slots=True)
+class Core:
+    """One process without its ports."""
+
+    settings: Settings
+    instance: Instance
+    database: Database
+    telemetry: Telemetry
+    health: Health
+    keyring: Keyring
+    policy: EgressPolicy
+    client: WebhookClient
+    engine: Engine
+    commits: GroupCommit
+    cache: SubscriptionCache
+    publisher: Publisher
+
+    async def run(self) -> None:
+        """Publishing and delivery until `engine.stop`; any unexpected death of a part ends all."""
+        stop_upkeep = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            commits = group.create_task(self.commits.run(), name="group-commit")
+            keeper = group.create_task(upkeep.run(self.database, _upkeep(self.settings), stop_upkeep), name="upkeep")
+            await group.create_task(self.engine.run(), name="delivery")
+            stop_upkeep.set()
+            commits.cancel()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(keeper), 1.0)
+            keeper.cancel()
+
+    async def drain(self) -> None:
+        """After the API has stopped taking calls: commit what is queued, then end delivery in good order."""
+        try:
+            async with asyncio.timeout(self.settings.grpc_drain_s):
+                await self.commits.drained()
+        except TimeoutError:
+            log.warning("publishes were still waiting for the database at shutdown")
+        self.engine.stop()
+
+
+def database_options(settings: Settings, dsn: str) -> DatabaseOptions:
+    return DatabaseOptions(
+        dsn=dsn,
+        pooled=settings.database_pooled,
+        pool_size_max=max(1, settings.database_pool_size_max - 2),
+        connect_timeout_s=settings.database_connect_timeout_s,
+        statement_timeout_s=settings.statement_timeout_s,
+        lock_timeout_s=settings.lock_timeout_s,
+        idle_in_transaction_timeout_s=settings.idle_in_transaction_timeout_s,
+    )
+
+
+def migrate_options(settings: Settings, dsn: str | None = None) -> DatabaseOptions:
+    """How `migrate` connects: the DSN given, else the direct one, else the service's own."""
+    secret = settings.database_direct_url or settings.database_url
+    chosen = dsn or (secret.get_secret_value() if secret is not None else "")
+    return DatabaseOptions(dsn=chosen, connect_timeout_s=settings.database_connect_timeout_s)
+
+
+def egress_policy(settings: Settings) -> EgressPolicy:
+    return EgressPolicy.from_text(
+        networks=",".join(map(str, settings.egress_allowed_networks)),
+        hosts=",".join(settings.egress_allowed_hosts),
+        ports=settings.egress_allowed_ports,
+        allow_http=settings.egress_allow_http,
+    )
+
+
+def new_instance(address: str) -> Instance:
+    now = datetime.now(UTC)
+    return Instance(
+        instance_id=uuid7(),
+        address=address,
+        version=__version__,
+        start_time=now,
+        heartbeat_time=now,
+        draining=False,
+        partitions=0,
+        in_flight=0,
+        delivered_total=0,
+    )
+
+
+@contextlib.asynccontextmanager
+async def open_core(settings: Settings, telemetry: Telemetry, instance: Instance) -> AsyncIterator[Core]:
+    """Make the parts of one process; nothing runs yet."""
+    assert settings.database_url is not None  # noqa: S101 -- Settings.load has required it
+    assert settings.secret_keys is not None  # noqa: S101
+    options = database_options(settings, settings.database_url.get_secret_value())
+    keyring, policy = Keyring.parse(settings.secret_keys.get_secret_value()), egress_policy(settings)
+    health = Health(database_away_s=settings.database_away_s)
+    async with Database.open(options) as database, WebhookClient(policy, _client_options(settings)) as client:
+        health.follow_database(lambda: database.availability.away_s)
+        parts = EngineParts(database, client, keyring, telemetry.tracing, telemetry.instruments, lambda: instance)
+        engine = Engine(parts, _engine_settings(settings))
+        commits = GroupCommit(database, _commit_limits(settings), engine, telemetry.instruments)
+        cache = SubscriptionCache.over(database)
+        publisher = Publisher(cache, commits, rows_max=settings.publish_rows_max)
+        yield Core(
+            settings=settings,
+            instance=instance,
+            database=database,
+            telemetry=telemetry,
+            health=health,
+            keyring=keyring,
+            policy=policy,
+            client=client,
+            engine=engine,
+            commits=commits,
+            cache=cache,
+            publisher=publisher,
+        )
+
+
+def _client_options(s: Settings) -> ClientOptions:
+    return ClientOptions(
+        response_bytes_max=s.response_bytes_max,
+        excerpt_bytes_max=s.response_excerpt_bytes_max,
+        header_line_bytes_max=min(8190, s.response_header_bytes_max),
+    )
+
+
+def _engine_settings(s: Settings) -> EngineSettings:
+    return EngineSettings(
+        delivery=s,
+        leases=s,
+        retry=s,
+        drain_s=s.delivery_drain_s,
+        look_back_s=PUBLISH_TIMEOUT_S + LOOK_BACK_SLACK_S,
+    )
+
+
+def _commit_limits(s: Settings) -> GroupCommitLimits:
+    return GroupCommitLimits(
+        queue_events_max=s.publish_queue_events_max,
+        queue_bytes_max=s.publish_queue_bytes_max,
+        batch_events_max=s.publish_batch_events_max,
+        batch_rows_max=s.publish_batch_rows_max,
+        batch_bytes_max=s.publish_batch_bytes_max,
+        commit_min_s=s.commit_min_s,
+        lock_timeout_s=min(s.lock_timeout_s, PUBLISH_TIMEOUT_S),
+        publish_timeout_s=min(s.statement_timeout_s, PUBLISH_TIMEOUT_S),
+    )
+
+
+def _upkeep(s: Settings) -> UpkeepSettings:
+    return UpkeepSettings(
+        retention_days=max(1, s.retention_s // DAY_S),
+        days_ahead=s.partition_ahead_days,
+        interval_s=s.partition_check_interval_s,
+        lock_wait_s=s.partition_lock_timeout_s,
+    )
+
+
+def stop_on_signals(stop: Callable[[], None]) -> None:
+    """SIGTERM and SIGINT begin the orderly end; a second one is left to its default and kills."""
+    loop = asyncio.get_running_loop()
+
+    def once(number: int) -> None:
+        log.info("stopping", extra={"signal": signal.Signals(number).name})
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(each)
+        stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, once, number)
+
+
+def host_name() -> str:
+    return socket.gethostname()
