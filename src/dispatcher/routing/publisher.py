@@ -61,7 +61,7 @@ class Publisher:
             result = await self._commits.submit(request, deadline=publication.deadline)
             if result.verdict is not Verdict.STALE:
                 return answer(request, result)
-            self._cache.invalidate(request.tenant_id)
+            self._cache.invalidate(request.tenant_id, request.version)
         raise routing_unsettled(publication)
 
     async def route(self, publication: Publication, chain: Chain | None = None) -> PublishRequest:
@@ -90,7 +90,7 @@ class Publisher:
 
     def forget(self, request: PublishRequest) -> None:
         """Load the tenant's routes anew before the next request."""
-        self._cache.invalidate(request.tenant_id)
+        self._cache.invalidate(request.tenant_id, request.version)
 
     def stream(self) -> PublishStream:
         return PublishStream(self)

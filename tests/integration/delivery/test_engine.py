@@ -110,6 +110,7 @@ async def test_unordered_and_keyed_endpoints_get_everything(database: TestDataba
         await make_tenant(node.core.database)
         await node.endpoint("keyed", receiver.url("keyed"), mode=OrderingMode.ORDERED_BY_KEY)
         await node.endpoint("free", receiver.url("free"), mode=OrderingMode.UNORDERED)
+        receiver.default = Answer(delay_s=0.002)
         events = [new_event(key=f"k{i % 5}") for i in range(200)]
         await node.publish(*events)
         await receiver.wait_for(400)
