@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -9,9 +10,7 @@ import asyncpg
 import pytest
 
 from dispatcher.embedded.postgres import EmbeddedPostgres
-from dispatcher.store.database import DatabaseOptions
-from dispatcher.store.migrate import migrate
-from tests.support.postgres import Cluster, TestDatabase, running_cluster
+from tests.support.postgres import Cluster, TestDatabase, make_pristine, running_cluster
 from tests.support.receiver import Receiver
 
 
@@ -46,11 +45,20 @@ async def connection(database: TestDatabase) -> AsyncIterator[asyncpg.Connection
         await connected.close()
 
 
+@pytest.fixture(scope="session")
+def pristine_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a stopped server whose database `postgres` is migrated, to be copied: initdb and the migrations
+    wait for the disk hundreds of times, a copy does not."""
+    folder = tmp_path_factory.mktemp("pristine")
+    make_pristine(folder)
+    return folder
+
+
 @pytest.fixture
-async def crashable_postgres(tmp_path: Path) -> AsyncIterator[EmbeddedPostgres]:
+async def crashable_postgres(pristine_folder: Path, tmp_path: Path) -> AsyncIterator[EmbeddedPostgres]:
     """A durable server of the test's own, to kill and restart. The database of its `dsn` is migrated."""
+    shutil.copytree(pristine_folder, tmp_path / "pg")
     async with EmbeddedPostgres(tmp_path / "pg") as server:
-        await migrate(DatabaseOptions(server.dsn))
         yield server
 
 

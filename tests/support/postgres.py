@@ -124,3 +124,13 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
         yield cluster
         if os.environ.get(DSN_VARIABLE):
             asyncio.run(cluster.drop_template())
+
+
+def make_pristine(folder: Path) -> None:
+    """Leave a stopped server with a migrated database `postgres` in `folder`."""
+    server = PostgresServer(folder, settings=SETTINGS)
+    server.start()
+    try:
+        asyncio.run(migrate(DatabaseOptions(server.dsn)))
+    finally:
+        server.stop()

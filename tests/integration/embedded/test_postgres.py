@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,12 +56,17 @@ def mode_of(folder: Path) -> int | None:
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[EmbeddedPostgres]:
-    async with EmbeddedPostgres(tmp_path / "pg") as running:
-        yield running
+def server(crashable_postgres: EmbeddedPostgres) -> EmbeddedPostgres:
+    """On a copied cluster; some tests below make new ones."""
+    return crashable_postgres
 
 
-async def test_a_new_server_is_durable_and_has_what_production_has(server: EmbeddedPostgres) -> None:
+async def test_a_new_server_is_durable_and_has_what_production_has(tmp_path: Path) -> None:
+    async with EmbeddedPostgres(tmp_path) as server:
+        await look_at_a_new_server(server)
+
+
+async def look_at_a_new_server(server: EmbeddedPostgres) -> None:
     connection = await asyncpg.connect(server.dsn)
     for name in ("fsync", "synchronous_commit", "full_page_writes"):
         assert await connection.fetchval(f"SHOW {name}") == "on"
