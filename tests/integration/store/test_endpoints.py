@@ -213,7 +213,7 @@ async def test_a_deletion_sees_what_was_published_while_it_waited(db: Database) 
 
 async def _until_blocked(db: Database) -> None:
     async with asyncio.timeout(5):
-        while not await db.fetchval(  # noqa: ASYNC110 - the server has no event to wait for
+        while not await db.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         ):
             await asyncio.sleep(0.005)
