@@ -84,15 +84,25 @@ _sending: ContextVar[_Sending] = ContextVar("sending")
 
 
 class _CountedSocket(socket.socket):
-    """A socket that tells its client when it is closed, so that open ones can be counted."""
+    """A socket that tells its client when it ends, so that open ones can be counted.
 
-    on_close: Callable[[], None] | None = None
+    asyncio closes the socket object; uvloop detaches it as it closes the descriptor.
+    """
+
+    on_end: Callable[[], None] | None = None
 
     def close(self) -> None:
-        on_close, self.on_close = self.on_close, None
-        if on_close is not None:
-            on_close()
+        self._end()
         super().close()
+
+    def detach(self) -> int:
+        self._end()
+        return super().detach()
+
+    def _end(self) -> None:
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end()
 
 
 class _WebhookClientRequest(aiohttp.ClientRequest):
@@ -260,7 +270,7 @@ class WebhookClient:
         if refused is not None:
             raise AddressRefusedError(address, refused)
         made = _CountedSocket(family, kind, protocol)
-        made.on_close = self._socket_closed
+        made.on_end = self._socket_closed
         self.open_connections += 1
         return made
 
