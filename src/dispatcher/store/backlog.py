@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 from uuid import UUID
 
 import asyncpg
@@ -81,11 +82,10 @@ class RowsWanted:
     fresh: bool = False
 
 
-# An attempt's time is its sender's clock: allow it to lag an hour behind the database or be a day ahead.
 FETCH_ROWS = """
-SELECT o.*, a.attempts, a.first_time, (a.succeeded OR d.decided) IS TRUE AS settled
-FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::timestamptz[], $5::integer[], $6::boolean[])
-     WITH ORDINALITY w(tenant_id, endpoint_id, after_seq, after_time, row_limit, fresh, i)
+SELECT o.*
+FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::timestamptz[], $5::integer[])
+     WITH ORDINALITY w(tenant_id, endpoint_id, after_seq, after_time, row_limit, i)
 CROSS JOIN LATERAL (
     SELECT o.tenant_id, o.endpoint_id, o.seq, o.time, o.event_id, o.event_time, o.type, o.ordering_key, o.revision,
            o.data_bytes
@@ -94,23 +94,11 @@ CROSS JOIN LATERAL (
       AND o.time >= w.after_time
     ORDER BY o.seq LIMIT w.row_limit
 ) o
-LEFT JOIN LATERAL (
-    SELECT max(a.number) AS attempts, min(a.time) AS first_time, bool_or(a.outcome = 1) AS succeeded
-    FROM attempt a
-    WHERE NOT w.fresh AND a.tenant_id = o.tenant_id AND a.endpoint_id = o.endpoint_id AND a.seq = o.seq
-      AND a.event_id = o.event_id AND a.time >= o.time - interval '1 hour' AND a.time < now() + interval '1 day'
-) a ON true
-LEFT JOIN LATERAL (
-    SELECT true AS decided FROM decision d
-    WHERE NOT w.fresh AND d.tenant_id = o.tenant_id AND d.endpoint_id = o.endpoint_id AND d.seq = o.seq
-      AND d.event_id = o.event_id
-    LIMIT 1
-) d ON true
 ORDER BY w.i, o.seq"""
 
 
 async def fetch_rows(db: Database, wants: Sequence[RowsWanted]) -> list[OutboxRow]:
-    """Rows of many endpoints in one statement, in the order of `wants` and by sequence within each, without payloads.
+    """Rows of many endpoints, each named once, in the order of `wants` and by sequence, without payloads.
 
     Contiguity is for the caller to check: a row of a transaction that is still committing may be missing at the end.
     """
@@ -122,10 +110,51 @@ async def fetch_rows(db: Database, wants: Sequence[RowsWanted]) -> list[OutboxRo
 
 async def fetch_rows_on(connection: Connection, wants: Sequence[RowsWanted]) -> list[OutboxRow]:
     """`fetch_rows` inside a transaction that has called `guard_plan`."""
-    arguments = [
-        (w.key.tenant_id, w.key.endpoint_id, w.after_seq, w.after_time, w.limit, w.fresh) for w in wants if w.limit > 0
-    ]
-    return _rows(await connection.fetch(FETCH_ROWS, *columns(arguments, 6)))
+    arguments = [(w.key.tenant_id, w.key.endpoint_id, w.after_seq, w.after_time, w.limit) for w in wants if w.limit > 0]
+    rows = _rows(await connection.fetch(FETCH_ROWS, *columns(arguments, 5)))
+    fresh = {w.key.endpoint_id for w in wants if w.fresh}
+    await _fill_facts(connection, [row for row in rows if row.key.endpoint_id not in fresh])
+    return rows
+
+
+# By range of sequences, not by row: one probe per endpoint and partition. An attempt's time is its sender's clock:
+# allow it to lag an hour behind the database or be a day ahead.
+FETCH_FACTS = """
+SELECT w.endpoint_id, f.*
+FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::timestamptz[])
+     w(tenant_id, endpoint_id, first_seq, last_seq, first_time)
+CROSS JOIN LATERAL (
+    SELECT a.seq, a.event_id, max(a.number) AS attempts, min(a.time) AS first_time, bool_or(a.outcome = 1) AS settled
+    FROM attempt a
+    WHERE a.tenant_id = w.tenant_id AND a.endpoint_id = w.endpoint_id AND a.seq >= w.first_seq AND a.seq <= w.last_seq
+      AND a.time >= w.first_time - interval '1 hour' AND a.time < now() + interval '1 day'
+    GROUP BY a.seq, a.event_id
+    UNION ALL
+    SELECT d.seq, d.event_id, NULL, NULL, true
+    FROM decision d
+    WHERE d.tenant_id = w.tenant_id AND d.endpoint_id = w.endpoint_id AND d.seq >= w.first_seq AND d.seq <= w.last_seq
+) f"""
+
+
+async def _fill_facts(connection: Connection, rows: Sequence[OutboxRow]) -> None:
+    """Note on each row what is on record about it. Only facts of its own event count: a failover may have lost others.
+
+    Facts are read after the rows, so they may be newer, never older.
+    """
+    by_place = {(row.key.endpoint_id, row.seq): row for row in rows}
+    ranges = [_range_of(list(group)) for _, group in groupby(rows, key=lambda row: row.key)]
+    for fact in await connection.fetch(FETCH_FACTS, *columns(ranges, 5)) if ranges else ():
+        row = by_place.get((fact["endpoint_id"], fact["seq"]))
+        if row is None or row.event_id != fact["event_id"]:
+            continue
+        row.settled = row.settled or fact["settled"]
+        if fact["attempts"] is not None:
+            row.attempts, row.first_attempt_time = fact["attempts"], fact["first_time"]
+
+
+def _range_of(rows: Sequence[OutboxRow]) -> tuple[UUID, UUID, int, int, datetime]:
+    first, last = rows[0], rows[-1]
+    return first.key.tenant_id, first.key.endpoint_id, first.seq, last.seq, first.time
 
 
 FETCH_PAYLOADS = """
@@ -243,9 +272,6 @@ def _rows(records: Sequence[asyncpg.Record]) -> list[OutboxRow]:
                 ordering_key=record["ordering_key"],
                 revision=record["revision"],
                 data_bytes=record["data_bytes"],
-                attempts=record["attempts"] or 0,
-                first_attempt_time=record["first_time"],
-                settled=record["settled"],
             )
         )
     return rows

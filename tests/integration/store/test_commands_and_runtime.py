@@ -81,8 +81,8 @@ async def test_changed_endpoints_are_found_by_partition_and_time(db: Database, c
     old, _elsewhere = await add_endpoint(connection, tenant_id, 7), await add_endpoint(connection, tenant_id, 9)
     start, _ = await runtime.changed_endpoints(db, [7], datetime.now(UTC))
     new = await add_endpoint(connection, tenant_id, 8)
-    assert list((await runtime.changed_endpoints(db, [7, 8], start))[1]) == [new]
-    assert set((await runtime.changed_endpoints(db, [7, 8], start - timedelta(hours=1)))[1]) == {old, new}
+    assert (await runtime.changed_endpoints(db, [7, 8], start))[1].keys() == {new}
+    assert (await runtime.changed_endpoints(db, [7, 8], start - timedelta(hours=1)))[1].keys() == {old, new}
 
 
 def instance_of(**changes: object) -> Instance:
