@@ -249,10 +249,13 @@ class Lane:
         Rows at or below the tail are ignored, those for which there is no room left too.
         """
         for row in rows:
-            if row.seq > self._tail + 1:
+            if row.seq <= self._tail:
+                continue
+            if len(self._slots) >= self._limits.rows_max:
+                break
+            if row.seq != self._tail + 1:
                 return LoadResult.GAP
-            if row.seq == self._tail + 1 and len(self._slots) < self._limits.rows_max:
-                self._append(row)
+            self._append(row)
         self.hint(rows[-1].seq if rows else 0)
         return self._check_end(rows, reached_end=reached_end)
 

@@ -126,7 +126,9 @@ class Scheduler(Generic[LaneT]):
         return entry is not None and entry.is_slow
 
     def add(self, lane: LaneT) -> None:
-        """Schedule a lane from now on; it is asked at once."""
+        """Schedule a lane from now on; it is asked at once. Raises ValueError for one that is here already."""
+        if lane in self._entries:
+            raise ValueError("the lane is scheduled already, or was removed with attempts still in flight")
         tenant_id = lane.key.tenant_id
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
@@ -165,9 +167,11 @@ class Scheduler(Generic[LaneT]):
             if entry.tenant.in_flight >= limits.tenant_in_flight_max:
                 entry.place = _Place.WAITS_FOR_TENANT
                 entry.tenant.waiting[entry] = None
+                self._pass_on(entry.tenant)
             elif entry.is_slow and self._slow_in_flight >= limits.slow_in_flight_max:
                 entry.place = _Place.WAITS_FOR_SLOW
                 self._slow_waiting[entry] = None
+                self._pass_on(entry.tenant)
             else:
                 entry.place = _RESTING
                 row = lane.start(now)
