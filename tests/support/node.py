@@ -67,7 +67,9 @@ class Node:
         from dispatcher.store import tenants
 
         owner = await tenants.get(self.core.database, tenant)
-        new = NewEndpoint(name, "", {}, tuple(event_types), endpoints.EndpointState.ACTIVE, "", replace(known, **settings))
+        new = NewEndpoint(
+            name, "", {}, tuple(event_types), endpoints.EndpointState.ACTIVE, "", replace(known, **settings)
+        )
         context = SealContext(owner.tenant_id, new.endpoint_id, "k1")
         key = NewSigningKey("k1", self.core.keyring.seal(SIGNING_SECRET, context))
         return await endpoints.create(self.core.database, tenant, new, [key])

@@ -302,7 +302,8 @@ async def test_an_outcome_that_cannot_be_learnt_is_answered_as_unknown(
     async with (
         proxied(database.dsn) as (proxy, dsn),
         Database.open(DatabaseOptions(dsn, connect_timeout_s=0.5)) as through,
-        committing(through, handoff, limits) as commits,locked(database, key)
+        committing(through, handoff, limits) as commits,
+        locked(database, key),
     ):
         reply = commits.enqueue(await request_of(db, [new_event("id-1")], [key]))
         await in_flight(db)
