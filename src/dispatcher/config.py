@@ -78,6 +78,14 @@ def _checked_dsn(value: SecretStr) -> SecretStr:
     return value
 
 
+def _checked_ports(value: str) -> str:
+    for entry in value.split(","):
+        low, _, high = entry.partition("-")
+        if not (low.isdecimal() and (high or low).isdecimal() and 1 <= int(low) <= int(high or low) <= 65535):
+            raise ValueError("must be ports or ranges between 1 and 65535, such as 443,8000-8999")
+    return value
+
+
 def _split_list(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
@@ -86,6 +94,9 @@ Address = Annotated[str, AfterValidator(_checked_address)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_checked_dsn)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split_list)]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
+
+
+PortRanges = Annotated[str, AfterValidator(_checked_ports)]
 
 
 def _count(default: int, low: int, high: int, description: str) -> Any:
@@ -246,10 +257,9 @@ class SecuritySettings(_Group):
     signing_key_overlap_s: int = _count(DAY_S, 0, 30 * DAY_S, "How long a rotated key still signs beside the new one.")
     egress_allowed_networks: Networks = _plain((), "Networks (CIDR) allowed although they are not public.")
     egress_allowed_hosts: Hosts = _plain((), "Host names allowed to resolve to non-public addresses.")
-    egress_allowed_ports: str = Field(
-        default="80,443,1024-65535",
-        pattern=r"^\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*$",
-        description="Ports and ranges webhooks may go to; the default leaves out mail, SSH and their like.",
+    egress_allowed_ports: PortRanges = _plain(
+        "80,443,1024-65535",
+        "Ports and ranges webhooks may go to; the default leaves out mail, SSH and their like.",
     )
     egress_allow_http: bool = _plain(default=True, description="Whether http:// targets are accepted beside https://.")
 

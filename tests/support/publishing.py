@@ -55,8 +55,8 @@ def new_event(
     event_id: str | None = None,
     data: bytes = b"{}",
     *,
-    type: str = "order.created",
-    key: str | None = None,  # noqa: A002
+    type: str = "order.created",  # noqa: A002 -- the event's own word
+    key: str | None = None,
 ) -> NewEvent:
     """An event; one with an id given is deduplicated by its data."""
     return NewEvent(

@@ -151,7 +151,7 @@ async def wait_for_lock(database: TestDatabase) -> None:
     watcher = await database.connect()
     try:
         async with asyncio.timeout(5):
-            while not await watcher.fetchval(  # noqa: ASYNC110 -- another session's wait has no signal but the catalogue
+            while not await watcher.fetchval(
                 "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
             ):
                 await asyncio.sleep(0.01)
