@@ -38,7 +38,7 @@ async def post_to(behave, **kwargs) -> Exchange:
 async def until(condition):
     """Wait for what happens in the same loop, at most five seconds."""
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  # the states waited for belong to the code under test
+        while not condition():  # the states waited for belong to the code under test
             await asyncio.sleep(0.001)
 
 
