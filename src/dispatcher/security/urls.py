@@ -108,7 +108,7 @@ def _split(text: str) -> tuple[str, str, str]:
     authority, path, query, fragment = hierarchy.groups()
     if fragment is not None:
         raise UrlRefusedError(UrlRefusal.FRAGMENT, "the URL may not have a fragment (#…)")
-    target = (path or "/") + (query or "")
+    target = (path or "/") + (query if query and query != "?" else "")  # a bare "?" asks nothing: clients drop it
     if not _TARGET.fullmatch(target):
         raise UrlRefusedError(UrlRefusal.FORBIDDEN_CHARACTER, "path and query must be percent-encoded ASCII (RFC 3986)")
     return scheme, authority, target
