@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from dispatcher.errors import (
     AlreadyExistsError,
+    DatabaseBusyError,
     DeadlineTooShortError,
     DispatcherError,
     EtagMismatchError,
@@ -46,6 +47,7 @@ _CODES: tuple[tuple[type[DispatcherError], grpc.StatusCode], ...] = (
     (ChainBrokenError, grpc.StatusCode.ABORTED),
     (PreconditionError, grpc.StatusCode.FAILED_PRECONDITION),
     (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (DatabaseBusyError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UnavailableError, grpc.StatusCode.UNAVAILABLE),
     (DeadlineTooShortError, grpc.StatusCode.DEADLINE_EXCEEDED),
 )
