@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import grpc
-import grpc.aio
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
@@ -86,9 +85,9 @@ def internal_status(trace_id: str = "") -> status_pb2.Status:
     return status
 
 
-def trailers(status: status_pb2.Status) -> grpc.aio.Metadata:
+def trailers(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
     """The trailing metadata that carries the details of a Status."""
-    return grpc.aio.Metadata((DETAILS_KEY, status.SerializeToString()))
+    return ((DETAILS_KEY, status.SerializeToString()),)
 
 
 def _error_info(reason: str, metadata: Mapping[str, str]) -> error_details_pb2.ErrorInfo:
