@@ -100,6 +100,15 @@ class UnavailableError(DispatcherError):
         self.retry_after_s = retry_after_s
 
 
+class DatabaseBusyError(UnavailableError):
+    """The database answers, but another session was in the way or the statement took too long: RESOURCE_EXHAUSTED.
+
+    For loops of ours it is as good as being away; a proxy, though, would eject an instance that answers UNAVAILABLE.
+    """
+
+    default_reason = "DATABASE_BUSY"
+
+
 class CommitUnknownError(UnavailableError):
     """The reply to a commit was lost: the event may or may not be stored. A retry with the same id is safe."""
 

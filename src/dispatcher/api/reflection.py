@@ -35,7 +35,7 @@ class CommentedFile:
     def dependencies(self) -> Sequence[CommentedFile]:
         return [CommentedFile(file, self._pool) for file in self._descriptor.dependencies]
 
-    def CopyToProto(self, proto: FileDescriptorProto) -> None:  # noqa: N802 - protobuf's name
+    def CopyToProto(self, proto: FileDescriptorProto) -> None:
         commented = self._pool.commented_files.get(self.name)
         if commented is None:
             self._descriptor.CopyToProto(proto)
@@ -53,19 +53,19 @@ class CommentedPool:
         self.commented_files = {file.name: file for file in files.file}
         self._pool = descriptor_pool.Default()
 
-    def FindFileByName(self, name: str) -> CommentedFile:  # noqa: N802 - protobuf's name
+    def FindFileByName(self, name: str) -> CommentedFile:
         return CommentedFile(self._pool.FindFileByName(name), self)
 
-    def FindFileContainingSymbol(self, symbol: str) -> CommentedFile:  # noqa: N802 - protobuf's name
+    def FindFileContainingSymbol(self, symbol: str) -> CommentedFile:
         return CommentedFile(self._file_of(symbol), self)
 
-    def FindMessageTypeByName(self, name: str) -> Descriptor:  # noqa: N802 - protobuf's name
+    def FindMessageTypeByName(self, name: str) -> Descriptor:
         return self._pool.FindMessageTypeByName(name)
 
-    def FindExtensionByNumber(self, message: Descriptor, number: int) -> FieldDescriptor:  # noqa: N802 - protobuf's name
+    def FindExtensionByNumber(self, message: Descriptor, number: int) -> FieldDescriptor:
         return self._pool.FindExtensionByNumber(message, number)
 
-    def FindAllExtensions(self, message: Descriptor) -> list[FieldDescriptor]:  # noqa: N802 - protobuf's name
+    def FindAllExtensions(self, message: Descriptor) -> list[FieldDescriptor]:
         return self._pool.FindAllExtensions(message)
 
     def _file_of(self, symbol: str) -> FileDescriptor:

@@ -16,8 +16,6 @@ from typing import assert_never
 from dispatcher.errors import (
     AlreadyExistsError,
     DispatcherError,
-    FieldViolation,
-    InvalidRequestError,
     OverloadedError,
     PreconditionError,
 )
@@ -33,7 +31,7 @@ ROUTING_TRIES_MAX = 8
 class ChainBrokenError(DispatcherError):
     """An earlier request of the stream failed: this one was not written. Reopen the stream."""
 
-    default_reason = "STREAM_BROKEN"
+    default_reason = "STREAM_ABORTED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,7 @@ class Publisher:
     async def route(self, publication: Publication, chain: Chain | None = None) -> PublishRequest:
         """The request with its fan-out under the cached routing version."""
         routes = await self._cache.routes(publication.tenant)
-        _check_types(routes, publication.events)
+        _check_types(publication.tenant, routes, publication.events)
         fan_out = tuple(routes.matcher.endpoints_for(event.type) for event in publication.events)
         request = PublishRequest(
             routes.tenant_id,
@@ -96,16 +94,15 @@ class Publisher:
         return PublishStream(self)
 
 
-def _check_types(routes: TenantRoutes, events: Sequence[NewEvent]) -> None:
-    violations = [
-        FieldViolation(
-            f"events[{i}].type", f"event type {event.type!r} is not registered with this tenant, or archived"
-        )
-        for i, event in enumerate(events)
-        if not routes.accepts(event.type)
-    ]
-    if violations:
-        raise InvalidRequestError(violations, reason="EVENT_TYPE_NOT_REGISTERED")
+def _check_types(tenant: str, routes: TenantRoutes, events: Sequence[NewEvent]) -> None:
+    """Whether a type is registered is a matter of the catalogue's state, not of the request: FAILED_PRECONDITION."""
+    for i, event in enumerate(events):
+        if not routes.accepts(event.type):
+            raise PreconditionError(
+                f"events[{i}].type: {event.type!r} is not registered with tenants/{tenant}, or archived",
+                reason="EVENT_TYPE_NOT_REGISTERED",
+                subject=f"tenants/{tenant}/eventTypes/{event.type}",
+            )
 
 
 def answer(request: PublishRequest, result: RequestResult) -> tuple[PublishedEvent, ...]:
@@ -171,18 +168,15 @@ class PublishStream:
 
     async def send(self, sequence: int, publication: Publication | DispatcherError) -> None:
         """Take the next place in the stream. An error in place of a publication is answered in its turn."""
-        if isinstance(publication, DispatcherError):
-            sent = _Sent(Publication("", ()), sequence, error=publication)
-            self._failed = True
-        else:
-            sent = _Sent(publication, sequence)
-            async with self._routing:
+        async with self._routing:
+            if isinstance(publication, DispatcherError):
+                self._pending.append(_Sent(Publication("", ()), sequence, error=publication))
+                self._failed = True
+            else:
+                sent = _Sent(publication, sequence)
                 self._pending.append(sent)
                 await self._enqueue(sent)
-                await self._notify()
-            return
-        self._pending.append(sent)
-        await self._notify()
+            await self._notify()
 
     async def close(self) -> None:
         """No more requests; `answers` ends after the last."""
@@ -242,6 +236,11 @@ class PublishStream:
             if stale.request is not None:
                 self._publisher.forget(stale.request)
             stale.tries += 1
+            # A failure breaks what was sent after it, not what goes round again before it.
+            failed, self._failed = self._failed, False
             for sent in self._pending:
                 if sent.future is not None:
                     await self._enqueue(sent)
+                else:
+                    self._failed = True
+            self._failed |= failed

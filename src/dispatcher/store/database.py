@@ -17,7 +17,7 @@ import asyncpg
 import orjson
 from asyncpg.pool import PoolConnectionProxy
 
-from dispatcher.errors import UnavailableError
+from dispatcher.errors import DatabaseBusyError, UnavailableError
 
 Connection = asyncpg.Connection | PoolConnectionProxy
 """What a statement runs on: a pooled or a dedicated connection."""
@@ -40,6 +40,10 @@ AWAY_ERRORS: tuple[type[BaseException], ...] = (
     asyncpg.IdleInTransactionSessionTimeoutError,
 )
 """Errors that say nothing about the statement: the same call may succeed later."""
+
+BUSY_ERRORS = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
+"""Those of a database that answers: another session was in the way, or the statement took too long."""
+BUSY_RETRY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +147,16 @@ class Database:
 
     @contextlib.contextmanager
     def away_as_unavailable(self) -> Iterator[None]:
-        """Translate errors that say nothing about the statement, and mark the database as away for lost connections."""
+        """Translate errors that say nothing about the statement: DatabaseBusyError where it answers, else
+        UnavailableError, which also marks it as away."""
         try:
             yield
         except AWAY_ERRORS as error:
-            if not isinstance(
-                error, asyncpg.QueryCanceledError | asyncpg.LockNotAvailableError | asyncpg.DeadlockDetectedError
-            ):
-                self.availability.failed()
+            if isinstance(error, BUSY_ERRORS):
+                raise DatabaseBusyError(
+                    f"the database is busy ({type(error).__name__})", retry_after_s=BUSY_RETRY_S
+                ) from error
+            self.availability.failed()
             raise UnavailableError(f"the database does not answer ({type(error).__name__})") from error
 
 

@@ -208,7 +208,9 @@ class GroupCommit:
     def _finish(self, item: _Item) -> None:
         if item.chain is not None:
             item.chain.pending -= 1
-        item.resolve(UnavailableError("the service is stopping", reason="DRAINING"))
+        # A resolved one keeps its outcome: to resolve it again would break its stream.
+        if not item.future.done():
+            item.resolve(UnavailableError("the service is stopping", reason="DRAINING"))
         self._count(item, -1)
 
     def _drop_hopeless(self, batch: Sequence[_Item]) -> list[_Item]:

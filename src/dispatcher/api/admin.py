@@ -1,0 +1,89 @@
+"""AdminService: a look into the fleet, for operators."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from webhooks.admin.v1 import admin_pb2, admin_pb2_grpc
+
+from dispatcher.api.convert.times import duration, timestamp
+from dispatcher.api.interceptors import Context
+from dispatcher.api.ports import StatusSource
+from dispatcher.errors import UnavailableError
+from dispatcher.model import PARTITION_COUNT, Instance, Lease
+from dispatcher.store import instances, leases, ping
+from dispatcher.store.database import Database
+from dispatcher.store.paging import decode_token, encode_token, page_size
+
+_INSTANCES = ("instances",)
+_LEASES = ("leases",)
+
+
+class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
+    """This instance as it sees itself, and the tables of instances and leases. Both are small: pages are cut here."""
+
+    def __init__(self, database: Database, source: StatusSource, *, page_size_max: int) -> None:
+        self._database = database
+        self._source = source
+        self._page_size_max = page_size_max
+
+    async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
+        status = self._source.status()
+        response = admin_pb2.GetStatusResponse(
+            version=status.version,
+            instance=f"instances/{status.instance_id}",
+            start_time=timestamp(status.start_time),
+            partitions=sorted(status.partitions),
+            in_flight_count=status.in_flight,
+            flush_lag=duration(status.flush_lag_s),
+        )
+        try:
+            response.database_latency.CopyFrom(duration(await ping.measure_latency_s(self._database)))
+        except UnavailableError:
+            return response  # a database that is away is part of the answer, by the field's absence
+        return response
+
+    async def ListInstances(
+        self, request: admin_pb2.ListInstancesRequest, context: Context
+    ) -> admin_pb2.ListInstancesResponse:
+        size = page_size(request.page_size, maximum=self._page_size_max)
+        after = decode_token(_INSTANCES, request.page_token, (datetime, UUID))
+        found = await instances.read_all(self._database)
+        rest = [item for item in found if after is None or (item.start_time, item.instance_id) > after]
+        page = rest[:size]
+        token = encode_token(_INSTANCES, (page[-1].start_time, page[-1].instance_id)) if len(rest) > size else ""
+        return admin_pb2.ListInstancesResponse(instances=map(_instance_message, page), next_page_token=token)
+
+    async def ListLeases(self, request: admin_pb2.ListLeasesRequest, context: Context) -> admin_pb2.ListLeasesResponse:
+        size = page_size(request.page_size, default=PARTITION_COUNT, maximum=PARTITION_COUNT)
+        after = decode_token(_LEASES, request.page_token, (int,))
+        found = await leases.read_all(self._database)
+        rest = [item for item in found if after is None or (item.partition,) > after]
+        page = rest[:size]
+        token = encode_token(_LEASES, (page[-1].partition,)) if len(rest) > size else ""
+        return admin_pb2.ListLeasesResponse(leases=map(_lease_message, page), next_page_token=token)
+
+
+def _instance_message(instance: Instance) -> admin_pb2.Instance:
+    return admin_pb2.Instance(
+        name=f"instances/{instance.instance_id}",
+        address=instance.address,
+        version=instance.version,
+        start_time=timestamp(instance.start_time),
+        heartbeat_time=timestamp(instance.heartbeat_time),
+        draining=instance.draining,
+        partition_count=instance.partitions,
+        in_flight_count=instance.in_flight,
+        delivered_count=instance.delivered_total,
+    )
+
+
+def _lease_message(lease: Lease) -> admin_pb2.Lease:
+    return admin_pb2.Lease(
+        name=f"leases/{lease.partition}",
+        partition=lease.partition,
+        epoch=lease.epoch,
+        owner="" if lease.owner is None else f"instances/{lease.owner}",
+        expire_time=timestamp(lease.expire_time),
+    )

@@ -1,0 +1,306 @@
+"""Endpoints: checks of requests, and messages of records. Pure.
+
+Each leaf, a field that can be changed on its own, has one reader; Create reads all of them, Update those of its mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from itertools import islice
+from typing import Any
+
+from webhooks.v1 import attempt_pb2, endpoint_pb2
+
+from dispatcher.api.convert import checks
+from dispatcher.api.convert.checks import Violations
+from dispatcher.api.convert.masks import Maskable, leaves_to_change
+from dispatcher.api.convert.names import new_id, read_name
+from dispatcher.api.convert.times import duration, timestamp, to_seconds
+from dispatcher.model import (
+    Endpoint,
+    EndpointSettings,
+    EndpointState,
+    OrderingMode,
+    ProbeResult,
+    SealedSigningKey,
+    TracePropagation,
+)
+from dispatcher.routing.patterns import validate_pattern
+from dispatcher.security.egress import EgressPolicy, UrlRefusedError, check_url, parse_url
+from dispatcher.security.headers import check_endpoint_headers
+from dispatcher.security.signing import SigningSecretError, generate_secret, parse_secret
+from dispatcher.store.endpoints import NewEndpoint
+
+PATTERN = "tenants/{tenant}/endpoints/{endpoint}"
+PATTERNS_MAX = 100
+STATE_REASON_CHARS_MAX = 256
+TIMEOUT_MIN_S = 0.1
+IN_FLIGHT_MAX = 1000
+OVERLAP_MAX_S = 30 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRules:
+    """What the settings say of endpoints: times in seconds; the policy judges URLs."""
+
+    egress: EgressPolicy
+    timeout_default_s: float
+    timeout_max_s: float
+    in_flight_default: int
+    overlap_default_s: float
+
+
+_Reader = Callable[[endpoint_pb2.Endpoint, EndpointRules, Violations], Any]
+
+
+def _description(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> str:
+    limit = checks.DESCRIPTION_CHARS_MAX
+    return checks.text(endpoint.description, "endpoint.description", violations, chars_max=limit, lines=True)
+
+
+def _url(endpoint: endpoint_pb2.Endpoint, rules: EndpointRules, violations: Violations) -> str:
+    """The URL in its normal form, as it is stored and shown."""
+    try:
+        url = parse_url(endpoint.http.url)
+        check_url(url, rules.egress)
+    except UrlRefusedError as error:
+        violations.add("endpoint.http.url", error.description)
+        return ""
+    return url.text
+
+
+def _event_types(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> tuple[str, ...]:
+    patterns = endpoint.event_types
+    if not 1 <= len(patterns) <= PATTERNS_MAX:
+        violations.add("endpoint.event_types", f"must hold 1 to {PATTERNS_MAX} patterns, holds {len(patterns)}")
+    for i, pattern in enumerate(islice(patterns, PATTERNS_MAX)):
+        problem = validate_pattern(pattern)
+        if problem is not None:
+            violations.add(f"endpoint.event_types[{i}]", problem)
+    return tuple(dict.fromkeys(patterns))
+
+
+def _state(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> EndpointState:
+    found = _STATES.get(endpoint.state)
+    if found is None:
+        violations.add("endpoint.state", "must be ACTIVE, PAUSED or DISABLED")
+    return found or EndpointState.ACTIVE
+
+
+def _state_reason(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> str:
+    return checks.text(endpoint.state_reason, "endpoint.state_reason", violations, chars_max=STATE_REASON_CHARS_MAX)
+
+
+def _labels(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> dict[str, str]:
+    return checks.labels(endpoint.labels, "endpoint.labels", violations)
+
+
+def _timeout(endpoint: endpoint_pb2.Endpoint, rules: EndpointRules, violations: Violations) -> float:
+    if not endpoint.delivery_settings.HasField("timeout"):
+        return rules.timeout_default_s
+    seconds = to_seconds(endpoint.delivery_settings.timeout)
+    if seconds is None or not TIMEOUT_MIN_S <= seconds <= rules.timeout_max_s:
+        violations.add(
+            "endpoint.delivery_settings.timeout", f"must be {TIMEOUT_MIN_S:g} s to {rules.timeout_max_s:g} s"
+        )
+        return rules.timeout_default_s
+    return seconds
+
+
+def _headers(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> dict[str, str]:
+    headers = dict(endpoint.delivery_settings.headers)
+    violations.extend(check_endpoint_headers(headers, "endpoint.delivery_settings.headers"))
+    return headers
+
+
+def _max_in_flight(endpoint: endpoint_pb2.Endpoint, rules: EndpointRules, violations: Violations) -> int:
+    value = endpoint.delivery_settings.max_in_flight
+    if not 0 <= value <= IN_FLIGHT_MAX:
+        violations.add("endpoint.delivery_settings.max_in_flight", f"must be 1 to {IN_FLIGHT_MAX}")
+    return value or rules.in_flight_default
+
+
+def _ordering_mode(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> OrderingMode:
+    found = _MODES.get(endpoint.delivery_settings.ordering_mode)
+    if found is None:
+        violations.add("endpoint.delivery_settings.ordering_mode", "must be ORDERED, ORDERED_BY_KEY or UNORDERED")
+    return found or OrderingMode.ORDERED
+
+
+def _trace_propagation(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> TracePropagation:
+    found = _TRACES.get(endpoint.delivery_settings.trace_propagation)
+    if found is None:
+        violations.add("endpoint.delivery_settings.trace_propagation", "must be NONE, NEW_ROOT or CONTINUE")
+    return found or TracePropagation.NONE
+
+
+_STATES: dict[int, EndpointState] = {
+    endpoint_pb2.Endpoint.STATE_UNSPECIFIED: EndpointState.ACTIVE,
+    endpoint_pb2.Endpoint.STATE_ACTIVE: EndpointState.ACTIVE,
+    endpoint_pb2.Endpoint.STATE_PAUSED: EndpointState.PAUSED,
+    endpoint_pb2.Endpoint.STATE_DISABLED: EndpointState.DISABLED,
+}
+_MODES: dict[int, OrderingMode] = {
+    endpoint_pb2.ORDERING_MODE_UNSPECIFIED: OrderingMode.ORDERED,
+    endpoint_pb2.ORDERING_MODE_ORDERED: OrderingMode.ORDERED,
+    endpoint_pb2.ORDERING_MODE_ORDERED_BY_KEY: OrderingMode.ORDERED_BY_KEY,
+    endpoint_pb2.ORDERING_MODE_UNORDERED: OrderingMode.UNORDERED,
+}
+_TRACES: dict[int, TracePropagation] = {
+    endpoint_pb2.TRACE_PROPAGATION_UNSPECIFIED: TracePropagation.NONE,
+    endpoint_pb2.TRACE_PROPAGATION_NONE: TracePropagation.NONE,
+    endpoint_pb2.TRACE_PROPAGATION_NEW_ROOT: TracePropagation.NEW_ROOT,
+    endpoint_pb2.TRACE_PROPAGATION_CONTINUE: TracePropagation.CONTINUE,
+}
+# Leaf of the message, field of the record, its reader: of the endpoint itself, then of its settings.
+_OWN: dict[str, tuple[str, _Reader]] = {
+    "description": ("description", _description),
+    "event_types": ("event_types", _event_types),
+    "state": ("state", _state),
+    "state_reason": ("state_reason", _state_reason),
+    "labels": ("labels", _labels),
+}
+_SETTINGS: dict[str, tuple[str, _Reader]] = {
+    "http.url": ("url", _url),
+    "delivery_settings.timeout": ("timeout_s", _timeout),
+    "delivery_settings.headers": ("headers", _headers),
+    "delivery_settings.max_in_flight": ("max_in_flight", _max_in_flight),
+    "delivery_settings.ordering_mode": ("ordering_mode", _ordering_mode),
+    "delivery_settings.trace_propagation": ("trace_propagation", _trace_propagation),
+}
+MASKABLE = Maskable(
+    (*_OWN, *_SETTINGS),
+    frozenset({"name", "uid", "create_time", "update_time", "etag", "revision", "signing_keys"}),
+)
+
+
+def _read(
+    readers: dict[str, tuple[str, _Reader]],
+    leaves: frozenset[str],
+    endpoint: endpoint_pb2.Endpoint,
+    rules: EndpointRules,
+    violations: Violations,
+) -> dict[str, Any]:
+    return {field: read(endpoint, rules, violations) for leaf, (field, read) in readers.items() if leaf in leaves}
+
+
+def read_create(request: endpoint_pb2.CreateEndpointRequest, rules: EndpointRules) -> tuple[str, NewEndpoint, bytes]:
+    """The tenant's id, the endpoint to create, and its first secret. Errors: InvalidRequestError."""
+    violations = Violations()
+    (tenant,) = read_name(request.parent, "tenants/{tenant}", violations, field="parent")
+    name = new_id(request.endpoint_id, "endpoint_id", violations)
+    if not request.HasField("endpoint"):
+        violations.add("endpoint", "must be set")
+    everything = frozenset(MASKABLE.leaves)
+    own = _read(_OWN, everything, request.endpoint, rules, violations)
+    settings = _read(_SETTINGS, everything, request.endpoint, rules, violations)
+    secret = read_secret(request.signing_secret, "signing_secret", violations)
+    violations.raise_if_any()
+    return tenant, NewEndpoint(name=name, settings=EndpointSettings(**settings), **own), secret
+
+
+def read_update(
+    request: endpoint_pb2.UpdateEndpointRequest, rules: EndpointRules
+) -> tuple[str, str, Callable[[Endpoint], Endpoint]]:
+    """The ids of tenant and endpoint, and the change. Errors: InvalidRequestError."""
+    violations = Violations()
+    tenant, name = read_name(request.endpoint.name, PATTERN, violations, field="endpoint.name")
+    checks.etag(request.endpoint.etag, "endpoint.etag", violations)
+    leaves = leaves_to_change(request.update_mask, request.endpoint, MASKABLE, violations)
+    own = _read(_OWN, leaves, request.endpoint, rules, violations)
+    settings = _read(_SETTINGS, leaves, request.endpoint, rules, violations)
+    violations.raise_if_any()
+
+    def change(before: Endpoint) -> Endpoint:
+        after = replace(before, settings=replace(before.settings, **settings), **own)
+        # A reason speaks of the state it came with.
+        is_stale = after.state != before.state and "state_reason" not in own
+        return replace(after, state_reason="") if is_stale else after
+
+    return tenant, name, change
+
+
+def read_secret(text: str, field: str, violations: Violations) -> bytes:
+    """The bytes of the caller's secret, or of a fresh one where it is empty."""
+    try:
+        return parse_secret(text or generate_secret())
+    except SigningSecretError as error:
+        violations.add(field, str(error))
+        return b""
+
+
+def read_rotation(
+    request: endpoint_pb2.RotateSigningKeyRequest, rules: EndpointRules
+) -> tuple[str, str, bytes, timedelta]:
+    """The ids of tenant and endpoint, the new secret, and the overlap. Errors: InvalidRequestError."""
+    violations = Violations()
+    tenant, name = read_name(request.name, PATTERN, violations)
+    checks.etag(request.etag, "etag", violations)
+    overlap_s: float | None = rules.overlap_default_s
+    if request.HasField("overlap"):
+        overlap_s = to_seconds(request.overlap)
+    if overlap_s is None or not 0 <= overlap_s <= OVERLAP_MAX_S:
+        violations.add("overlap", "must be 0 s to 30 days")
+    secret = read_secret(request.signing_secret, "signing_secret", violations)
+    violations.raise_if_any()
+    return tenant, name, secret, timedelta(seconds=overlap_s or 0.0)
+
+
+def endpoint_message(
+    tenant: str, endpoint: Endpoint, keys: Sequence[SealedSigningKey], secrets: dict[str, str] | None = None
+) -> endpoint_pb2.Endpoint:
+    """An endpoint as the API shows it; `secrets` by key id only in the answer that made the key."""
+    return endpoint_pb2.Endpoint(
+        name=f"tenants/{tenant}/endpoints/{endpoint.name}",
+        uid=str(endpoint.key.endpoint_id),
+        description=endpoint.description,
+        http=endpoint_pb2.HttpTarget(url=endpoint.settings.url),
+        event_types=endpoint.event_types,
+        state=endpoint_pb2.Endpoint.State.Value(f"STATE_{endpoint.state.value}"),
+        state_reason=endpoint.state_reason,
+        delivery_settings=_settings_message(endpoint.settings),
+        labels=endpoint.labels,
+        signing_keys=[signing_key_message(key, (secrets or {}).get(key.key_id, "")) for key in keys],
+        revision=endpoint.revision,
+        create_time=timestamp(endpoint.create_time),
+        update_time=timestamp(endpoint.update_time),
+        etag=str(endpoint.etag),
+    )
+
+
+def _settings_message(settings: EndpointSettings) -> endpoint_pb2.DeliverySettings:
+    return endpoint_pb2.DeliverySettings(
+        timeout=duration(settings.timeout_s),
+        headers=settings.headers,
+        max_in_flight=settings.max_in_flight,
+        ordering_mode=endpoint_pb2.OrderingMode.Value(f"ORDERING_MODE_{settings.ordering_mode.value}"),
+        trace_propagation=endpoint_pb2.TracePropagation.Value(f"TRACE_PROPAGATION_{settings.trace_propagation.value}"),
+    )
+
+
+def signing_key_message(key: SealedSigningKey, secret: str = "") -> endpoint_pb2.SigningKey:
+    """A signing key; its secret only where it has just been made."""
+    state = endpoint_pb2.SigningKey.STATE_ACTIVE if key.expire_time is None else endpoint_pb2.SigningKey.STATE_RETIRING
+    message = endpoint_pb2.SigningKey(
+        id=key.key_id,
+        algorithm=endpoint_pb2.SIGNING_ALGORITHM_HMAC_SHA256,
+        state=state,
+        secret=secret,
+        create_time=timestamp(key.create_time),
+    )
+    if key.expire_time is not None:
+        message.expire_time.CopyFrom(timestamp(key.expire_time))
+    return message
+
+
+def probe_message(result: ProbeResult) -> endpoint_pb2.TestEndpointResponse:
+    """The answer of TestEndpoint."""
+    return endpoint_pb2.TestEndpointResponse(
+        outcome=attempt_pb2.AttemptOutcome.Value(f"ATTEMPT_OUTCOME_{result.outcome.name}"),
+        status_code=result.status_code or 0,
+        latency=duration(result.latency_s),
+        error=result.error or "",
+        response_excerpt=result.response_excerpt,
+    )

@@ -1,0 +1,55 @@
+"""Calls in flight, and the state in which no new one is taken.
+
+open ──start()──▶ draining: new calls are refused, streams stop reading ──▶ idle: the last call has been answered
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dispatcher.errors import UnavailableError
+
+REASON = "DRAINING"
+RETRY_AFTER_S = 0.5
+"""Another instance is one reconnect away."""
+
+
+def draining_error() -> UnavailableError:
+    """What a call that comes too late is told."""
+    return UnavailableError(
+        "this instance is shutting down; nothing was written", retry_after_s=RETRY_AFTER_S, reason=REASON
+    )
+
+
+class Drain:
+    """Shared by the servers of one process."""
+
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._calls = 0
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """One call in flight. Errors: UnavailableError `DRAINING`."""
+        if self.started.is_set():
+            raise draining_error()
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if self._calls == 0:
+                self._idle.set()
+
+    def start(self) -> None:
+        """From now on no call is taken. Idempotent."""
+        self.started.set()
+
+    async def idle(self) -> None:
+        """Wait until no call is in flight. The caller bounds it."""
+        await self._idle.wait()

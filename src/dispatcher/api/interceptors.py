@@ -1,0 +1,141 @@
+"""What surrounds every call of ours: span, duration, drain, and errors turned into statuses.
+
+Health and reflection pass by: they belong to grpcio, answer while the server drains, and are no business of callers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+from google.rpc import status_pb2
+from opentelemetry import trace
+
+from dispatcher.api import errors
+from dispatcher.api.draining import Drain
+from dispatcher.errors import DispatcherError
+from dispatcher.telemetry import Instruments, Tracing
+
+OWN_PREFIX = "/webhooks."
+TRACEPARENT = "traceparent"
+
+_log = logging.getLogger(__name__)
+
+# As text: these classes are generic for the type checker only.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Behavior = Callable[[Any, Any], Awaitable[Any]]
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """One for all methods, unary and streaming."""
+
+    def __init__(self, instruments: Instruments, tracing: Tracing, drain: Drain) -> None:
+        self._instruments = instruments
+        self._tracing = tracing
+        self._drain = drain
+        self._handlers: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        path = handler_call_details.method
+        known = self._handlers.get(path)
+        if known is not None:
+            return known
+        handler = await continuation(handler_call_details)
+        # None where there is no such method: grpc answers UNIMPLEMENTED, and nothing is remembered of it.
+        if handler is None or not path.startswith(OWN_PREFIX):
+            return handler
+        return self._handlers.setdefault(path, self._wrapped(handler, path.removeprefix("/")))
+
+    def _wrapped(self, handler: Handler, method: str) -> Handler:
+        make, behavior = _behavior_of(handler)
+
+        async def surrounded(request: Any, context: Context) -> Any:
+            return await self._run(method, behavior, request, context)
+
+        wrapped: Handler = make(surrounded, handler.request_deserializer, handler.response_serializer)
+        return wrapped
+
+    async def _run(self, method: str, behavior: Behavior, request: Any, context: Context) -> Any:
+        start = time.perf_counter()
+        ended = "CANCELLED"
+        with self._tracing.server_span(method, _traceparent_of(context)) as span:
+            try:
+                with self._drain.call():
+                    response = await behavior(request, context)
+                ended = "OK"
+            except DispatcherError as error:
+                status = _status_of(error, method)
+                ended = errors.code_of(error).name
+            except grpc.aio.AbortError:
+                raise  # nothing of ours aborts; whoever did has said why
+            except Exception as error:  # noqa: BLE001 - a bug is logged here and opaque to the caller
+                status = _bug(error, method)
+                ended = "INTERNAL"
+            except asyncio.CancelledError:
+                ended = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else ended
+                raise
+            finally:
+                span.ended(ended)
+                self._instruments.rpc_server_call(method, ended, time.perf_counter() - start)
+            if ended == "OK":
+                return response
+        return await _abort(context, status)
+
+
+def _behavior_of(handler: Any) -> tuple[Callable[..., Any], Behavior]:
+    """The constructor for a handler of the same kind, and the behaviour as a coroutine.
+
+    A handler's fields are typed for the synchronous server only.
+    """
+    if handler.request_streaming and handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler, _writing(handler.stream_stream)
+    if handler.request_streaming:
+        return grpc.stream_unary_rpc_method_handler, handler.stream_unary
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler, _writing(handler.unary_stream)
+    return grpc.unary_unary_rpc_method_handler, handler.unary_unary
+
+
+def _writing(generator: Callable[[Any, Context], AsyncIterator[Any]]) -> Behavior:
+    """A streaming behaviour, an async generator, as one coroutine: span and context stay with a single task."""
+
+    async def write_all(request: Any, context: Context) -> None:
+        async with contextlib.aclosing(generator(request, context)) as responses:  # type: ignore[type-var] # a generator has aclose
+            async for response in responses:
+                await context.write(response)
+
+    return write_all
+
+
+def _traceparent_of(context: Context) -> str | None:
+    for key, value in context.invocation_metadata() or ():
+        if key == TRACEPARENT:
+            return value if isinstance(value, str) else None
+    return None
+
+
+def _status_of(error: DispatcherError, method: str) -> status_pb2.Status:
+    return _bug(error, method) if errors.is_internal(error) else errors.to_status(error)
+
+
+def _bug(error: BaseException, method: str) -> status_pb2.Status:
+    span = trace.get_current_span().get_span_context()
+    trace_id = trace.format_trace_id(span.trace_id) if span.is_valid else ""
+    _log.error("a call failed unexpectedly", exc_info=error, extra={"rpc_method": method})
+    return errors.internal_status(trace_id)
+
+
+async def _abort(context: Context, status: status_pb2.Status) -> Any:
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    await context.abort(code, status.message, errors.trailers(status))

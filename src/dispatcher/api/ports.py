@@ -1,0 +1,47 @@
+"""What the API needs of parts it may not import: small interfaces that `app` fills in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from dispatcher.model import EndpointKey, ProbeResult
+
+
+class EndpointProber(Protocol):
+    """Sends the ping of TestEndpoint."""
+
+    async def ping(self, key: EndpointKey) -> ProbeResult:
+        """Ping now with the endpoint's present settings, whatever its state; a receiver that fails is a result."""
+
+
+class EndpointListener(Protocol):
+    """Told after a change of an endpoint or its keys was committed, on the event loop. Only a shortcut for delivery,
+    which also looks for changes by itself; it may neither block nor raise."""
+
+    def __call__(self, key: EndpointKey, /) -> None: ...
+
+
+def tell_nobody(key: EndpointKey, /) -> None:
+    """For a process that delivers nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """How this instance is doing now. `flush_lag_s` is the age of the oldest result not yet written."""
+
+    instance_id: UUID
+    version: str
+    start_time: datetime
+    partitions: tuple[int, ...]
+    in_flight: int
+    flush_lag_s: float
+
+
+class StatusSource(Protocol):
+    """Where AdminService.GetStatus looks."""
+
+    def status(self) -> ServiceStatus:
+        """The present status, from memory."""

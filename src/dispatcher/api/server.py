@@ -1,0 +1,232 @@
+"""The gRPC servers of one process: callers' services on one port, operators' on another.
+
+starting ──▶ serving ──drain()──▶ draining: new calls refused, calls in flight answered ──▶ stopped
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from webhooks.admin.v1 import admin_pb2, admin_pb2_grpc
+from webhooks.v1 import (
+    delivery_pb2,
+    delivery_pb2_grpc,
+    endpoint_pb2,
+    endpoint_pb2_grpc,
+    event_type_pb2,
+    event_type_pb2_grpc,
+    publisher_pb2,
+    publisher_pb2_grpc,
+    tenant_pb2,
+    tenant_pb2_grpc,
+)
+
+from dispatcher.api.admin import AdminServicer
+from dispatcher.api.convert.endpoints import EndpointRules
+from dispatcher.api.convert.events import PublishLimits
+from dispatcher.api.deliveries import DeliveryServicer
+from dispatcher.api.draining import Drain
+from dispatcher.api.endpoints import EndpointServicer
+from dispatcher.api.event_types import EventTypeServicer
+from dispatcher.api.interceptors import CallInterceptor
+from dispatcher.api.ports import EndpointListener, EndpointProber, StatusSource, tell_nobody
+from dispatcher.api.publisher import PublisherServicer
+from dispatcher.api.reflection import enable_reflection
+from dispatcher.api.tenants import TenantServicer
+from dispatcher.config import Settings
+from dispatcher.routing.publisher import Publisher
+from dispatcher.security.egress import EgressPolicy
+from dispatcher.security.secrets import Keyring
+from dispatcher.store.database import Database
+from dispatcher.telemetry import Health, Instruments, Tracing
+
+HEALTH_INTERVAL_S = 0.25
+"""How soon after a change the health service tells it."""
+CONNECTION_AGE_S = 1800
+"""Connections are renewed so often, spread by grpc, so that new instances get their share. Calls in flight go on."""
+KEEPALIVE_INTERVAL_S = 60
+KEEPALIVE_TIMEOUT_S = 20
+CLIENT_PING_INTERVAL_MIN_S = 10
+CANCEL_GRACE_S = 0.5
+"""What is left for calls that the drain did not see end: they are cancelled then."""
+
+CALLER_SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (publisher_pb2, "PublisherService"),
+        (tenant_pb2, "TenantService"),
+        (event_type_pb2, "EventTypeService"),
+        (endpoint_pb2, "EndpointService"),
+        (delivery_pb2, "DeliveryService"),
+    )
+)
+ADMIN_SERVICES = (admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiParts:
+    """What the services work with. `on_endpoint_changed` is told after each committed change of an endpoint."""
+
+    database: Database
+    publisher: Publisher
+    keyring: Keyring
+    egress: EgressPolicy
+    prober: EndpointProber
+    status: StatusSource
+    health: Health
+    instruments: Instruments
+    tracing: Tracing
+    on_endpoint_changed: EndpointListener = tell_nobody
+
+
+class ApiServer:
+    """Serves while it is entered; leaving it drains and stops. `port` and `admin_port` are those bound."""
+
+    def __init__(self, settings: Settings, parts: ApiParts) -> None:
+        self._settings = settings
+        self._parts = parts
+        self._drain = Drain()
+        self._is_drained = False
+        self._healths = (health.aio.HealthServicer(), health.aio.HealthServicer())
+        self._servers: list[grpc.aio.Server] = []
+        self._health_task: asyncio.Task[None] | None = None
+        self.port = 0
+        self.admin_port = 0
+
+    async def __aenter__(self) -> Self:
+        """Listen. Raises OSError where an address can't be bound."""
+        callers, operators = self._make_server(), self._make_server()
+        self._add_caller_services(callers)
+        admin = AdminServicer(self._parts.database, self._parts.status, page_size_max=self._settings.page_size_max)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, operators)
+        self._add_common(callers, self._healths[0], CALLER_SERVICES)
+        self._add_common(operators, self._healths[1], ADMIN_SERVICES)
+        self.port = _bind(callers, self._settings.grpc_listen)
+        self.admin_port = _bind(operators, self._settings.admin_listen)
+        await self._tell_health(is_ready=self._parts.health.is_ready)
+        self._servers = [callers, operators]
+        for server in self._servers:
+            await server.start()
+        self._health_task = asyncio.create_task(self._follow_health(), name="grpc-health")
+        _log.info("gRPC is served", extra={"port": self.port, "admin_port": self.admin_port})
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        await self.drain()
+        await asyncio.gather(*(server.stop(CANCEL_GRACE_S) for server in self._servers))
+
+    async def drain(self) -> None:
+        """Refuse new calls (UNAVAILABLE `DRAINING`) and wait for those in flight, at most `grpc_drain_s`. Idempotent.
+
+        Calls must still be able to end: whoever commits and delivers stops after this.
+        """
+        self._drain.start()
+        if self._is_drained:
+            return
+        self._is_drained = True
+        if self._health_task is not None:
+            self._health_task.cancel()
+            await asyncio.wait([self._health_task])
+        for servicer in self._healths:
+            await servicer.enter_graceful_shutdown()
+        try:
+            await asyncio.wait_for(self._drain.idle(), self._settings.grpc_drain_s)
+        except TimeoutError:
+            _log.warning("calls in flight are cut off", extra={"waited_s": self._settings.grpc_drain_s})
+
+    def _make_server(self) -> grpc.aio.Server:
+        interceptor = CallInterceptor(self._parts.instruments, self._parts.tracing, self._drain)
+        return grpc.aio.server(interceptors=[interceptor], options=_options(self._settings))
+
+    def _add_caller_services(self, server: grpc.aio.Server) -> None:
+        parts, settings, size = self._parts, self._settings, self._settings.page_size_max
+        limits = PublishLimits(settings.data_bytes_max, settings.publish_events_max)
+        publisher_pb2_grpc.add_PublisherServiceServicer_to_server(
+            PublisherServicer(parts.publisher, limits, parts.instruments, self._drain), server
+        )
+        tenant_pb2_grpc.add_TenantServiceServicer_to_server(TenantServicer(parts.database, page_size_max=size), server)
+        event_type_pb2_grpc.add_EventTypeServiceServicer_to_server(
+            EventTypeServicer(parts.database, page_size_max=size), server
+        )
+        endpoint_pb2_grpc.add_EndpointServiceServicer_to_server(
+            EndpointServicer(
+                parts.database,
+                _endpoint_rules(settings, parts.egress),
+                parts.keyring,
+                parts.prober,
+                parts.on_endpoint_changed,
+                page_size_max=size,
+            ),
+            server,
+        )
+        delivery_pb2_grpc.add_DeliveryServiceServicer_to_server(
+            DeliveryServicer(parts.database, settings, page_size_max=size), server
+        )
+
+    def _add_common(
+        self, server: grpc.aio.Server, servicer: health.aio.HealthServicer, services: Sequence[str]
+    ) -> None:
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        enable_reflection(server, (*services, health.SERVICE_NAME))
+
+    async def _follow_health(self) -> None:
+        told = self._parts.health.is_ready
+        while True:
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+            is_ready = self._parts.health.is_ready
+            if is_ready != told:
+                await self._tell_health(is_ready=is_ready)
+                told = is_ready
+
+    async def _tell_health(self, *, is_ready: bool) -> None:
+        statuses = health_pb2.HealthCheckResponse
+        status = statuses.SERVING if is_ready else statuses.NOT_SERVING
+        for servicer, services in zip(self._healths, (CALLER_SERVICES, ADMIN_SERVICES), strict=True):
+            for name in ("", *services):
+                await servicer.set(name, status)
+
+
+def _endpoint_rules(settings: Settings, egress: EgressPolicy) -> EndpointRules:
+    return EndpointRules(
+        egress=egress,
+        timeout_default_s=settings.attempt_timeout_s,
+        timeout_max_s=settings.attempt_timeout_max_s,
+        in_flight_default=settings.endpoint_in_flight_max,
+        overlap_default_s=settings.signing_key_overlap_s,
+    )
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    """Channel arguments of the servers; https://github.com/grpc/grpc, include/grpc/impl/channel_arg_names.h."""
+    return [
+        ("grpc.max_receive_message_length", settings.grpc_message_bytes_max),
+        ("grpc.max_send_message_length", settings.grpc_message_bytes_max),
+        ("grpc.max_concurrent_streams", settings.grpc_streams_max),
+        # With it, a second process on the same port would silently take half of the calls.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_connection_age_ms", CONNECTION_AGE_S * 1000),
+        ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_S * 1000),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", CLIENT_PING_INTERVAL_MIN_S * 1000),
+    ]
+
+
+def _bind(server: grpc.aio.Server, address: str) -> int:
+    with contextlib.suppress(RuntimeError):
+        port = server.add_insecure_port(address)
+        if port:
+            return port
+    raise OSError(f"{address} cannot be listened on: it is in use, not local, or not permitted")
