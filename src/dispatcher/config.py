@@ -8,6 +8,7 @@ Anything unknown or out of bounds is a `ConfigError` that lists every problem at
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -476,3 +477,8 @@ def _explain(error: PydanticValidationError, values: Mapping[str, str]) -> Itera
         seen.add(name)
         shown = "" if is_secret(name) else f" (got {values.get(name, '')[:SHOWN_VALUE_CHARS_MAX]!r})"
         yield f"{variable_of(name)}: {message[:1].lower()}{message[1:]}{shown}"
+
+
+def from_environment(*, required: Collection[str] = ()) -> Settings:
+    """`Settings.load` of this process's environment."""
+    return Settings.load(os.environ, required=required)

@@ -1,0 +1,1 @@
+"""The command line. `main` names the commands, a module each; `client` alone speaks gRPC and is loaded on first use."""
