@@ -14,6 +14,7 @@ import contextlib
 import logging
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,10 +22,15 @@ from datetime import UTC, datetime
 from uuid_utils.compat import uuid7
 
 from dispatcher import __version__
-from dispatcher.config import Settings
+from dispatcher.api.ports import ServiceStatus
+from dispatcher.api.server import ApiParts, ApiServer
+from dispatcher.config import Settings, environment, split_address
 from dispatcher.delivery.client import ClientOptions, WebhookClient
 from dispatcher.delivery.engine import Engine, EngineParts, EngineSettings
-from dispatcher.model import Instance
+from dispatcher.delivery.prober import Prober
+from dispatcher.errors import PreconditionError
+from dispatcher.model import EndpointKey, Instance, ProbeResult
+from dispatcher.ops.server import OpsServer
 from dispatcher.routing.cache import SubscriptionCache
 from dispatcher.routing.publisher import Publisher
 from dispatcher.security.egress import EgressPolicy
@@ -33,7 +39,7 @@ from dispatcher.store import upkeep
 from dispatcher.store.database import Database, DatabaseOptions
 from dispatcher.store.group_commit import GroupCommit, GroupCommitLimits
 from dispatcher.store.upkeep import UpkeepSettings
-from dispatcher.telemetry import Health, Telemetry
+from dispatcher.telemetry import ExportPlan, Health, Telemetry, configure_logging, start_telemetry
 
 log = logging.getLogger(__name__)
 
@@ -93,13 +99,6 @@ def database_options(settings: Settings, dsn: str) -> DatabaseOptions:
         lock_timeout_s=settings.lock_timeout_s,
         idle_in_transaction_timeout_s=settings.idle_in_transaction_timeout_s,
     )
-
-
-def migrate_options(settings: Settings, dsn: str | None = None) -> DatabaseOptions:
-    """How `migrate` connects: the DSN given, else the direct one, else the service's own."""
-    secret = settings.database_direct_url or settings.database_url
-    chosen = dsn or (secret.get_secret_value() if secret is not None else "")
-    return DatabaseOptions(dsn=chosen, connect_timeout_s=settings.database_connect_timeout_s)
 
 
 def egress_policy(settings: Settings) -> EgressPolicy:
@@ -194,6 +193,115 @@ def _upkeep(s: Settings) -> UpkeepSettings:
         days_ahead=s.partition_ahead_days,
         interval_s=s.partition_check_interval_s,
         lock_wait_s=s.partition_lock_timeout_s,
+    )
+
+
+class CoreProber:
+    """TestEndpoint's ping: reads the endpoint as delivery would and sends from here."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._prober = Prober(core.client)
+
+    async def ping(self, key: EndpointKey) -> ProbeResult:
+        found = await self._core.engine.load_runtimes([key])
+        if not found:
+            raise PreconditionError(
+                "the endpoint has no signing key that opens",
+                reason="SIGNING_KEY_UNUSABLE",
+                subject=str(key.endpoint_id),
+            )
+        return await self._prober.ping(found[0])
+
+
+class CoreStatus:
+    """AdminService.GetStatus, from memory."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def status(self) -> ServiceStatus:
+        engine, instance = self._core.engine, self._core.instance
+        return ServiceStatus(
+            instance_id=instance.instance_id,
+            version=instance.version,
+            start_time=instance.start_time,
+            partitions=tuple(sorted(engine.board.epochs)),
+            in_flight=engine.sending.in_flight,
+            flush_lag_s=engine.flusher.oldest_wait_s(time.monotonic()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where a running service listens."""
+
+    grpc: int
+    admin: int
+    ops: int
+
+
+async def serve(
+    settings: Settings,
+    plan: ExportPlan | None = None,
+    *,
+    stop: asyncio.Event | None = None,
+    on_ready: Callable[[Core, Ports], None] | None = None,
+) -> None:
+    """Run one process until SIGTERM or SIGINT, or until `stop` is set where one is given.
+
+    What is exported by OTLP is `plan`'s, by default the standard OTEL_* variables' word (ConfigError).
+    `on_ready` is told once all ports are bound. Raises OSError where one can't be, and whatever unexpected ended it.
+    """
+    configure_logging(settings)
+    stopping = stop or asyncio.Event()
+    if stop is None:
+        stop_on_signals(stopping.set)
+    instance = new_instance(f"{host_name()}:{split_address(settings.grpc_listen)[1]}")
+    exports = plan or ExportPlan.load(environment())
+    telemetry = start_telemetry(exports, version=__version__, instance_id=str(instance.instance_id))
+    try:
+        async with open_core(settings, telemetry, instance) as core:
+            await _serve(core, stopping, on_ready)
+    finally:
+        await telemetry.shutdown(settings.telemetry_flush_timeout_s)
+
+
+async def _serve(core: Core, stopping: asyncio.Event, on_ready: Callable[[Core, Ports], None] | None) -> None:
+    running = asyncio.create_task(core.run(), name="core")
+    try:
+        async with OpsServer(core.settings.ops_listen, core.health, core.telemetry.registry) as ops:
+            async with ApiServer(core.settings, _api_parts(core)) as api:
+                core.health.started()
+                log.info("serving", extra={"version": __version__, "instance": str(core.instance.instance_id)})
+                if on_ready is not None:
+                    on_ready(core, Ports(api.port, api.admin_port, ops.port))
+                stopped = asyncio.create_task(stopping.wait(), name="stop")
+                await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                stopped.cancel()
+                core.health.start_draining()
+                if not running.done():
+                    await api.drain()
+                    await core.drain()
+            await running
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+        log.info("stopped")
+
+
+def _api_parts(core: Core) -> ApiParts:
+    return ApiParts(
+        database=core.database,
+        publisher=core.publisher,
+        keyring=core.keyring,
+        egress=core.policy,
+        prober=CoreProber(core),
+        status=CoreStatus(core),
+        health=core.health,
+        instruments=core.telemetry.instruments,
+        tracing=core.telemetry.tracing,
+        on_endpoint_changed=core.engine.endpoint_changed,
     )
 
 

@@ -482,3 +482,8 @@ def _explain(error: PydanticValidationError, values: Mapping[str, str]) -> Itera
 def from_environment(*, required: Collection[str] = ()) -> Settings:
     """`Settings.load` of this process's environment."""
     return Settings.load(os.environ, required=required)
+
+
+def environment() -> Mapping[str, str]:
+    """This process's environment, for what is not ours to name: the OTEL_* variables."""
+    return os.environ

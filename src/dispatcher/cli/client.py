@@ -71,7 +71,7 @@ class Client:
         except json_format.ParseError as error:
             raise UsageError(f"{method}: {error}") from error
         answer_class = message_factory.GetMessageClass(described.output_type)
-        callable_ = self._channel.unary_unary(
+        callable_: Any = self._channel.unary_unary(
             f"/{PACKAGE}.{method.replace('.', '/')}",
             request_serializer=lambda sent: sent.SerializeToString(),
             response_deserializer=answer_class.FromString,
