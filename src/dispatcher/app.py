@@ -169,6 +169,7 @@ def _engine_settings(s: Settings) -> EngineSettings:
         delivery=s,
         leases=s,
         retry=s,
+        observability=s,
         drain_s=s.delivery_drain_s,
         look_back_s=PUBLISH_TIMEOUT_S + LOOK_BACK_SLACK_S,
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from dispatcher.delivery.endpoint import EndpointRuntime
 from dispatcher.delivery.lane import Lane, LaneLimits, ModeSettings
+from dispatcher.delivery.payloads import PayloadBudget
 from dispatcher.delivery.scheduler import Scheduler, SchedulerLimits
 from dispatcher.model import Cursor, EndpointKey, EndpointState, OutboxRow
 from dispatcher.store.backlog import EndpointPosition
@@ -39,9 +40,10 @@ class OwnedPartition:
 class Board:
     """Lanes and positions; every change of either goes through here."""
 
-    def __init__(self, limits: LaneLimits, scheduling: SchedulerLimits) -> None:
+    def __init__(self, limits: LaneLimits, scheduling: SchedulerLimits, payload_bytes_budget: int) -> None:
         self.scheduler: Scheduler[Lane] = Scheduler(scheduling, on_rest=self.feed)
         self._limits = limits
+        self.budget = PayloadBudget(payload_bytes_budget)
         self._partitions: dict[int, OwnedPartition] = {}
         self._horizons: dict[EndpointKey, int] = {}
         self._born: dict[EndpointKey, int] = {}
@@ -120,7 +122,7 @@ class Board:
     def _make_lane(self, owned: OwnedPartition, cursor: Cursor, highest_seq: int) -> Lane:
         key = cursor.key
         owned.idle.pop(key, None)
-        lane = Lane(key, owned.epoch, cursor, self._limits, highest_seq)
+        lane = Lane(key, owned.epoch, cursor, self._limits, highest_seq, self.budget)
         lane.paused = owned.closing
         self.lanes[key] = lane
         self._born[key] = cursor.seq
@@ -135,6 +137,7 @@ class Board:
 
     def _drop(self, lane: Lane) -> None:
         del self.lanes[lane.key]
+        lane.close()
         self._horizons.pop(lane.key, None)
         self._born.pop(lane.key, None)
         self.scheduler.remove(lane)

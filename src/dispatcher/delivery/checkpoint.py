@@ -37,7 +37,8 @@ class Checkpointer:
         """Write all watermarks that moved (of these partitions); raises UnavailableError and loses none."""
         chosen = None if partitions is None else list(partitions)
         while moved := self._board.take_dirty(CURSORS_MAX, chosen):
-            epochs = {p: e for p, e in self._board.epochs.items() if any(c.key.partition == p for c in moved)}
+            held, concerned = self._board.epochs, {cursor.key.partition for cursor in moved}
+            epochs = {partition: held[partition] for partition in concerned}
             try:
                 await cursors.advance(self._database, epochs, moved)
             except BaseException:

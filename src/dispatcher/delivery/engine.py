@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dispatcher.config import DeliverySettings, LeaseSettings, RetrySettings
+from dispatcher.config import DeliverySettings, LeaseSettings, ObservabilitySettings, RetrySettings
 from dispatcher.delivery.attempt import Attempter, Client
 from dispatcher.delivery.board import Board
 from dispatcher.delivery.checkpoint import Checkpointer
@@ -28,6 +28,7 @@ from dispatcher.delivery.hints import HintSender
 from dispatcher.delivery.lane import LaneLimits
 from dispatcher.delivery.leases import LeaseKeeper
 from dispatcher.delivery.leases import LeaseSettings as KeeperSettings
+from dispatcher.delivery.measure import BacklogMeter
 from dispatcher.delivery.ownership import Ownership
 from dispatcher.delivery.retry import RetryPolicy
 from dispatcher.delivery.scheduler import SchedulerLimits
@@ -52,6 +53,7 @@ class EngineSettings:
     delivery: DeliverySettings
     leases: LeaseSettings
     retry: RetrySettings
+    observability: ObservabilitySettings
     drain_s: float
     look_back_s: float
 
@@ -78,7 +80,11 @@ class Engine:
     def __init__(self, parts: EngineParts, settings: EngineSettings, *, chance: random.Random | None = None) -> None:
         self._parts, self._settings = parts, settings
         delivery, database = settings.delivery, parts.database
-        self.board = Board(LaneLimits(delivery.lane_rows_max, delivery.lane_bytes_max), _scheduler_limits(delivery))
+        self.board = Board(
+            LaneLimits(delivery.lane_rows_max, delivery.lane_bytes_max),
+            _scheduler_limits(delivery),
+            delivery.payload_bytes_budget,
+        )
         self.keeper = LeaseKeeper(database, _keeper_settings(settings), self, self.describe)
         self.flusher = Flusher(
             functools.partial(attempts.append, database),
@@ -120,6 +126,12 @@ class Engine:
         )
         self.watch = Watch(database, self.board, executor.execute_open, self._watch_options())
         self._hints = HintSender(database, self.keeper.owner_of, self.keeper.instance_id)
+        self._meter = BacklogMeter(
+            self.board,
+            parts.instruments,
+            interval_s=settings.observability.metrics_backlog_interval_s,
+            worst_max=settings.observability.metrics_endpoints_worst_max,
+        )
         self._stop = asyncio.Event()
         self._follow_gauges()
 
@@ -196,6 +208,7 @@ class Engine:
             ("checkpoint", self.checkpointer.run()),
             ("watch", self.watch.run()),
             ("hints", self._hints.run()),
+            ("measure", self._meter.run()),
         ]
         if not self._parts.database.options.pooled:
             listener = listen.Listener(
@@ -263,6 +276,7 @@ class Engine:
         instruments = self._parts.instruments
         instruments.in_flight.follow(lambda: self.sending.in_flight)
         instruments.lanes.follow(lambda: len(self.board.lanes))
+        instruments.payload_bytes.follow(lambda: self.board.budget.used)
         instruments.partitions_owned.follow(lambda: len(self.board.epochs))
         instruments.flush_lag_s.follow(lambda: self.flusher.oldest_wait_s(time.monotonic()))
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dispatcher.delivery.orders import Order, SerialOrder, order_of
-from dispatcher.delivery.payloads import PayloadStore
+from dispatcher.delivery.payloads import PayloadBudget, PayloadStore
 from dispatcher.delivery.slots import (
     ACKNOWLEDGED,
     BACKING_OFF,
@@ -103,7 +103,15 @@ class Lane:
         "paused",
     )
 
-    def __init__(self, key: EndpointKey, epoch: int, position: Cursor, limits: LaneLimits, highest_known: int) -> None:
+    def __init__(
+        self,
+        key: EndpointKey,
+        epoch: int,
+        position: Cursor,
+        limits: LaneLimits,
+        highest_known: int,
+        budget: PayloadBudget | None = None,
+    ) -> None:
         self.key = key
         self.epoch = epoch
         self.paused = False
@@ -117,7 +125,9 @@ class Lane:
         self._missing_highest = 0
         self._mode: OrderingMode | None = None
         self._order: Order = SerialOrder()
-        self._payloads = PayloadStore(limits.bytes_max, limits.payload_rows_max)
+        self._payloads = PayloadStore(
+            limits.bytes_max, limits.payload_rows_max, budget or PayloadBudget(limits.bytes_max)
+        )
         self._in_flight = 0
         self._waiting = 0
         self._unknown = 0
@@ -307,6 +317,10 @@ class Lane:
         slot = self._slots.get(row.seq)
         if slot is not None and slot.row is row and slot.state < DECIDING:
             self._payloads.attach(row, payload)
+
+    def close(self) -> None:
+        """The lane is dropped: what its payloads took of the process's budget is free again."""
+        self._payloads.close()
 
     # --- deliveries ---
 

@@ -8,6 +8,21 @@ from dispatcher.delivery.slots import BACKING_OFF, IN_FLIGHT, WAITING, Slot
 from dispatcher.model import OutboxRow, Payload
 
 
+class PayloadBudget:
+    """The bytes that all lanes of a process may hold together. One row of a lane may always hold its payload, so a lane
+    is slowed by a used-up budget, never stopped."""
+
+    __slots__ = ("bytes_max", "used")
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.used = 0
+
+    @property
+    def left(self) -> int:
+        return max(0, self.bytes_max - self.used)
+
+
 class PayloadStore:
     """The account of one lane's payloads, over its rows that may still be sent.
 
@@ -15,6 +30,7 @@ class PayloadStore:
     """
 
     __slots__ = (
+        "_budget",
         "_bytes_max",
         "_low_rows",
         "_reserved_bytes",
@@ -25,8 +41,8 @@ class PayloadStore:
         "lacking",
     )
 
-    def __init__(self, bytes_max: int, rows_max: int) -> None:
-        self._bytes_max, self._rows_max = bytes_max, rows_max
+    def __init__(self, bytes_max: int, rows_max: int, budget: PayloadBudget) -> None:
+        self._bytes_max, self._rows_max, self._budget = bytes_max, rows_max, budget
         self._reserved_bytes = 0
         self._low_rows = 0
         self.bytes_held = 0
@@ -43,13 +59,26 @@ class PayloadStore:
         """A new row; it keeps the payload it came with if there is room for it beside what is being read."""
         payload = row.payload
         if payload is not None and (
-            self.bytes_held + self._reserved_bytes + row.data_bytes <= self._bytes_max or not self._is_in_use
+            self.bytes_held + self._reserved_bytes + row.data_bytes <= self._room or not self._is_in_use
         ):
-            self.bytes_held += row.data_bytes
+            self._hold(row.data_bytes)
             self.holding += 1
         else:
             row.payload = None
             self.lacking += 1
+
+    @property
+    def _room(self) -> int:
+        """Bytes that this lane may hold now: its own bound, or what it has and the process has left."""
+        return min(self._bytes_max, self.bytes_held + self._budget.left)
+
+    def _hold(self, size: int) -> None:
+        self.bytes_held += size
+        self._budget.used += size
+
+    def close(self) -> None:
+        """The lane goes; its rows in flight keep their payloads alive until they end."""
+        self._hold(-self.bytes_held)
 
     @property
     def _is_in_use(self) -> bool:
@@ -57,11 +86,11 @@ class PayloadStore:
 
     def attach(self, row: OutboxRow, payload: Payload) -> None:
         """The payload of a row that lacks it has been read; one that no longer fits is left for another time."""
-        if row.payload is None and (self.bytes_held == 0 or self.bytes_held + row.data_bytes <= self._bytes_max):
+        if row.payload is None and (self.bytes_held == 0 or self.bytes_held + row.data_bytes <= self._room):
             row.payload = payload
             self.lacking -= 1
             self.holding += 1
-            self.bytes_held += row.data_bytes
+            self._hold(row.data_bytes)
             self._reserved_bytes = max(0, self._reserved_bytes - row.data_bytes)
 
     def drop(self, row: OutboxRow) -> None:
@@ -71,7 +100,7 @@ class PayloadStore:
         else:
             row.payload = None
             self.holding -= 1
-            self.bytes_held -= row.data_bytes
+            self._hold(-row.data_bytes)
 
     def plan(self, front: Sequence[Slot], window: Collection[Slot]) -> list[OutboxRow]:
         """The rows to read payloads for: `front` first, then the rest of the window that waits, ascending.
@@ -83,7 +112,7 @@ class PayloadStore:
         flying_bytes = sum(slot.row.data_bytes for slot in window if slot.state is IN_FLIGHT)
         kept, wanted = self._choose(ranked, flying_bytes)
         self._reserved_bytes = sum(row.data_bytes for row in wanted)
-        if self.bytes_held + self._reserved_bytes > self._bytes_max:
+        if self.bytes_held + self._reserved_bytes > self._room:
             backing_off = (slot for slot in window if slot.state is BACKING_OFF and slot not in first)
             self._evict([*backing_off, *(slot for slot in reversed(ranked) if slot not in kept)])
         self.are_starved = False
@@ -94,7 +123,7 @@ class PayloadStore:
         """The slots, in their order, whose payloads fit together, and the rows among them that lack theirs."""
         kept: set[Slot] = set()
         wanted: list[OutboxRow] = []
-        room = self._bytes_max - flying_bytes
+        room = self._room - flying_bytes
         for slot in ranked:
             if len(wanted) == self._rows_max or (slot.row.data_bytes > room and (kept or flying_bytes)):
                 break
@@ -106,10 +135,10 @@ class PayloadStore:
 
     def _evict(self, victims: Iterable[Slot]) -> None:
         for slot in victims:
-            if self.bytes_held + self._reserved_bytes <= self._bytes_max:
+            if self.bytes_held + self._reserved_bytes <= self._room:
                 return
             if slot.row.payload is not None:
                 slot.row.payload = None
                 self.holding -= 1
                 self.lacking += 1
-                self.bytes_held -= slot.row.data_bytes
+                self._hold(-slot.row.data_bytes)

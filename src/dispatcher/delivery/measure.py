@@ -1,0 +1,74 @@
+"""Backlog gauges, read from memory every few seconds: how much waits, how long, and the worst endpoints by name.
+
+An endpoint's backlog is what is known to be committed above what is done; its age is that of its lowest row that is
+not, where that row is in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dispatcher.delivery.board import Board
+from dispatcher.delivery.lane import Lane
+from dispatcher.telemetry import Instruments
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """One endpoint's backlog in deliveries, and the age in seconds of the oldest."""
+
+    lane: Lane
+    count: int
+    age_s: float
+
+
+class BacklogMeter:
+    """`run` is the task. `worst_max` endpoints are named on metrics, the others only summed."""
+
+    def __init__(
+        self,
+        board: Board,
+        instruments: Instruments,
+        *,
+        interval_s: float,
+        worst_max: int,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._board = board
+        self._instruments = instruments
+        self._interval_s = interval_s
+        self._worst_max = worst_max
+        self._wall_clock = wall_clock
+
+    async def run(self) -> None:
+        while True:
+            self.measure()
+            await asyncio.sleep(self._interval_s)
+
+    def measure(self) -> None:
+        """Set the gauges from the lanes as they are; idle endpoints have none and count nothing."""
+        now = self._wall_clock()
+        backlogs = [backlog for lane in self._board.lanes.values() if (backlog := backlog_of(lane, now)) is not None]
+        self._instruments.backlog.set(sum(backlog.count for backlog in backlogs))
+        self._instruments.backlog_age_s.set(max((backlog.age_s for backlog in backlogs), default=0.0))
+        worst = heapq.nlargest(self._worst_max, backlogs, key=lambda backlog: (backlog.age_s, backlog.count))
+        self._instruments.worst_endpoints([(*self._names(b.lane), b.count, b.age_s) for b in worst])
+
+    def _names(self, lane: Lane) -> tuple[str, str]:
+        runtime = self._board.runtimes.get(lane.key)
+        if runtime is None:
+            return str(lane.key.tenant_id), str(lane.key.endpoint_id)
+        return runtime.tenant_name, runtime.endpoint_name
+
+
+def backlog_of(lane: Lane, now_s: float) -> Backlog | None:
+    """None where nothing is undelivered."""
+    count = lane.highest_known - lane.acknowledged_through
+    if count <= 0:
+        return None
+    oldest = lane.blocked_by
+    return Backlog(lane, count, 0.0 if oldest is None else max(0.0, now_s - oldest.time.timestamp()))
