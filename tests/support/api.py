@@ -12,6 +12,7 @@ from uuid import UUID
 
 import grpc
 import grpc.aio
+import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2_grpc
@@ -74,6 +75,7 @@ class Api:
     database: Database
     commits: GroupCommit
     health: Health
+    instruments: Instruments
     prober: FakeProber
     changed: list[EndpointKey]
     channel: grpc.aio.Channel
@@ -141,7 +143,8 @@ async def serving(
     **settings: Any,
 ) -> AsyncIterator[Api]:
     """Serve on free ports of the loopback; `writing` False leaves the queue of the group commit unserved."""
-    values = Settings(grpc_listen="127.0.0.1:0", admin_listen="127.0.0.1:0", **{"grpc_drain_s": 5.0, **settings})
+    defaults = {"grpc_listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0", "grpc_drain_s": 5.0}
+    values = Settings(**{**defaults, **settings})
     instruments, health, prober, changed = Instruments.silent(), Health(database_away_s=0.2), FakeProber(), []
     async with Database.open(options) as database:
         commits = GroupCommit(database, limits or GroupCommitLimits(), NoHandOff())
@@ -161,9 +164,14 @@ async def serving(
         )
         writers = asyncio.create_task(commits.run() if writing else asyncio.Event().wait())
         try:
-            async with ApiServer(values, parts) as server:
-                async with channel_to(server.port) as channel, channel_to(server.admin_port) as admin_channel:
-                    yield Api(server, database, commits, health, prober, changed, channel, admin_channel, writers)
+            async with (
+                ApiServer(values, parts) as server,
+                channel_to(server.port) as channel,
+                channel_to(server.admin_port) as admin_channel,
+            ):
+                yield Api(
+                    server, database, commits, health, instruments, prober, changed, channel, admin_channel, writers
+                )
         finally:
             writers.cancel()
             with suppress(asyncio.CancelledError):
@@ -211,13 +219,11 @@ class Refusal:
 
 async def refused(call: Any) -> Refusal:
     """Await a call that must fail with one of our errors."""
-    try:
-        answer = await asyncio.wait_for(call, TIMEOUT_S)
-    except grpc.aio.AioRpcError as error:
-        packed = dict(error.trailing_metadata() or ()).get(DETAILS_KEY)
-        assert isinstance(packed, bytes), error
-        return Refusal(error.code(), status_pb2.Status.FromString(packed))
-    raise AssertionError(f"was not refused: {answer}")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(call, TIMEOUT_S)
+    packed = dict(caught.value.trailing_metadata() or ()).get(DETAILS_KEY)
+    assert isinstance(packed, bytes), caught.value
+    return Refusal(caught.value.code(), status_pb2.Status.FromString(packed))
 
 
 def refusal_in(status: status_pb2.Status) -> Refusal:

@@ -80,10 +80,8 @@ def _instance_message(instance: Instance) -> admin_pb2.Instance:
 
 
 def _lease_message(lease: Lease) -> admin_pb2.Lease:
-    return admin_pb2.Lease(
-        name=f"leases/{lease.partition}",
-        partition=lease.partition,
-        epoch=lease.epoch,
-        owner="" if lease.owner is None else f"instances/{lease.owner}",
-        expire_time=timestamp(lease.expire_time),
-    )
+    message = admin_pb2.Lease(name=f"leases/{lease.partition}", partition=lease.partition, epoch=lease.epoch)
+    if lease.owner is not None:
+        message.owner = f"instances/{lease.owner}"
+        message.expire_time.CopyFrom(timestamp(lease.expire_time))
+    return message

@@ -188,7 +188,9 @@ class EndpointStatus(_message.Message):
     none is.
     """
     backlog_count: _builtins.int
-    """The deliveries that are PENDING, counted exactly."""
+    """The deliveries that are PENDING, counted exactly as far as 100,000 rows are above the low watermark; of more, only
+    those are counted.
+    """
     @_builtins.property
     def oldest_pending_time(self) -> _timestamp_pb2.Timestamp:
         """When the oldest PENDING delivery was committed; not set without a backlog."""
@@ -245,7 +247,9 @@ class BlockingDelivery(_message.Message):
 
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
-        """When the next attempt is due at the latest; not set where the endpoint is not ACTIVE."""
+        """When the next attempt is due at the latest by the service's own policy of retries; a receiver's `retry-after` may
+        put it off. Not set where the endpoint is not ACTIVE.
+        """
 
     def __init__(
         self,
@@ -311,7 +315,8 @@ class ListEventsRequest(_message.Message):
     """`next_page_token` of the page before, with the same parent, filter and view. Empty: the first page."""
     filter: _builtins.str
     """An AIP-160 subset: comparisons joined by `AND`. Fields: `type` and `ordering_key` with `=`, `publish_time` with
-    `>=` and `<`. Example: `type = "order.paid" AND publish_time >= "2030-01-31T12:00:00Z"`. Empty: all.
+    `>=` and `<` (a range of at most 24 h; one bound alone means 24 h from it). Example: `type = "order.paid" AND
+    publish_time >= "2030-01-31T12:00:00Z"`. Empty: all.
     """
     view: _event_pb2.EventView.ValueType
     """How much to read of each. Default BASIC."""
@@ -402,8 +407,9 @@ class ListDeliveriesRequest(_message.Message):
     """`next_page_token` of the page before, with the same parent and filter. Empty: the first page."""
     filter: _builtins.str
     """An AIP-160 subset: comparisons joined by `AND`. Fields: `event` (its name), `event_type` and `ordering_key` with
-    `=`, `create_time` with `>=` and `<`. With the parent `endpoints/-` either `event` or a `create_time` range of at
-    most 24 h is required. Example: `event = "tenants/acme/events/order-17"`. Empty: all.
+    `=`, `state` (`PENDING` and its like) with `=`, `create_time` with `>=` and `<`. With the parent `endpoints/-`
+    either `event` or a `create_time` range of at most 24 h is required. Example: `event =
+    "tenants/acme/events/order-17"`. Empty: all.
     """
     def __init__(
         self,

@@ -81,8 +81,9 @@ class DeliveryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListEvents(self, request, context):
-        """Lists a tenant's events, newest first, without payloads unless the view is FULL. Errors: INVALID_ARGUMENT (page
-        token or filter); NOT_FOUND (no such tenant).
+        """Lists a tenant's events of at most 24 h (the last 24 h unless the filter says otherwise) in the order of their ids,
+        without payloads unless the view is FULL. A page may be short, even empty, and still have a next one. Errors:
+        INVALID_ARGUMENT (page token or filter); NOT_FOUND (no such tenant).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,16 +97,18 @@ class DeliveryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDeliveries(self, request, context):
-        """Lists deliveries of one endpoint (highest sequence first) or of all endpoints of a tenant (newest first). Errors:
-        INVALID_ARGUMENT (page token or filter); NOT_FOUND (no such tenant or endpoint).
+        """Lists deliveries of one endpoint, highest sequence first, or of all endpoints of a tenant, those of the endpoint
+        created last first. A page may be short, even empty, and still have a next one. Errors: INVALID_ARGUMENT (page
+        token or filter); NOT_FOUND (no such tenant or endpoint).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAttempts(self, request, context):
-        """Lists the attempts of one delivery, of all deliveries of an endpoint, or of a tenant, newest first. Errors:
-        INVALID_ARGUMENT (page token or filter); NOT_FOUND (no such tenant, endpoint or delivery).
+        """Lists the attempts of one delivery, of an endpoint or of a tenant: by delivery as ListDeliveries does, and of each
+        delivery the newest first. A page may be short, even empty, and still have a next one. Errors: INVALID_ARGUMENT
+        (page token or filter); NOT_FOUND (no such tenant, endpoint or delivery).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,18 +39,21 @@ class DeliveryServiceStub:
     deduplication window, the newest event is answered. Errors: NOT_FOUND.
     """
     ListEvents: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.ListEventsRequest, _delivery_pb2.ListEventsResponse]
-    """Lists a tenant's events, newest first, without payloads unless the view is FULL. Errors: INVALID_ARGUMENT (page
-    token or filter); NOT_FOUND (no such tenant).
+    """Lists a tenant's events of at most 24 h (the last 24 h unless the filter says otherwise) in the order of their ids,
+    without payloads unless the view is FULL. A page may be short, even empty, and still have a next one. Errors:
+    INVALID_ARGUMENT (page token or filter); NOT_FOUND (no such tenant).
     """
     GetDelivery: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.GetDeliveryRequest, _delivery_pb2.Delivery]
     """Reads a delivery. Errors: NOT_FOUND."""
     ListDeliveries: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.ListDeliveriesRequest, _delivery_pb2.ListDeliveriesResponse]
-    """Lists deliveries of one endpoint (highest sequence first) or of all endpoints of a tenant (newest first). Errors:
-    INVALID_ARGUMENT (page token or filter); NOT_FOUND (no such tenant or endpoint).
+    """Lists deliveries of one endpoint, highest sequence first, or of all endpoints of a tenant, those of the endpoint
+    created last first. A page may be short, even empty, and still have a next one. Errors: INVALID_ARGUMENT (page
+    token or filter); NOT_FOUND (no such tenant or endpoint).
     """
     ListAttempts: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.ListAttemptsRequest, _delivery_pb2.ListAttemptsResponse]
-    """Lists the attempts of one delivery, of all deliveries of an endpoint, or of a tenant, newest first. Errors:
-    INVALID_ARGUMENT (page token or filter); NOT_FOUND (no such tenant, endpoint or delivery).
+    """Lists the attempts of one delivery, of an endpoint or of a tenant: by delivery as ListDeliveries does, and of each
+    delivery the newest first. A page may be short, even empty, and still have a next one. Errors: INVALID_ARGUMENT
+    (page token or filter); NOT_FOUND (no such tenant, endpoint or delivery).
     """
     GetEndpointStatus: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.GetEndpointStatusRequest, _delivery_pb2.EndpointStatus]
     """Tells how far an endpoint has come and what it waits for. Errors: NOT_FOUND."""
@@ -65,18 +68,21 @@ class DeliveryServiceAsyncStub(DeliveryServiceStub):
     deduplication window, the newest event is answered. Errors: NOT_FOUND.
     """
     ListEvents: _aio.UnaryUnaryMultiCallable[_delivery_pb2.ListEventsRequest, _delivery_pb2.ListEventsResponse]  # type: ignore[assignment]
-    """Lists a tenant's events, newest first, without payloads unless the view is FULL. Errors: INVALID_ARGUMENT (page
-    token or filter); NOT_FOUND (no such tenant).
+    """Lists a tenant's events of at most 24 h (the last 24 h unless the filter says otherwise) in the order of their ids,
+    without payloads unless the view is FULL. A page may be short, even empty, and still have a next one. Errors:
+    INVALID_ARGUMENT (page token or filter); NOT_FOUND (no such tenant).
     """
     GetDelivery: _aio.UnaryUnaryMultiCallable[_delivery_pb2.GetDeliveryRequest, _delivery_pb2.Delivery]  # type: ignore[assignment]
     """Reads a delivery. Errors: NOT_FOUND."""
     ListDeliveries: _aio.UnaryUnaryMultiCallable[_delivery_pb2.ListDeliveriesRequest, _delivery_pb2.ListDeliveriesResponse]  # type: ignore[assignment]
-    """Lists deliveries of one endpoint (highest sequence first) or of all endpoints of a tenant (newest first). Errors:
-    INVALID_ARGUMENT (page token or filter); NOT_FOUND (no such tenant or endpoint).
+    """Lists deliveries of one endpoint, highest sequence first, or of all endpoints of a tenant, those of the endpoint
+    created last first. A page may be short, even empty, and still have a next one. Errors: INVALID_ARGUMENT (page
+    token or filter); NOT_FOUND (no such tenant or endpoint).
     """
     ListAttempts: _aio.UnaryUnaryMultiCallable[_delivery_pb2.ListAttemptsRequest, _delivery_pb2.ListAttemptsResponse]  # type: ignore[assignment]
-    """Lists the attempts of one delivery, of all deliveries of an endpoint, or of a tenant, newest first. Errors:
-    INVALID_ARGUMENT (page token or filter); NOT_FOUND (no such tenant, endpoint or delivery).
+    """Lists the attempts of one delivery, of an endpoint or of a tenant: by delivery as ListDeliveries does, and of each
+    delivery the newest first. A page may be short, even empty, and still have a next one. Errors: INVALID_ARGUMENT
+    (page token or filter); NOT_FOUND (no such tenant, endpoint or delivery).
     """
     GetEndpointStatus: _aio.UnaryUnaryMultiCallable[_delivery_pb2.GetEndpointStatusRequest, _delivery_pb2.EndpointStatus]  # type: ignore[assignment]
     """Tells how far an endpoint has come and what it waits for. Errors: NOT_FOUND."""
@@ -100,8 +106,9 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _delivery_pb2.ListEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_delivery_pb2.ListEventsResponse, _abc.Awaitable[_delivery_pb2.ListEventsResponse]]:
-        """Lists a tenant's events, newest first, without payloads unless the view is FULL. Errors: INVALID_ARGUMENT (page
-        token or filter); NOT_FOUND (no such tenant).
+        """Lists a tenant's events of at most 24 h (the last 24 h unless the filter says otherwise) in the order of their ids,
+        without payloads unless the view is FULL. A page may be short, even empty, and still have a next one. Errors:
+        INVALID_ARGUMENT (page token or filter); NOT_FOUND (no such tenant).
         """
 
     @_abc_1.abstractmethod
@@ -118,8 +125,9 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _delivery_pb2.ListDeliveriesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_delivery_pb2.ListDeliveriesResponse, _abc.Awaitable[_delivery_pb2.ListDeliveriesResponse]]:
-        """Lists deliveries of one endpoint (highest sequence first) or of all endpoints of a tenant (newest first). Errors:
-        INVALID_ARGUMENT (page token or filter); NOT_FOUND (no such tenant or endpoint).
+        """Lists deliveries of one endpoint, highest sequence first, or of all endpoints of a tenant, those of the endpoint
+        created last first. A page may be short, even empty, and still have a next one. Errors: INVALID_ARGUMENT (page
+        token or filter); NOT_FOUND (no such tenant or endpoint).
         """
 
     @_abc_1.abstractmethod
@@ -128,8 +136,9 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _delivery_pb2.ListAttemptsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_delivery_pb2.ListAttemptsResponse, _abc.Awaitable[_delivery_pb2.ListAttemptsResponse]]:
-        """Lists the attempts of one delivery, of all deliveries of an endpoint, or of a tenant, newest first. Errors:
-        INVALID_ARGUMENT (page token or filter); NOT_FOUND (no such tenant, endpoint or delivery).
+        """Lists the attempts of one delivery, of an endpoint or of a tenant: by delivery as ListDeliveries does, and of each
+        delivery the newest first. A page may be short, even empty, and still have a next one. Errors: INVALID_ARGUMENT
+        (page token or filter); NOT_FOUND (no such tenant, endpoint or delivery).
         """
 
     @_abc_1.abstractmethod

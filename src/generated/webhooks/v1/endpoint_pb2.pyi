@@ -177,11 +177,13 @@ class Endpoint(_message.Message):
     uid: _builtins.str
     """A UUID made by the service."""
     description: _builtins.str
-    """What the endpoint is for: at most 1024 characters."""
+    """What the endpoint is for: at most 1024 characters, no control characters but tabs and line breaks."""
     state: Global___Endpoint.State.ValueType
     """Whether deliveries are made. Default ACTIVE."""
     state_reason: _builtins.str
-    """Why the endpoint is in this state, for people: at most 256 characters. Whoever changes the state may say so here."""
+    """Why the endpoint is in this state, for people: at most 256 characters. Whoever changes the state may say so here;
+    a change of state without a reason clears it.
+    """
     revision: _builtins.int
     """The number of the present revision of target and delivery settings, from 1."""
     etag: _builtins.str
@@ -324,11 +326,11 @@ class DeliverySettings(_message.Message):
 
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Headers added to each webhook: at most 32. Names are tokens (RFC 9110 section 5.6.2) of at most 64 characters;
-        values are printable ASCII of at most 1024. Refused: names that begin with `webhook-`, the ones that HTTP or the
-        service sets itself (`host`, `content-type`, `content-length`, `user-agent`, `traceparent`, `tracestate`,
-        `baggage`, `connection`, `transfer-encoding` and their like), and `authorization` and `cookie`, since headers are
-        shown to whoever may read the endpoint.
+        """Headers added to each webhook: at most 32, and 16 KiB in all. Names are tokens (RFC 9110 section 5.6.2) of at most
+        128 characters; values are printable ASCII of at most 4096. Refused: names that begin with `webhook-`, the ones
+        that HTTP or the service sets itself (`host`, `content-type`, `content-length`, `user-agent`, `traceparent`,
+        `tracestate`, `baggage`, `connection`, `transfer-encoding`, `x-forwarded-for` and their like), and `authorization`
+        and `cookie`, since headers are shown to whoever may read the endpoint.
         """
 
     def __init__(

@@ -102,7 +102,9 @@ class Event(_message.Message):
     data_text: _builtins.str
     """The body as text, for people with grpcurl; it is sent as its UTF-8 bytes."""
     data_content_type: _builtins.str
-    """The webhook's `content-type` (RFC 9110 section 8.3.1), at most 256 characters. Default `application/json`."""
+    """The webhook's `content-type` (RFC 9110 section 8.3.1: type, subtype and parameters), at most 256 characters.
+    Default `application/json`.
+    """
     ordering_key: _builtins.str
     """Groups events whose order matters, such as an account number: 1 to 128 printable ASCII characters (0x20 to 0x7E).
     Endpoints in the mode ORDERED_BY_KEY keep the order within each key; there, events without a key form one key of
@@ -123,7 +125,7 @@ class Event(_message.Message):
 
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """When it happened, by the publisher's clock. Stored, not sent; it has no influence on the order."""
+        """When it happened, by the publisher's clock. Stored to the microsecond, not sent; it has no influence on the order."""
 
     @_builtins.property
     def publish_time(self) -> _timestamp_pb2.Timestamp:

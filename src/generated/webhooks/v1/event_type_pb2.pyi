@@ -56,7 +56,7 @@ class EventType(_message.Message):
     name: _builtins.str
     """`tenants/{tenant}/eventTypes/{event_type}`; the last segment is the type itself, such as `order.paid`."""
     description: _builtins.str
-    """What the event means, for people: at most 1024 characters."""
+    """What the event means, for people: at most 1024 characters, no control characters but tabs and line breaks."""
     archived: _builtins.bool
     """No longer to be used: it stays listed, and Publish refuses it where the tenant requires registered types."""
     etag: _builtins.str

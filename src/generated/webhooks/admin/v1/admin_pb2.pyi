@@ -101,7 +101,7 @@ class Lease(_message.Message):
     """The owner: `instances/{instance}`; empty where nobody owns it."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the lease ends unless it is renewed, by the database's clock."""
+        """When the lease ends unless it is renewed, by the database's clock; not set where nobody owns it."""
 
     def __init__(
         self,
