@@ -169,7 +169,7 @@ class Publishing:
         self._due_at = max(self._due_at, now) + events / self._plan.rate
 
     async def _receive(self, stream: Stream, sender: asyncio.Task[None]) -> Answer | None:
-        """The next answer, None at the end. Raises ServiceError, TimeoutError for silence, and the sender's own error."""
+        """The next answer, None at the end. Raises ServiceError, TimeoutError for silence, and the sender's error."""
         reading = asyncio.ensure_future(stream.receive())
         waited_for: set[asyncio.Future[Any]] = {reading, sender}
         try:
