@@ -95,6 +95,14 @@ class Publishing:
 
     async def run(self) -> None:
         """Publish until the feed ends or a failure ends the run. An OSError of reading the feed is raised."""
+        try:
+            await self._run()
+        except asyncio.CancelledError:
+            if len(self._window):
+                self.tally.resume_line = self._window.front.batch.first_line
+            raise
+
+    async def _run(self) -> None:
         while await self._has_work():
             before = self.tally.answered
             status = await self._stream_until_it_ends()

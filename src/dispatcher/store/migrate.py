@@ -73,7 +73,7 @@ async def _connect(options: DatabaseOptions) -> asyncpg.Connection:
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
         raise MigrationError(f"cannot connect: {error}") from error
     except AWAY_ERRORS as error:
-        raise UnavailableError(f"cannot connect: {error or type(error).__name__}") from error
+        raise UnavailableError(f"cannot connect: {str(error) or type(error).__name__}") from error
     except asyncpg.PostgresError as error:
         raise MigrationError(f"cannot connect: {error}") from error
     return connection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -9,24 +10,15 @@ import sys
 import pytest
 
 from dispatcher import __version__
-from dispatcher.cli import show_config
 from dispatcher.cli.failure import exit_code_of
-from dispatcher.cli.main import app
 from dispatcher.cli.status import Code
 from tests.support.cli import run_cli
 
 COMMANDS = ("serve", "migrate", "config", "publish", "deliveries", "tenants", "endpoints", "event-types")
 SUBCOMMANDS = [
-    *(
-        (group, verb)
-        for group in ("tenants", "endpoints", "event-types")
-        for verb in ("create", "list", "get", "update", "delete")
-    ),
-    ("endpoints", "rotate-key"),
-    ("endpoints", "test"),
-    ("endpoints", "status"),
-    ("deliveries", "list"),
-    ("deliveries", "get"),
+    *itertools.product(("tenants", "endpoints", "event-types"), ("create", "list", "get", "update", "delete")),
+    *itertools.product(("endpoints",), ("rotate-key", "test", "status")),
+    *itertools.product(("deliveries",), ("list", "get")),
 ]
 
 
@@ -59,7 +51,7 @@ def test_help_loads_nothing_slow():
     program = (
         "import sys\nfrom dispatcher.cli.main import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        f"sys.exit(','.join(sorted(set({slow!r}) & set(sys.modules))))"
+        f"sys.exit(','.join(sorted(set({slow!r}) & set(sys.modules))) or 0)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=30)
@@ -121,8 +113,6 @@ def test_every_code_has_an_exit_code():
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
-    assert app is not None
     monkeypatch.setattr("dispatcher.config.from_environment", lambda **_: 1 / 0)
-    assert show_config.config is not None
     with pytest.raises(ZeroDivisionError):
         run_cli("config")
