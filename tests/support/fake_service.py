@@ -84,6 +84,7 @@ class FakePublisher(publisher_pb2_grpc.PublisherServiceServicer):
         self.stream_times: list[float] = []
         self.parents: set[str] = set()
         self._ids: set[str] = set()
+        self.hung = False
         self._seen = 0
 
     def PublishStream(self, requests: Iterator[Request], context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802 - as the stub names it
@@ -106,6 +107,7 @@ class FakePublisher(publisher_pb2_grpc.PublisherServiceServicer):
                         self._commit(request)
                     context.abort(code, "the connection broke")
                 case Hang():
+                    self.hung = True
                     while context.is_active():
                         time.sleep(0.01)
                     return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -233,6 +234,27 @@ def test_standard_input_is_published_as_it_comes():
     assert process.returncode == 0
     assert published(publisher) == [1, 2]
     assert "2 accepted, 0 duplicates, 0 failed" in out
+
+
+def test_ctrl_c_ends_it_at_once_and_names_the_line_to_go_on_from(tmp_path: Path):
+    publisher = FakePublisher(lambda _request, seen: Hang() if seen == 3 else None)
+    file = write_events(tmp_path, 100)
+    with fake_service(publisher) as target:
+        command = [sys.executable, "-m", "dispatcher", "publish", "-f", str(file), "-t", "acme", "--target", target]
+        with subprocess.Popen(
+            [*command, "--batch", "10", "--json"],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            wait_until(lambda: publisher.hung)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    summary = json.loads(out)
+    assert summary["resume_line"] == summary["accepted"] + 1
+    assert "Traceback" not in err
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
