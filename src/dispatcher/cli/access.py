@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Target = Annotated[
     str | None,
-    typer.Option("--target", metavar="HOST:PORT", help="Where the service is. [default: DISPATCHER_CLIENT_TARGET]"),
+    typer.Option("--target", metavar="HOST:PORT", help="Where the service is. Default: DISPATCHER_CLIENT_TARGET."),
 ]
 Timeout = Annotated[
     float | None,
@@ -26,7 +26,7 @@ Timeout = Annotated[
         metavar="SECONDS",
         min=0.1,
         max=600,
-        help="Longest wait for an answer. [default: DISPATCHER_CLIENT_TIMEOUT_S]",
+        help="Longest wait for an answer. Default: DISPATCHER_CLIENT_TIMEOUT_S.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print proto JSON for machines.")]

@@ -39,6 +39,8 @@ CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.primary_user_agent", "dispatcher-cli"),
 ]
 DETAILS_KEY = "grpc-status-details-bin"
+CORE_LOST_STATUS = "Internal error from Core"
+"""What grpc.aio makes up where a write fails before the status of a stream that ended has been read."""
 CALL_TRIES_MAX = 3
 COMMIT_UNKNOWN = "COMMIT_UNKNOWN"
 
@@ -71,21 +73,21 @@ class Client:
         except json_format.ParseError as error:
             raise UsageError(f"{method}: {error}") from error
         answer_class = message_factory.GetMessageClass(described.output_type)
-        callable_: Any = self._channel.unary_unary(
+        invoke: Any = self._channel.unary_unary(
             f"/{PACKAGE}.{method.replace('.', '/')}",
             request_serializer=lambda sent: sent.SerializeToString(),
             response_deserializer=answer_class.FromString,
         )
-        answer = self._call(callable_, message, method)
+        answer = self._call(invoke, message, method)
         found: dict[str, Any] = json_format.MessageToDict(answer)
         return found
 
-    def _call(self, callable_: Any, message: Any, method: str) -> Any:
+    def _call(self, invoke: Any, message: Any, method: str) -> Any:
         end = time.monotonic() + self.timeout_s
         tries = 1
         while True:
             try:
-                return callable_(message, timeout=max(0.001, end - time.monotonic()))
+                return invoke(message, timeout=max(0.001, end - time.monotonic()))
             except grpc.RpcError as error:
                 status = status_of(error)
                 delay_s = status.retry_delay_s
@@ -195,6 +197,8 @@ def _status(code: grpc.StatusCode, message: str, trailers: Any) -> ServiceStatus
     for key, value in trailers or ():
         if key == DETAILS_KEY and isinstance(value, bytes):
             return read_status(status_pb2.Status.FromString(value))
+    if code is grpc.StatusCode.INTERNAL and message == CORE_LOST_STATUS:
+        return ServiceStatus(Code.UNAVAILABLE, "the connection broke")
     return ServiceStatus(Code[code.name], message)
 
 

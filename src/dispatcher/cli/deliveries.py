@@ -34,7 +34,7 @@ DELIVERY = Kind(
 Endpoint = Annotated[
     str | None,
     typer.Option(
-        "--endpoint", "-e", help="An id with --tenant, or a full name. [default: all; then --filter must name an event]"
+        "--endpoint", "-e", help="An id with --tenant, or a full name. Default: all; then --filter must name an event."
     ),
 ]
 ALL = "-"

@@ -40,7 +40,7 @@ SUCCEEDED = "ATTEMPT_OUTCOME_SUCCEEDED"
 @app.command("create")
 def create(
     endpoint_id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="Its id; the service makes one if left out.")
+        str | None, typer.Argument(metavar="ID", help="Its id; the service makes one if left out.")
     ] = None,
     *,
     tenant: options.Tenant = None,

@@ -20,7 +20,7 @@ def migrate(
             "--dsn",
             metavar="URL",
             help="The database, past any pooler. "
-            "[default: DISPATCHER_DATABASE_DIRECT_URL, or else DISPATCHER_DATABASE_URL]",
+            "Default: DISPATCHER_DATABASE_DIRECT_URL, or else DISPATCHER_DATABASE_URL.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,

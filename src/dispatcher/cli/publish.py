@@ -31,7 +31,7 @@ def publish(
         str, typer.Option("--file", "-f", metavar="FILE", help="JSON Lines, an event per line; - for standard input.")
     ],
     tenant: Annotated[
-        str | None, typer.Option("--tenant", "-t", help="acme or tenants/acme. [default: the only tenant there is]")
+        str | None, typer.Option("--tenant", "-t", help="acme or tenants/acme. Default: the only tenant there is.")
     ] = None,
     rate: Annotated[
         float | None, typer.Option("--rate", min=0.1, metavar="N", help="At most N events per second.")

@@ -95,6 +95,14 @@ class Publishing:
 
     async def run(self) -> None:
         """Publish until the feed ends or a failure ends the run. An OSError of reading the feed is raised."""
+        try:
+            await self._run()
+        except asyncio.CancelledError:
+            if len(self._window):
+                self.tally.resume_line = self._window.front.batch.first_line
+            raise
+
+    async def _run(self) -> None:
         while await self._has_work():
             before = self.tally.answered
             status = await self._stream_until_it_ends()
@@ -169,7 +177,7 @@ class Publishing:
         self._due_at = max(self._due_at, now) + events / self._plan.rate
 
     async def _receive(self, stream: Stream, sender: asyncio.Task[None]) -> Answer | None:
-        """The next answer, None at the end. Raises ServiceError, TimeoutError for silence, and the sender's own error."""
+        """The next answer, None at the end. Raises ServiceError, TimeoutError for silence, and the sender's error."""
         reading = asyncio.ensure_future(stream.receive())
         waited_for: set[asyncio.Future[Any]] = {reading, sender}
         try:

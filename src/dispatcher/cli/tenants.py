@@ -52,7 +52,7 @@ def tenant_fields(
 @app.command("create")
 def create(
     tenant_id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="Its id; the service makes one if left out.")
+        str | None, typer.Argument(metavar="ID", help="Its id; the service makes one if left out.")
     ] = None,
     *,
     display_name: DisplayName = None,

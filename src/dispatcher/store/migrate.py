@@ -13,9 +13,9 @@ from importlib import resources
 
 import asyncpg
 
-from dispatcher.errors import DispatcherError
+from dispatcher.errors import DispatcherError, UnavailableError
 from dispatcher.store import partitions
-from dispatcher.store.database import DatabaseOptions, connect_arguments
+from dispatcher.store.database import AWAY_ERRORS, DatabaseOptions, connect_arguments
 
 LOCK_KEY = 0x64697370_61746368  # "dispatch"
 LOCK_WAIT_S = 120.0
@@ -51,15 +51,32 @@ def load_migrations() -> list[Migration]:
 
 async def migrate(options: DatabaseOptions) -> list[str]:
     """Bring the database to this release's schema and create the coming partitions. Returns the names applied now."""
-    connection = await asyncpg.connect(**connect_arguments(options))
+    connection = await _connect(options)
     try:
         _check_server(connection)
         await _prepare(connection)
         applied = [m.name for m in load_migrations() if await _apply(connection, m)]
         await partitions.create_ahead(connection)
+    except (TimeoutError, asyncpg.LockNotAvailableError) as error:
+        raise UnavailableError(f"another migration holds the lock, or the database is silent: {error}") from error
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise MigrationError(f"the database refused: {error}") from error
     finally:
-        await connection.close()
+        await connection.close(timeout=options.connect_timeout_s)
     return applied
+
+
+async def _connect(options: DatabaseOptions) -> asyncpg.Connection:
+    """A connection; what cannot be reached is unavailable, what refuses us is an error to be mended."""
+    try:
+        connection: asyncpg.Connection = await asyncpg.connect(**connect_arguments(options))
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+        raise MigrationError(f"cannot connect: {error}") from error
+    except AWAY_ERRORS as error:
+        raise UnavailableError(f"cannot connect: {str(error) or type(error).__name__}") from error
+    except asyncpg.PostgresError as error:
+        raise MigrationError(f"cannot connect: {error}") from error
+    return connection
 
 
 SELECT_APPLIED = "SELECT count(*) FROM schema_migration"

@@ -1,0 +1,35 @@
+"""Runs the command line within the test's process, as the shell would: arguments in, output and exit code out."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from dispatcher.cli.main import main
+
+
+@dataclass(frozen=True, slots=True)
+class CliResult:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def run_cli(*arguments: str) -> CliResult:
+    """Run `dispatcher ARGUMENTS`."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(arguments)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return CliResult(code, out.getvalue(), err.getvalue())
