@@ -32,6 +32,8 @@ async def renew(db: Database, instance_id: UUID, held: Mapping[int, int], ttl_s:
 
 
 # A lease held FOR KEY SHARE by a decision in flight is passed over: the next round gets it.
+# The epoch comes from the clock as well: after a failover that lost an acquisition, counting alone would give out its
+# epoch again, and a decision of then would pass the fence.
 ACQUIRE = """
 WITH free AS MATERIALIZED (
     SELECT l.partition FROM lease l
@@ -41,7 +43,8 @@ WITH free AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED
 )
 UPDATE lease l
-SET epoch = l.epoch + 1, owner = $1, renewals = l.renewals + 1,
+SET epoch = greatest(l.epoch + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint), owner = $1,
+    renewals = l.renewals + 1,
     expire_time = clock_timestamp() + make_interval(secs => $3)
 FROM free
 WHERE l.partition = free.partition

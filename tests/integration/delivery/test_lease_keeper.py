@@ -125,7 +125,8 @@ async def test_a_crashed_instance_is_replaced_within_its_time_to_live_and_a_seco
     await until(fleet.is_balanced, SETTINGS.lease_ttl_s + 1.0)
     assert time.monotonic() - started <= SETTINGS.lease_ttl_s + 1.0
     successors = {p: process.keeper.held(p) for process in fleet[1:] for p in process.held if p in epochs}
-    assert successors == {partition: epoch + 1 for partition, epoch in epochs.items()}
+    assert successors.keys() == epochs.keys()
+    assert all(successors[partition] > epoch for partition, epoch in epochs.items())
 
 
 async def test_a_partition_drains_before_it_is_given_back_and_sends_nothing_meanwhile(
@@ -186,7 +187,7 @@ async def test_a_renewal_count_below_ones_own_starts_everything_afresh(
         return process.engine.count("reset") == 1 and len(process.held) == PARTITION_COUNT
 
     await until(has_started_afresh)
-    assert process.keeper.held(5) == epoch + 1
+    assert process.keeper.held(5) > epoch
     after_reset = process.engine.told[process.engine.told.index(("reset", -1)) + 1 :]
     assert {word for word, _ in after_reset} == {"acquired"}
 
