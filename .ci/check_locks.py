@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +38,7 @@ def pins_of(text: str) -> dict[tuple[str, str], str]:
 
 def disagreements(texts: dict[str, str]) -> Iterator[str]:
     """Every package that a file of NESTED pins and the next one does not, or otherwise."""
-    for smaller, larger in zip(NESTED, NESTED[1:], strict=False):
+    for smaller, larger in pairwise(NESTED):
         wider = {name: version for (name, _), version in pins_of(texts[larger]).items()}
         for (name, _), version in pins_of(texts[smaller]).items():
             if wider.get(name) != version:
