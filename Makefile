@@ -11,27 +11,69 @@ export UV_PYTHON_DOWNLOADS := never
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
-# Each stamp carries what it was made from, so a changed lock file is installed again and nothing else is.
+# BIN may point at another environment, which is then somebody else's business: nothing is installed.
+RUN_READY = $(if $(filter $(VENV)/bin,$(BIN)),$(VENV)/.run-stamp)
+TEST_READY = $(if $(filter $(VENV)/bin,$(BIN)),$(VENV)/.test-stamp)
+# Bytecode is left to the first import: most modules of most packages are never imported, and it saves a third.
+PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
+
+# What the system lacks is said in words; a half-made environment would pass for a whole one the next time.
+define make-venv
+command -v $(PYTHON) >/dev/null || { echo 'no $(PYTHON) here: install Python 3.11 or newer, or set PYTHON=' >&2; exit 1; }
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'dispatcher needs Python 3.11 or newer,' \
+	"$(PYTHON) is $$($(PYTHON) -V): set PYTHON=" >&2; exit 1; }
+$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo '$(PYTHON) cannot make virtual environments: install its' \
+	'venv package (Debian, Ubuntu: apt-get install python3-venv)' >&2; exit 1; }
+$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+endef
+# $(call install,LOCK FILE)
+define install
+echo "installing $(1) into $(VENV) …"
+$(PIP_INSTALL) --require-hashes -r $(1)
+$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+endef
+
+# A stamp is older than a changed lock file, which is then installed again. The test tools include the rest: whoever
+# starts with them installs once.
 $(VENV)/.run-stamp: requirements-dev.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("dispatcher needs Python 3.11 or newer; set PYTHON=" if sys.version_info < (3, 11) else 0)'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing pinned dependencies into $(VENV) …"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(make-venv)
+	@$(call install,requirements-dev.txt)
 	@touch $@
 
-$(VENV)/.test-stamp: $(VENV)/.run-stamp requirements-test.txt
-	@echo "installing pinned test tools into $(VENV) …"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-test.txt
-	@touch $@
+$(VENV)/.test-stamp: requirements-test.txt pyproject.toml
+	@$(make-venv)
+	@$(call install,requirements-test.txt)
+	@touch $(VENV)/.run-stamp $@
 
+.PHONY: venv venv-test
+venv: $(RUN_READY) ## Make .venv with what `make run` needs
+venv-test: $(TEST_READY) ## Make .venv with what the checks and the tests need
+
+# PYTEST_ARGS is handed on: make test PYTEST_ARGS='-k leases -x'. Files are kept together: their workers share what
+# is slow to make. The database is our own, or that of DISPATCHER_TEST_DSN.
+PYTEST_ARGS ?=
+PYTEST_WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile
+
+.PHONY: test
+test: $(TEST_READY) ## Run all tests (PYTEST_ARGS=, PYTEST_WORKERS=, DISPATCHER_TEST_DSN=)
+	@$(PYTEST) tests $(PYTEST_ARGS)
+
+.PHONY: test-unit
+test-unit: $(TEST_READY) ## Run the tests that need no database and no socket
+	@$(PYTEST) tests/unit $(PYTEST_ARGS)
+
+# The widest first: the others may only hold what it holds (`make locks`).
+UV_COMPILE := $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header
 .PHONY: lock
 lock: $(VENV)/.test-stamp ## Compile the hash-locked requirements files from pyproject.toml
-	@$(BIN)/python -m pip install --quiet uv
-	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements.txt
-	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --extra dev --group build -o requirements-dev.txt
-	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --extra dev --group build --group test -o requirements-test.txt
+	@$(PIP_INSTALL) uv
+	@$(UV_COMPILE) pyproject.toml --extra dev --group build --group test -o requirements-test.txt
+	@$(UV_COMPILE) pyproject.toml --extra dev --group build -c requirements-test.txt -o requirements-dev.txt
+	@$(UV_COMPILE) pyproject.toml -c requirements-dev.txt -o requirements.txt
+	@$(UV_COMPILE) --no-deps --group tools -o requirements-tools.txt
 
+include .ci/checks.mk
 include docs/docs.mk
 
 .PHONY: clean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,11 +112,16 @@ def render_telemetry() -> str:
 PAGES: dict[str, Callable[[], str]] = {"configuration.md": render_configuration, "telemetry.md": render_telemetry}
 
 
-def main() -> None:
-    """Write every generated page."""
-    for name, render in PAGES.items():
-        (FOLDER / name).write_text(render())
+def main() -> int:
+    """Write every generated page; with --check only name those that are not current, and fail."""
+    stale = [name for name, render in PAGES.items() if (FOLDER / name).read_text() != render()]
+    for name in stale:
+        if "--check" in sys.argv:
+            print(f"docs/{name} is not what the code says: run `make docs`", file=sys.stderr)
+        else:
+            (FOLDER / name).write_text(PAGES[name]())
+    return 1 if stale and "--check" in sys.argv else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,8 +8,6 @@ PROTO_GOOGLE = $(shell $(BIN)/python -c 'import google.rpc as rpc; print(rpc.__p
 PROTO_DETAILS := google/rpc/error_details.proto
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos -I $(PROTO_GOOGLE)
 PROTO_PACKAGES := webhooks webhooks/v1 webhooks/admin webhooks/admin/v1
-# Installs the tools, unless BIN points at an environment that is somebody else's business.
-PROTO_TOOLS = $(if $(filter $(VENV)/bin,$(BIN)),$(VENV)/.test-stamp)
 
 # $(call proto-generate,DIRECTORY): Python modules and their typed stubs, in regular packages, and a descriptor set of
 # our own files with the comments, which generated code leaves out: reflection serves them from there.
@@ -22,12 +20,12 @@ touch $(PROTO_PACKAGES:%=$(1)/%/__init__.py) $(1)/webhooks/py.typed
 endef
 
 .PHONY: proto
-proto: $(PROTO_TOOLS) ## Generate src/generated from protos/
+proto: $(TEST_READY) ## Generate src/generated from protos/
 	@rm -rf src/generated/webhooks
 	@$(call proto-generate,src/generated)
 
 .PHONY: proto-descriptor
-proto-descriptor: $(PROTO_TOOLS)
+proto-descriptor: $(TEST_READY)
 	@mkdir -p $(PROTO_BUILD)
 	@$(PROTOC) --include_imports --include_source_info \
 		--descriptor_set_out=$(PROTO_BUILD)/api.binpb $(PROTO_FILES) $(PROTO_DETAILS)
@@ -54,5 +52,5 @@ proto-package: proto-descriptor ## Zip the protos, Google's included, with a des
 
 # Part of making a release, and of nothing else: from then on, changes are compared with this one.
 .PHONY: proto-release
-proto-release: $(PROTO_TOOLS)
+proto-release: $(TEST_READY)
 	@$(PROTOC) --include_imports --descriptor_set_out=protos/release.binpb $(PROTO_FILES)
