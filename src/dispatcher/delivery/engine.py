@@ -245,7 +245,7 @@ class Engine:
     def _on_flushed(self, flushed: Sequence[Attempt]) -> None:
         for attempt in flushed:
             if attempt.outcome is Outcome.SUCCEEDED:
-                self.board.flushed(attempt.key, attempt.seq)
+                self.board.flushed(attempt.key, attempt.seq, attempt.event_id)
 
     def _on_dropped(self, dropped: Sequence[Attempt]) -> None:
         """Never to be recorded: the lanes concerned are read anew, and what was acknowledged is delivered again."""

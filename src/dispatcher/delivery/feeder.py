@@ -107,9 +107,13 @@ class Feeder:
             lane = lanes[key]
             if self._board.is_current(lane) and lane.tail == want.after_seq:
                 self._loaded(lane, rows[key], reached_end=len(rows[key]) < want.limit)
+            elif self._board.is_current(lane):
+                self._board.feed(lane)  # it was handed rows meanwhile; what lies behind them is still wanted
 
     def _loaded(self, lane: Lane, rows: Sequence[OutboxRow], *, reached_end: bool) -> None:
         result = lane.loaded(rows, reached_end=reached_end)
+        if result is LoadResult.GAP:
+            self._board.set_aside(lane)
         if result is not LoadResult.CONTIGUOUS:
             log.error(
                 "an outbox is not as promised",
@@ -140,6 +144,9 @@ class Feeder:
             payload = payloads.get(payload_key)
             if payload is None:
                 log.error("the payload of a pending delivery is gone", extra={"event_id": payload_key[1]})
+                for lane, _ in wanting:
+                    if self._board.is_current(lane):
+                        self._board.set_aside(lane)
                 continue
             for lane, row in wanting:
                 lane.attach(row, payload)

@@ -35,9 +35,7 @@ async def opened_secrets(api: Api) -> list[bytes]:
     """The stored secrets, newest first."""
     key: EndpointKey = (await store.get(api.database, "acme", "billing")).key
     live = await signing_keys.list_live(api.database, key)
-    return [
-        KEYRING.open(k.sealed, SealContext(key.tenant_id, key.endpoint_id, k.key_id)).reveal() for k in live
-    ]
+    return [KEYRING.open(k.sealed, SealContext(key.tenant_id, key.endpoint_id, k.key_id)).reveal() for k in live]
 
 
 async def test_an_endpoint_gets_defaults_and_shows_its_secret_once(api: Api) -> None:
@@ -56,9 +54,7 @@ async def test_an_endpoint_gets_defaults_and_shows_its_secret_once(api: Api) -> 
     assert [k.secret for k in read.signing_keys] == [""]
     read.signing_keys[0].secret = key.secret
     assert read == created
-    (listed,) = (
-        await api.endpoints.ListEndpoints(endpoint_pb2.ListEndpointsRequest(parent="tenants/acme"))
-    ).endpoints
+    (listed,) = (await api.endpoints.ListEndpoints(endpoint_pb2.ListEndpointsRequest(parent="tenants/acme"))).endpoints
     assert listed == await get(api)
     assert [k.endpoint_id.hex for k in api.changed] == [created.uid.replace("-", "")]
 
