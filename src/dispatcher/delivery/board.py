@@ -269,7 +269,7 @@ class Board:
             self._note(self.thirsty, lane.key)
 
     def flushed(self, key: EndpointKey, seq: int, event_id: str) -> None:
-        """An acknowledgement is durable. It counts for its event alone: after a failover another may bear its number."""
+        """An acknowledgement is durable. It counts for its event alone: a failover may give its number to another."""
         lane = self.lanes.get(key)
         if lane is not None and lane.event_at(seq) in (None, event_id):
             lane.flushed(seq)

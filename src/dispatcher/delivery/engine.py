@@ -115,9 +115,7 @@ class Engine:
         self._feeder = Feeder(
             database, self.board, self.load_runtimes, FeederLimits(endpoints_max=delivery.fetch_endpoints_max)
         )
-        executor = CommandExecutor(
-            database, self.board, self.sending, parts.instruments, drain_s=delivery.attempt_timeout_max_s
-        )
+        executor = CommandExecutor(database, self.board, self.sending, parts.instruments)
         self.watch = Watch(database, self.board, executor.execute_open, self._watch_options())
         self._hints = HintSender(database, self.keeper.owner_of, self.keeper.instance_id)
         self._stop = asyncio.Event()

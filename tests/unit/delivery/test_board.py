@@ -41,7 +41,7 @@ def runtime(state: EndpointState = EndpointState.ACTIVE, revision: int = 1) -> E
         None,
         "",
         {},
-        (),  # noqa: FBT003
+        (),
     )
 
 
