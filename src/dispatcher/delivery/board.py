@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from dispatcher.delivery.endpoint import EndpointRuntime
 from dispatcher.delivery.lane import Lane, LaneLimits, ModeSettings
@@ -54,6 +55,7 @@ class Board:
         self.hungry: OrderedKeys = {}
         self.thirsty: OrderedKeys = {}
         self.dirty: OrderedKeys = {}
+        self._aside: OrderedKeys = {}
         self.work = asyncio.Event()
         """Set when the feeder has something to read."""
         self.ready = asyncio.Event()
@@ -95,9 +97,10 @@ class Board:
             return
         for lane in list(self.lanes_of(partition)):
             self._drop(lane)
-        for keys in (self.unlocated, self.unconfigured, self.hungry, self.thirsty, self.dirty):
-            for key in [key for key in keys if key.partition == partition]:
-                del keys[key]
+        for keys in (self.unlocated, self.unconfigured, self.hungry, self.thirsty, self.dirty, self._aside):
+            _forget_partition(keys, partition)
+        # Only the endpoints of owned partitions are watched: what changes from here on would never be noticed.
+        _forget_partition(self.runtimes, partition)
 
     def lanes_of(self, partition: int) -> Iterator[Lane]:
         return (lane for lane in self.lanes.values() if lane.key.partition == partition)
@@ -105,11 +108,16 @@ class Board:
     # -- positions and lanes ---------------------------------------------------------------------------------------
 
     def locate(self, position: EndpointPosition) -> None:
-        """Learn where an endpoint stands: idle, or with a backlog that makes a lane."""
+        """Learn where an endpoint stands: idle, or with a backlog that makes a lane.
+
+        What is known here already is as new as what was read: then it is only a hint.
+        """
         key = position.key
         owned = self._partitions.get(key.partition)
-        self.unlocated.pop(key, None)
-        if owned is None or key in self.lanes or key in owned.retired:
+        if owned is None or key in owned.retired:
+            return
+        if key in self.lanes or key in owned.idle:
+            self.hint(key, position.highest_seq)
             return
         cursor = Cursor(key, position.cursor_seq, position.cursor_time)
         if position.highest_seq > position.cursor_seq:
@@ -140,8 +148,9 @@ class Board:
         lane.close()
         self._horizons.pop(lane.key, None)
         self._born.pop(lane.key, None)
+        self._aside.pop(lane.key, None)
         self.scheduler.remove(lane)
-        if len(self.runtimes) > RUNTIMES_MAX:
+        if len(self.runtimes) > RUNTIMES_MAX or lane.key in self.unconfigured:
             self.runtimes.pop(lane.key, None)
 
     def offer(self, rows: Sequence[OutboxRow]) -> None:
@@ -197,13 +206,17 @@ class Board:
     # -- configuration ---------------------------------------------------------------------------------------------
 
     def configure(self, runtime: EndpointRuntime) -> None:
-        """Use a new configuration from now on."""
-        self.runtimes[runtime.key] = runtime
-        self.unconfigured.pop(runtime.key, None)
+        """Use a configuration that has been read for a lane; one that has gone meanwhile will ask anew.
+
+        `unconfigured` is left alone: an endpoint named there again has changed since this was read.
+        """
         lane = self.lanes.get(runtime.key)
-        if lane is not None:
-            self._apply(lane, runtime)
-            self.wake(lane)
+        if lane is None:
+            self.runtimes.pop(runtime.key, None)
+            return
+        self.runtimes[runtime.key] = runtime
+        self._apply(lane, runtime)
+        self._ask(lane)
 
     def forget_runtime(self, key: EndpointKey) -> None:
         """The endpoint changed: read its configuration anew; a lane goes on with the old one until then."""
@@ -214,9 +227,19 @@ class Board:
 
     def retry_unconfigured(self) -> None:
         """Lanes whose configuration could not be used when it was read (a secret did not open): read it again."""
-        for key in self.lanes:
-            if key not in self.runtimes:
+        for key, lane in self.lanes.items():
+            if key not in self.runtimes or lane.needs_reload:
                 self._note(self.unconfigured, key)
+
+    def set_aside(self, lane: Lane) -> None:
+        """The database does not hold what the lane needs: nothing is read for it until `retry_aside`."""
+        self._aside[lane.key] = None
+
+    def retry_aside(self) -> None:
+        """Read again for the lanes that were set aside."""
+        aside, self._aside = self._aside, {}
+        for lane in [self.lanes[key] for key in aside if key in self.lanes]:
+            self.feed(lane)
 
     def _apply(self, lane: Lane, runtime: EndpointRuntime) -> None:
         owned = self._partitions[lane.key.partition]
@@ -233,20 +256,25 @@ class Board:
         """The lane may have something to send, or needs something to be read first."""
         if lane.needs_reload:
             self._note(self.unconfigured, lane.key)
+        self._ask(lane)
+
+    def _ask(self, lane: Lane) -> None:
         self.scheduler.wake(lane)
         self.ready.set()
 
     def feed(self, lane: Lane) -> None:
         """Note what the lane wants to have read."""
+        if lane.key in self._aside:
+            return
         if lane.wanted():
             self._note(self.hungry, lane.key)
         if lane.needs_payloads:
             self._note(self.thirsty, lane.key)
 
-    def flushed(self, key: EndpointKey, seq: int) -> None:
-        """An acknowledgement is durable."""
+    def flushed(self, key: EndpointKey, seq: int, event_id: str) -> None:
+        """An acknowledgement is durable. It counts for its event alone: a failover may give its number to another."""
         lane = self.lanes.get(key)
-        if lane is not None:
+        if lane is not None and lane.event_at(seq) in (None, event_id):
             lane.flushed(seq)
             self.settled(lane)
 
@@ -269,10 +297,10 @@ class Board:
         """Whether anything was settled since the lane was made."""
         return lane.settled_through > self._born.get(lane.key, 0)
 
-    def take_dirty(self, count_max: int, partitions: Iterable[int] | None = None) -> list[Cursor]:
-        """Watermarks that moved since they were last written, at most `count_max`."""
+    def take_dirty(self, partitions: Iterable[int] | None = None) -> list[Cursor]:
+        """Watermarks that moved since they were last written."""
         wanted = None if partitions is None else set(partitions)
-        keys = [key for key in self.dirty if wanted is None or key.partition in wanted][:count_max]
+        keys = [key for key in self.dirty if wanted is None or key.partition in wanted]
         for key in keys:
             del self.dirty[key]
         return [cursor for key in keys if (cursor := self.watermark(key)) is not None]
@@ -293,6 +321,11 @@ class Board:
     def _note(self, keys: OrderedKeys, key: EndpointKey) -> None:
         keys[key] = None
         self.work.set()
+
+
+def _forget_partition(kept: dict[EndpointKey, Any], partition: int) -> None:
+    for key in [key for key in kept if key.partition == partition]:
+        del kept[key]
 
 
 def _modes(runtime: EndpointRuntime) -> Mapping[int, ModeSettings]:

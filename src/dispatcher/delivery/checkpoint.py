@@ -34,13 +34,16 @@ class Checkpointer:
                 log.warning("a checkpoint waits for the database", extra={"error": str(error)})
 
     async def write(self, partitions: Iterable[int] | None = None) -> None:
-        """Write all watermarks that moved (of these partitions); raises UnavailableError and loses none."""
-        chosen = None if partitions is None else list(partitions)
-        while moved := self._board.take_dirty(CURSORS_MAX, chosen):
-            held, concerned = self._board.epochs, {cursor.key.partition for cursor in moved}
-            epochs = {partition: held[partition] for partition in concerned}
+        """Write all watermarks that have moved (of these partitions); raises UnavailableError and loses none.
+
+        What moves meanwhile waits for the next time: under load something always does.
+        """
+        moved = self._board.take_dirty(partitions)
+        for start in range(0, len(moved), CURSORS_MAX):
+            part = moved[start : start + CURSORS_MAX]
+            concerned, epochs = {cursor.key.partition for cursor in part}, self._board.epochs
             try:
-                await cursors.advance(self._database, epochs, moved)
+                await cursors.advance(self._database, {p: epochs[p] for p in concerned & epochs.keys()}, part)
             except BaseException:
-                self._board.mark_dirty(moved)
+                self._board.mark_dirty(moved[start:])
                 raise

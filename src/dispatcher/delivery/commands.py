@@ -5,7 +5,6 @@ Each step is fenced and idempotent, so a command that an owner leaves half done 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import assert_never
 
@@ -23,14 +22,11 @@ SKIP_ROWS_MAX = 5000
 
 
 class CommandExecutor:
-    def __init__(
-        self, database: Database, board: Board, sending: SendLoop, instruments: Instruments, *, drain_s: float
-    ) -> None:
+    def __init__(self, database: Database, board: Board, sending: SendLoop, instruments: Instruments) -> None:
         self._database = database
         self._board = board
         self._sending = sending
         self._instruments = instruments
-        self._drain_s = drain_s
 
     async def execute_open(self) -> None:
         """Do all open commands of the partitions delivered for. Raises UnavailableError."""
@@ -50,11 +46,8 @@ class CommandExecutor:
         """Skip all that a deleted endpoint still has, then move its cursor behind it."""
         key = command.key
         self._board.retire(key)
-        try:
-            async with asyncio.timeout(self._drain_s):
-                await self._sending.quiesced(lambda other: other == key)
-        except TimeoutError:
-            return False  # the next poll goes on
+        if self._sending.is_sending_to(key):
+            return False  # the next poll goes on; waiting here would keep all others from their commands
         position = next(iter(await backlog.load_positions(self._database, [key])), None)
         if position is None:
             return await commands.finish(self._database, epoch, command, {"skipped": 0})

@@ -121,9 +121,7 @@ class Engine:
         self._feeder = Feeder(
             database, self.board, self.load_runtimes, FeederLimits(endpoints_max=delivery.fetch_endpoints_max)
         )
-        executor = CommandExecutor(
-            database, self.board, self.sending, parts.instruments, drain_s=delivery.attempt_timeout_max_s
-        )
+        executor = CommandExecutor(database, self.board, self.sending, parts.instruments)
         self.watch = Watch(database, self.board, executor.execute_open, self._watch_options())
         self._hints = HintSender(database, self.keeper.owner_of, self.keeper.instance_id)
         self._meter = BacklogMeter(
@@ -258,7 +256,7 @@ class Engine:
     def _on_flushed(self, flushed: Sequence[Attempt]) -> None:
         for attempt in flushed:
             if attempt.outcome is Outcome.SUCCEEDED:
-                self.board.flushed(attempt.key, attempt.seq)
+                self.board.flushed(attempt.key, attempt.seq, attempt.event_id)
 
     def _on_dropped(self, dropped: Sequence[Attempt]) -> None:
         """Never to be recorded: the lanes concerned are read anew, and what was acknowledged is delivered again."""

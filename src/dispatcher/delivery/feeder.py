@@ -13,7 +13,7 @@ from dispatcher.delivery.board import Board, OrderedKeys
 from dispatcher.delivery.endpoint import EndpointRuntime
 from dispatcher.delivery.lane import Lane, LoadResult
 from dispatcher.errors import UnavailableError
-from dispatcher.model import EndpointKey, OutboxRow
+from dispatcher.model import EndpointKey, OutboxRow, Payload
 from dispatcher.store import backlog
 from dispatcher.store.backlog import PayloadKey, RowsWanted
 from dispatcher.store.database import Database
@@ -107,9 +107,13 @@ class Feeder:
             lane = lanes[key]
             if self._board.is_current(lane) and lane.tail == want.after_seq:
                 self._loaded(lane, rows[key], reached_end=len(rows[key]) < want.limit)
+            elif self._board.is_current(lane):
+                self._board.feed(lane)  # it was handed rows meanwhile; what lies behind them is still wanted
 
     def _loaded(self, lane: Lane, rows: Sequence[OutboxRow], *, reached_end: bool) -> None:
         result = lane.loaded(rows, reached_end=reached_end)
+        if result is LoadResult.GAP:
+            self._board.set_aside(lane)
         if result is not LoadResult.CONTIGUOUS:
             log.error(
                 "an outbox is not as promised",
@@ -125,6 +129,13 @@ class Feeder:
             limit = min(limit, self._limits.first_rows_max)
         return RowsWanted(lane.key, lane.tail, lane.tail_time, limit, fresh=self._board.is_fresh(lane))
 
+    def _attach(self, payload: Payload | None, wanting: Sequence[tuple[Lane, OutboxRow]]) -> None:
+        for lane, row in wanting:
+            if payload is not None:
+                lane.attach(row, payload)
+            elif self._board.is_current(lane):
+                self._board.set_aside(lane)
+
     async def _read_payloads(self, keys: list[EndpointKey]) -> None:
         """Payloads for the rows that may start first; one event is read once however many lanes want it."""
         wanted: dict[PayloadKey, list[tuple[Lane, OutboxRow]]] = {}
@@ -136,13 +147,10 @@ class Feeder:
             for row in lane.wants_payloads(self._clock()):
                 wanted.setdefault((row.key.tenant_id, row.event_id, row.event_time), []).append((lane, row))
         payloads = await backlog.fetch_payloads(self._database, list(wanted))
+        if gone := [event_id for _, event_id, _ in wanted.keys() - payloads.keys()]:
+            log.error("payloads of pending deliveries are gone", extra={"event_ids": gone})
         for payload_key, wanting in wanted.items():
-            payload = payloads.get(payload_key)
-            if payload is None:
-                log.error("the payload of a pending delivery is gone", extra={"event_id": payload_key[1]})
-                continue
-            for lane, row in wanting:
-                lane.attach(row, payload)
+            self._attach(payloads.get(payload_key), wanting)
         for lane in lanes:
             if self._board.is_current(lane):
                 self._board.wake(lane)

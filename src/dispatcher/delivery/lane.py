@@ -202,6 +202,11 @@ class Lane:
         slot = self._slots.get(seq)
         return None if slot is None else slot.state
 
+    def event_at(self, seq: int) -> str | None:
+        """The event of row `seq`; None where it is not in memory."""
+        slot = self._slots.get(seq)
+        return None if slot is None else slot.row.event_id
+
     def next_due(self) -> float | None:
         """When the next back-off ends; None if none is running, or while paused."""
         return None if self.paused else self._order.next_due()

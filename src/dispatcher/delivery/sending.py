@@ -23,9 +23,11 @@ from datetime import UTC, datetime
 from dispatcher.delivery.attempt import Attempter, AttemptResult
 from dispatcher.delivery.board import Board
 from dispatcher.delivery.decide import DecisionWriter, Verdict
+from dispatcher.delivery.endpoint import EndpointRuntime
 from dispatcher.delivery.flush import Flusher
 from dispatcher.delivery.lane import Lane
 from dispatcher.delivery.retry import Exhausted, Retry, RetryPolicy, next_step, parse_retry_after
+from dispatcher.delivery.slots import SETTLED
 from dispatcher.model import DeadLetter, Decision, DecisionKind, EndpointKey, OutboxRow
 from dispatcher.telemetry import Instruments
 
@@ -83,6 +85,10 @@ class SendLoop:
         """Shutdown: nothing new starts anywhere."""
         self._stopping = True
 
+    def is_sending_to(self, key: EndpointKey) -> bool:
+        """Whether an attempt to the endpoint is in flight."""
+        return key in self._in_flight.values()
+
     async def quiesced(self, concerns: Callable[[EndpointKey], bool]) -> None:
         """Wait until no attempt to an endpoint that `concerns` names is in flight. The caller bounds it."""
         while any(map(concerns, self._in_flight.values())):
@@ -99,7 +105,7 @@ class SendLoop:
 
     async def _wait(self, *, blocked: bool) -> None:
         """Until a lane is ready or a retry is due; behind a closed gate, until it is to be tried again."""
-        due = self._scheduler.next_due()
+        due = None if self._stopping else self._scheduler.next_due()
         timeout = None if due is None else max(0.0, due - self._clock())
         if blocked:
             timeout = self._options.gate_check_s
@@ -120,8 +126,10 @@ class SendLoop:
             taken = self._scheduler.take(now)
             if taken is None:
                 return False
-            task = tasks.create_task(self._deliver(*taken), name="attempt")
-            self._in_flight[task] = taken[0].key
+            lane, row = taken
+            # Now, while the lane is known to be configured: the task may begin after it has gone.
+            task = tasks.create_task(self._deliver(lane, row, self._board.runtimes[lane.key]), name="attempt")
+            self._in_flight[task] = lane.key
             task.add_done_callback(self._forget)
 
     def _gate_is_open(self, now: float) -> bool:
@@ -138,8 +146,7 @@ class SendLoop:
         del self._in_flight[task]
         self._finished.set()
 
-    async def _deliver(self, lane: Lane, row: OutboxRow) -> None:
-        runtime = self._board.runtimes[lane.key]
+    async def _deliver(self, lane: Lane, row: OutboxRow, runtime: EndpointRuntime) -> None:
         started = self._clock()
         verdict = result = None
         try:
@@ -165,10 +172,11 @@ class SendLoop:
         step = self._next_step(row, result)
         if isinstance(step, Retry):
             lane.failed(row.seq, self._clock() + step.delay_s)
-            return None
-        if not lane.deciding(row.seq):
-            return None  # a former owner's success is known
-        return self._decisions.submit(*_dead_letter(row, result, step), lane.epoch)
+        elif lane.deciding(row.seq):
+            return self._decisions.submit(*_dead_letter(row, result, step), lane.epoch)
+        if lane.state_of(row.seq) is SETTLED:
+            self._board.settled(lane)  # a former owner's success is on record
+        return None
 
     def _next_step(self, row: OutboxRow, result: AttemptResult) -> Retry | Exhausted:
         now = datetime.now(UTC)

@@ -104,6 +104,7 @@ class Watch:
             self._board.forget_runtime(key)
         self._changed = changed
         self._board.retry_unconfigured()
+        self._board.retry_aside()
         await self._execute_commands()
 
     async def _since(self, last: datetime | None) -> datetime:

@@ -41,14 +41,15 @@ async def append(db: Database | Connection, command: Command) -> None:
 OPEN_COMMANDS = """
 SELECT tenant_id, command_id, endpoint_id, kind, arguments, actor, create_time
 FROM command
-WHERE done_time IS NULL AND partition = ANY ($1::smallint[])
+WHERE done_time IS NULL AND partition = ANY ($1::smallint[]) AND kind = ANY ($3::text[])
 ORDER BY create_time, command_id
 LIMIT $2"""
 
 
 async def open_commands(db: Database, partitions: Sequence[int], limit: int = OPEN_COMMANDS_MAX) -> list[Command]:
-    """Commands of these partitions that nobody has finished, oldest first."""
-    return [_command(row) for row in await db.fetch(OPEN_COMMANDS, list(partitions), limit)]
+    """Commands of these partitions that nobody has finished, oldest first; those of a newer release's kind are left."""
+    known = [kind.value for kind in CommandKind]
+    return [_command(row) for row in await db.fetch(OPEN_COMMANDS, list(partitions), limit, known)]
 
 
 FINISH = """

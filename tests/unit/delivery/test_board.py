@@ -1,0 +1,165 @@
+"""The board: which lanes there are, what they are told, and what is noted to be read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from uuid import UUID
+
+from dispatcher.delivery.board import Board
+from dispatcher.delivery.endpoint import EndpointRuntime
+from dispatcher.delivery.lane import LaneLimits
+from dispatcher.delivery.scheduler import SchedulerLimits
+from dispatcher.model import Cursor, EndpointSettings, EndpointState, OrderingMode, OutboxRow, TracePropagation
+from dispatcher.store.backlog import EndpointPosition
+from tests.support.lanes import KEY, row, row_time
+
+PARTITION = KEY.partition
+
+
+def board() -> Board:
+    """A board that owns KEY's partition, where KEY has nothing to do."""
+    made = Board(LaneLimits(64, 10_000), SchedulerLimits(100, 100, 10, 2.0))
+    made.open(PARTITION, 1, [position(0, 0)])
+    return made
+
+
+def position(cursor_seq: int, highest_seq: int) -> EndpointPosition:
+    return EndpointPosition(KEY, cursor_seq, row_time(cursor_seq), highest_seq)
+
+
+def runtime(state: EndpointState = EndpointState.ACTIVE, revision: int = 1) -> EndpointRuntime:
+    settings = EndpointSettings("http://a.example/", 5.0, {}, 1, OrderingMode.ORDERED, TracePropagation.NONE)
+    return EndpointRuntime(
+        KEY,
+        "acme",
+        "a",
+        state,
+        False,
+        revision,
+        settings,
+        {revision: settings},
+        None,
+        "",
+        {},
+        (),
+    )
+
+
+def start(on: Board, now: float = 1.0) -> OutboxRow | None:
+    taken = on.scheduler.take(now)
+    return None if taken is None else taken[1]
+
+
+def test_an_acknowledgement_counts_only_for_its_event() -> None:
+    """After a failover that lost commits, number 1 may belong to another event than the one that was answered."""
+    on = board()
+    on.offer([row(1)])
+    on.configure(runtime())
+    on.flushed(KEY, 1, "an event that the failover lost")
+    assert start(on) is not None
+    on.lanes[KEY].succeeded(1)
+    on.flushed(KEY, 1, "event-1")
+    assert KEY not in on.lanes
+    assert on.watermark(KEY) == Cursor(KEY, 1, row_time(1))
+
+
+def test_the_configuration_of_a_partition_that_was_given_up_is_read_anew() -> None:
+    """Nobody watches it meanwhile: it may have been paused, or moved."""
+    on = board()
+    on.offer([row(1)])
+    on.configure(runtime())
+    on.close(PARTITION)
+    on.open(PARTITION, 2, [position(0, 1)])
+    assert KEY in on.unconfigured
+    on.offer([row(1)])
+    assert start(on) is None
+
+
+def test_a_change_that_comes_while_the_configuration_is_read_is_not_lost() -> None:
+    on = board()
+    on.offer([row(1)])
+    on.unconfigured.clear()  # the feeder reads
+    on.forget_runtime(KEY)
+    on.configure(runtime())
+    assert KEY in on.unconfigured
+
+
+def test_a_configuration_read_for_a_lane_that_has_gone_is_not_kept() -> None:
+    """Its endpoint may have changed, and was not noted: there was neither lane nor configuration."""
+    on = board()
+    on.offer([row(1, settled=True)])
+    on.settled(on.lanes[KEY])
+    on.forget_runtime(KEY)
+    on.configure(runtime())
+    on.offer([row(2)])
+    assert KEY in on.unconfigured
+    assert start(on) is None
+
+
+def test_a_change_noted_for_a_lane_that_goes_before_it_is_read_is_not_lost() -> None:
+    on = board()
+    on.offer([row(1, settled=True)])
+    on.configure(runtime())
+    on.forget_runtime(KEY)
+    on.settled(on.lanes[KEY])
+    on.offer([row(2)])
+    assert start(on) is None
+    on.unconfigured.clear()  # the feeder reads
+    on.configure(runtime(EndpointState.PAUSED))
+    assert start(on) is None
+
+
+def test_a_row_that_is_handed_off_while_its_endpoint_is_located_is_not_forgotten() -> None:
+    on = board()
+    on.close(PARTITION)
+    on.open(PARTITION, 2, [])
+    on.offer([row(5)])
+    on.unlocated.clear()  # the feeder reads
+    on.offer([row(6)])
+    on.locate(position(4, 5))
+    assert KEY in on.unlocated
+    on.locate(position(4, 6))
+    assert on.lanes[KEY].highest_known == 6
+
+
+def test_a_position_never_takes_an_idle_endpoint_back() -> None:
+    on = board()
+    on.offer([row(1, settled=True)])
+    on.settled(on.lanes[KEY])
+    on.locate(position(0, 1))
+    assert KEY not in on.lanes
+    assert on.watermark(KEY) == Cursor(KEY, 1, row_time(1))
+
+
+def test_a_revision_that_could_not_be_read_is_asked_for_again_and_not_in_a_loop() -> None:
+    on = board()
+    on.offer([row(1, revision=2)])
+    on.unconfigured.clear()
+    on.configure(runtime(revision=1))
+    assert not on.unconfigured
+    on.retry_unconfigured()
+    assert KEY in on.unconfigured
+    on.configure(replace(runtime(revision=2)))
+    assert start(on) is not None
+
+
+def test_a_lane_set_aside_is_read_for_again_only_later() -> None:
+    on = board()
+    on.hint(KEY, 3)
+    on.hungry.clear()
+    on.set_aside(on.lanes[KEY])
+    on.feed(on.lanes[KEY])
+    assert not on.hungry
+    on.retry_aside()
+    assert KEY in on.hungry
+
+
+def test_watermarks_of_other_partitions_stay_to_be_written() -> None:
+    on = board()
+    other = replace(KEY, endpoint_id=UUID(int=3))
+    on.open(other.partition, 1, [EndpointPosition(other, 0, row_time(0), 0)])
+    for key in (KEY, other):
+        on.offer([replace(row(1, settled=True), key=key)])
+        on.settled(on.lanes[key])
+    assert [cursor.key for cursor in on.take_dirty([PARTITION])] == [KEY]
+    assert [cursor.key for cursor in on.take_dirty()] == [other]
