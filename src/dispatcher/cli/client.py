@@ -154,8 +154,8 @@ class PublishStream:
             if status.code is not Code.OK:
                 raise self._error(status)
             return None
-        duplicates = sum(result.duplicate for result in answer.results)
-        return Answer(answer.client_sequence, read_status(answer.status), duplicates)
+        known = tuple(result.duplicate for result in answer.results)
+        return Answer(answer.client_sequence, read_status(answer.status), known)
 
     def cancel(self) -> None:
         """End the call now, whatever its state."""

@@ -53,7 +53,10 @@ class Failure:
 
 @dataclass(slots=True)
 class Tally:
-    """Counts so far. `duplicates` are not among the `accepted`; `resume_line` is the first line not settled."""
+    """Counts so far. `duplicates`, whose ids from the file were known before, are not among the `accepted`.
+
+    `resume_line` is the first line not settled, None where all are.
+    """
 
     accepted: int = 0
     duplicates: int = 0
@@ -202,8 +205,11 @@ class Publishing:
             raise RuntimeError(f"the service answered request {answer.sequence} out of turn")
         self._answered_at = time.monotonic()
         batch = self._window.settle()
-        self.tally.accepted += len(batch.records) - answer.duplicates
-        self.tally.duplicates += answer.duplicates
+        # An id made in this run is known only where an answer was lost: that event was accepted now.
+        known = zip(batch.records, answer.known, strict=False)
+        duplicates = sum(is_known and not record.id_made for record, is_known in known)
+        self.tally.accepted += len(batch.records) - duplicates
+        self.tally.duplicates += duplicates
         self.tally.line_bytes += batch.line_bytes
         self._changed.set()
         self._listeners.on_progress(self.tally)

@@ -30,7 +30,10 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class EventRecord:
-    """One event to publish: `line` counts from 1, `data` is the body of the webhook."""
+    """One event to publish: `line` counts from 1, `data` is the body of the webhook.
+
+    `id_made` tells that the id was made here: where the service knows it already, it knows it from this run.
+    """
 
     line: int
     id: str
@@ -42,6 +45,7 @@ class EventRecord:
     source: str = ""
     subject: str = ""
     time: datetime | None = None
+    id_made: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,7 @@ def parse_event(text: bytes, line: int, new_id: Callable[[], str]) -> EventRecor
         source=texts["source"],
         subject=texts["subject"],
         time=_time(found.get("time")),
+        id_made=not texts["id"],
     )
 
 

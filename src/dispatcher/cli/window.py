@@ -23,11 +23,11 @@ RETRY_DELAY_MAX_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The service's answer to the request `sequence`; `duplicates` of its events were known before."""
+    """The service's answer to the request `sequence`; `known` tells of each event whether it was a duplicate."""
 
     sequence: int
     status: ServiceStatus
-    duplicates: int
+    known: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
