@@ -23,3 +23,5 @@ def serve() -> None:
         uvloop.run(run(settings))
     except DispatcherError as error:
         raise CliError(error.message, details=(f"reason {error.reason}",)) from error
+    except OSError as error:
+        raise CliError(f"cannot start: {error.strerror or error}", details=(f"{error}",)) from error
