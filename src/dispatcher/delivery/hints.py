@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Mapping
 from uuid import UUID
 
-from dispatcher.errors import UnavailableError
 from dispatcher.model import EndpointKey
 from dispatcher.store import listen
 from dispatcher.store.database import Database
@@ -45,7 +44,7 @@ class HintSender:
             pending, self._pending = self._pending, {}
             try:
                 await self._send(pending)
-            except UnavailableError as error:
+            except listen.LOST as error:
                 log.info("hints were lost; the sweep will find the rows", extra={"error": str(error)})
 
     async def _send(self, pending: Mapping[EndpointKey, int]) -> None:

@@ -157,6 +157,7 @@ class PublishStream:
         self._publisher = publisher
         self._chain = Chain()
         self._failed = False
+        self._answered_failure = False
         self._pending: deque[_Sent] = deque()
         self._changed = asyncio.Condition()
         self._routing = asyncio.Lock()
@@ -223,7 +224,7 @@ class PublishStream:
                 return None
             return answer(sent.request, result)
         except DispatcherError as error:
-            self._failed = True
+            self._failed = self._answered_failure = True
             return error
 
     async def _repeat(self, stale: _Sent) -> None:
@@ -236,8 +237,9 @@ class PublishStream:
             if stale.request is not None:
                 self._publisher.forget(stale.request)
             stale.tries += 1
-            # A failure breaks what was sent after it, not what goes round again before it.
-            failed, self._failed = self._failed, False
+            # A failure breaks what was sent after it, not what goes round again before it. One that was answered came
+            # before all of them.
+            failed, self._failed = self._failed, self._answered_failure
             for sent in self._pending:
                 if sent.future is not None:
                     await self._enqueue(sent)

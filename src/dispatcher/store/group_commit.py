@@ -251,6 +251,10 @@ class GroupCommit:
         started = self._clock()
         try:
             outcome = await self._writers[writer].write(requests)
+        except asyncio.CancelledError:
+            for item in batch:
+                item.resolve(CommitUnknownError("the service stopped while the event was being stored"))
+            raise
         except DispatcherError as error:
             self._measure(batch, "unknown" if isinstance(error, CommitUnknownError) else "failed", started)
             for item in batch:

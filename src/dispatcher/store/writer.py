@@ -125,9 +125,12 @@ class PublishWriter:
             raise UnavailableError("the connection was lost; nothing was written") from cause
         if status != "committed":
             raise CommitUnknownError("the connection was lost while the event was being stored") from cause
-        connection = await self._connected()
-        with self._database.away_as_unavailable():
-            found = await read_back(connection, requests, xid)
+        try:
+            connection = await self._connected()
+            with self._database.away_as_unavailable():
+                found = await read_back(connection, requests, xid)
+        except UnavailableError as error:
+            raise CommitUnknownError("the events may be stored; the database went away before it said which") from error
         return WriteOutcome([_found(result) for result in found], None)
 
     async def _final_status(self, xid: int) -> str | None:

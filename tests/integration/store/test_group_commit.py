@@ -356,3 +356,20 @@ async def test_a_commit_that_no_standby_confirmed_is_unknown_not_success(tmp_pat
             await admin.close()
             retried = await commits.submit(request)
     assert retried.events[0].duplicate is True
+
+
+async def test_a_stop_in_the_middle_of_a_commit_leaves_its_outcome_unknown(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    endpoint = await make_endpoint(db, "a")
+    request = await request_of(db, [new_event()], [endpoint.key])
+    async with locked(database, endpoint.key), committing(db, handoff) as commits:
+        waiting, queued = commits.enqueue(request), None
+        await in_flight(db)
+        queued = commits.enqueue(await request_of(db, [new_event()], [endpoint.key]))
+    with pytest.raises(CommitUnknownError):
+        await waiting
+    with pytest.raises(UnavailableError) as refused:
+        await queued
+    assert refused.value.reason == "DRAINING"
