@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TextIO
 
 from uuid_utils.compat import uuid7
 
@@ -248,13 +249,15 @@ async def serve(
     *,
     stop: asyncio.Event | None = None,
     on_ready: Callable[[Core, Ports], None] | None = None,
+    log_stream: TextIO | None = None,
 ) -> None:
     """Run one process until SIGTERM or SIGINT, or until `stop` is set where one is given.
 
     What is exported by OTLP is `plan`'s, by default the standard OTEL_* variables' word (ConfigError).
-    `on_ready` is told once all ports are bound. Raises OSError where one can't be, and whatever unexpected ended it.
+    `on_ready` is told once all ports are bound. Logs go to `log_stream`, by default stderr.
+    Raises OSError where a port can't be bound, and whatever unexpected ended it.
     """
-    configure_logging(settings)
+    configure_logging(settings, log_stream)
     stopping = stop or asyncio.Event()
     if stop is None:
         stop_on_signals(stopping.set)

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from dispatcher import __version__
-from dispatcher.cli import deliveries, endpoints, event_types, migrate, publish, serve, show_config, tenants
+from dispatcher.cli import deliveries, dev, endpoints, event_types, migrate, publish, serve, show_config, tenants
 from dispatcher.cli.failure import CliError, ExitCode, UsageError
 
 SERVICE = "Service"
@@ -34,6 +34,7 @@ app = typer.Typer(
     epilog=EPILOG,
 )
 app.command("serve", rich_help_panel=SERVICE)(serve.serve)
+app.command("dev", rich_help_panel=SERVICE)(dev.dev)
 app.command("migrate", rich_help_panel=SERVICE)(migrate.migrate)
 app.command("config", rich_help_panel=SERVICE)(show_config.config)
 app.command("publish", rich_help_panel=EVENTS)(publish.publish)

@@ -134,6 +134,18 @@ class OrderLedger:
         self._tainted: dict[str, None] = {}
         self._published = self._delivered = self._verified = self._deliveries = 0
         self._unverified = self._duplicates = self._out_of_order = self._retried = 0
+        self.first_accepted_s: float | None = None
+        self.last_accepted_s: float | None = None
+
+    @property
+    def deliveries(self) -> int:
+        """Deliveries accepted, without the cost of all the totals."""
+        return self._deliveries
+
+    @property
+    def missing(self) -> int:
+        """Deliveries owed and not accepted yet."""
+        return sum(len(book.owed) for book in self._endpoints.values())
 
     def add_endpoint(self, endpoint: str, mode: OrderingMode = OrderingMode.ORDERED) -> None:
         """Open the book of an endpoint; known ones keep theirs."""
@@ -179,6 +191,9 @@ class OrderLedger:
         book = self._endpoints[endpoint]
         book.accepted[event_id] = (book.position, at_s)
         self._deliveries += 1
+        self.last_accepted_s = at_s
+        if self.first_accepted_s is None:
+            self.first_accepted_s = at_s
         if event_id in book.owed:
             self._fulfil(endpoint, event_id)
             self._settle(event_id)
@@ -222,7 +237,7 @@ class OrderLedger:
             delivered=self._delivered,
             verified=self._verified,
             deliveries=self._deliveries,
-            missing=sum(len(book.owed) for book in books),
+            missing=self.missing,
             unverified=self._unverified,
             duplicates=self._duplicates,
             out_of_order=self._out_of_order,
