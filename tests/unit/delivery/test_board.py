@@ -18,7 +18,7 @@ PARTITION = KEY.partition
 
 def board() -> Board:
     """A board that owns KEY's partition, where KEY has nothing to do."""
-    made = Board(LaneLimits(64, 10_000), SchedulerLimits(100, 100, 10, 2.0))
+    made = Board(LaneLimits(64, 10_000), SchedulerLimits(100, 100, 10, 2.0), 1_000_000)
     made.open(PARTITION, 1, [position(0, 0)])
     return made
 
