@@ -195,6 +195,7 @@ def _upkeep(s: Settings) -> UpkeepSettings:
         days_ahead=s.partition_ahead_days,
         interval_s=s.partition_check_interval_s,
         lock_wait_s=s.partition_lock_timeout_s,
+        dedup_window_s=s.dedup_window_s,
     )
 
 

@@ -171,9 +171,8 @@ class PublishSettings(_Group):
     commit_min_s: float = _time_s(
         0.05, 0, 10, "A caller's deadline nearer than this is refused before anything is written."
     )
-    dedup_window_s: int = _count(DAY_S, 60, 30 * DAY_S, "How long a caller's event id is remembered.")
-    subscription_cache_ttl_s: float = _time_s(
-        60.0, 1, 3600, "A tenant's cached subscriptions are read anew after this, even if nothing was said to change."
+    dedup_window_s: int = _count(
+        DAY_S, HOUR_S, 30 * DAY_S, "How long a caller's event id is remembered. A change forgets those before it."
     )
     page_size_max: int = _count(1000, 10, 10_000, "Most resources one page of a List answers with.")
 
@@ -281,7 +280,6 @@ class ClientSettings(_Group):
     """Where the command line finds the service."""
 
     client_target: Address = _plain("127.0.0.1:50051", "Callers' API.")
-    client_admin_target: Address = _plain("127.0.0.1:50052", "Operators' API.")
     client_timeout_s: float = _time_s(10.0, 0.1, 600, "Deadline of one call.")
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-
 from webhooks.admin.v1 import admin_pb2
 
 from tests.support.callers import Caller, SteadyPublisher, calling

@@ -1,4 +1,4 @@
-"""Dispatchers as processes of their own: `python -m dispatcher serve` on free ports, killed at the latest with the test.
+"""Dispatchers as own processes: `python -m dispatcher serve` on free ports, killed at the latest with the test.
 
 Blocking where it must wait; async tests use the methods that are coroutines.
 """

@@ -22,6 +22,7 @@ from dispatcher.store.database import Connection
 
 DAILY_TABLES = ("event", "outbox", "attempt")
 DEDUP_GENERATIONS_AHEAD = 3
+DAY_S = 86_400
 LOCK_TIMEOUT_S = 1.0
 """A lock that is not had by then is tried for again later, so that nothing queues behind the wait for long."""
 ATTACH_TRIES = 10
@@ -76,8 +77,10 @@ def wanted(now: datetime, days_ahead: int, dedup_window_s: int) -> list[Partitio
     today = now.astimezone(UTC).date()
     days = [today + timedelta(days=n) for n in range(-1, days_ahead + 1)]
     generation = int(now.timestamp()) // dedup_window_s
+    # A day's worth of short generations, so that a day without upkeep stops no publish.
+    ahead = max(DEDUP_GENERATIONS_AHEAD, DAY_S // dedup_window_s + 2)
     daily = [Partition(table, day) for table in DAILY_TABLES for day in days]
-    return daily + [Partition("dedup", g) for g in range(generation - 1, generation + DEDUP_GENERATIONS_AHEAD + 1)]
+    return daily + [Partition("dedup", g) for g in range(generation - 1, generation + ahead + 1)]
 
 
 SELECT_NOW = "SELECT clock_timestamp()"
@@ -86,8 +89,27 @@ SELECT_DEDUP_WINDOW = "SELECT dedup_window_s FROM deployment"
 
 async def create_ahead(connection: Connection, days_ahead: int = 7) -> list[str]:
     """Create what is missing of `wanted`; returns the names created. Raises `UnavailableError` for a lock not had."""
+    return await _create_missing(connection, days_ahead, int(await connection.fetchval(SELECT_DEDUP_WINDOW)))
+
+
+UPDATE_DEDUP_WINDOW = "UPDATE deployment SET dedup_window_s = $1 WHERE dedup_window_s <> $1"
+
+
+async def apply_dedup_window(connection: Connection, window_s: int, days_ahead: int = 7) -> bool:
+    """Make `window_s` the window that publish() remembers ids for; False where it is already.
+
+    Generations are numbered by the window, so its change forgets the ids claimed before. The new numbering's partitions
+    are there before the first publish under it.
+    """
+    if int(await connection.fetchval(SELECT_DEDUP_WINDOW)) == window_s:
+        return False
+    await _create_missing(connection, days_ahead, window_s)
+    await connection.execute(UPDATE_DEDUP_WINDOW, window_s)
+    return True
+
+
+async def _create_missing(connection: Connection, days_ahead: int, window_s: int) -> list[str]:
     now: datetime = await connection.fetchval(SELECT_NOW)
-    window_s = int(await connection.fetchval(SELECT_DEDUP_WINDOW))
     existing = {partition.name for partition in await attached(connection)}
     missing = [partition for partition in wanted(now, days_ahead, window_s) if partition.name not in existing]
     return [partition.name for partition in missing if await _create(connection, partition)]

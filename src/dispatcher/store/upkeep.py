@@ -31,6 +31,8 @@ LOST: tuple[type[BaseException], ...] = (UnavailableError, asyncpg.PostgresError
 log = logging.getLogger(__name__)
 
 DEAD_INSTANCE_KEPT_S = 86_400.0
+FOREIGN_GENERATIONS = 10_000
+"""A generation so far ahead is of a numbering that a change of the dedup window has ended."""
 ENDPOINT_BATCH = 1000
 CATCH_UP_ROWS = 1000
 
@@ -44,6 +46,7 @@ class UpkeepSettings:
     interval_s: float = 600.0
     lock_wait_s: float = 2.0
     commands_kept_days: int = 30
+    dedup_window_s: int = 86_400
 
 
 @dataclass(slots=True)
@@ -58,8 +61,12 @@ class UpkeepReport:
 
 async def run(db: Database, settings: UpkeepSettings, stop: asyncio.Event) -> None:
     """Rounds until `stop` is set. A database that is away, or a step that fails, waits for the next round."""
+    window_applied = False
     while not stop.is_set():
         try:
+            if not window_applied:
+                await _apply_dedup_window(db, settings)
+                window_applied = True
             await run_round(db, settings)
         except LOST as error:
             log.warning("upkeep failed, the next round tries again", extra={"error": str(error)})
@@ -69,6 +76,16 @@ async def run(db: Database, settings: UpkeepSettings, stop: asyncio.Event) -> No
             await asyncio.wait_for(stop.wait(), delay_s)
         except TimeoutError:
             continue
+
+
+async def _apply_dedup_window(db: Database, settings: UpkeepSettings) -> None:
+    """At start only: instances that are told different windows would else take turns for ever."""
+    async with db.acquire() as connection:
+        if await partitions.apply_dedup_window(connection, settings.dedup_window_s, settings.days_ahead):
+            log.warning(
+                "event ids are remembered for another time; earlier ones are forgotten",
+                extra={"dedup_window_s": settings.dedup_window_s},
+            )
 
 
 async def run_round(db: Database, settings: UpkeepSettings) -> UpkeepReport:
@@ -122,7 +139,7 @@ async def _drop_unreferenced(connection: Connection, settings: UpkeepSettings, r
     generation = int(now.timestamp()) // window_s
     for partition in present:
         if isinstance(partition.bound, int):
-            droppable = partition.bound < generation - 1
+            droppable = not generation - 1 <= partition.bound <= generation + FOREIGN_GENERATIONS
         else:
             droppable = is_expired(partition.bound, now, settings.retention_days) and is_unreferenced(
                 partition, oldest_outbox_day
