@@ -22,6 +22,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dispatcher.embedded.processes import is_running
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 60.0
@@ -117,6 +118,12 @@ async def running(folder: Path, env: Mapping[str, str] = ANY_PORTS) -> AsyncIter
         await process.wait()
 
 
+async def is_serving(channel: grpc.aio.Channel) -> bool:
+    request = health_pb2.HealthCheckRequest(service="webhooks.v1.PublisherService")
+    answer = await health_pb2_grpc.HealthStub(channel).Check(request)
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
 def database_pid(folder: Path) -> int | None:
     with contextlib.suppress(FileNotFoundError):
         return int((folder / ".local/postgres/data/postmaster.pid").read_text().split()[0])
@@ -162,9 +169,7 @@ async def test_a_run_serves_all_ports_and_ends_within_5_s_of_the_signal(tmp_path
         ops_port = (await read_until(process, r"http://127\.0\.0\.1:(\d+)/metrics"))[1]
         await read_until(process, "first verified webhook")
         async with grpc.aio.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
-            health = health_pb2_grpc.HealthStub(channel)
-            answer = await health.Check(health_pb2.HealthCheckRequest(service="webhooks.v1.PublisherService"))
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            await until(lambda: is_serving(channel))
         async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{ops_port}/readyz") as response:
             assert response.status == 200
         database = database_pid(tmp_path)
