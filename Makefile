@@ -74,6 +74,15 @@ lock: $(VENV)/.test-stamp ## Compile the hash-locked requirements files from pyp
 	@$(UV_COMPILE) --no-deps --group tools -o requirements-tools.txt
 
 include .ci/checks.mk
+.PHONY: run
+run: $(VENV)/.run-stamp ## Run everything here with a demo until Ctrl-C: database, service, receiver
+	@$(BIN)/dispatcher dev
+
+N ?= 2000
+.PHONY: demo
+demo: $(VENV)/.run-stamp ## Publish N=2000 events once, print one JSON line; fails unless all came verified and in order
+	@$(BIN)/dispatcher dev --demo $(N)
+
 include docs/docs.mk
 
 .PHONY: clean

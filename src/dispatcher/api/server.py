@@ -113,11 +113,12 @@ class ApiServer:
         self._add_common(operators, self._healths[1], ADMIN_SERVICES)
         self.port = _bind(callers, self._settings.grpc_listen)
         self.admin_port = _bind(operators, self._settings.admin_listen)
-        await self._tell_health(is_ready=self._parts.health.is_ready)
+        told = self._parts.health.is_ready
+        await self._tell_health(is_ready=told)
         self._servers = [callers, operators]
         for server in self._servers:
             await server.start()
-        self._health_task = asyncio.create_task(self._follow_health(), name="grpc-health")
+        self._health_task = asyncio.create_task(self._follow_health(told), name="grpc-health")
         _log.info("gRPC is served", extra={"port": self.port, "admin_port": self.admin_port})
         return self
 
@@ -181,8 +182,7 @@ class ApiServer:
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         enable_reflection(server, (*services, health.SERVICE_NAME))
 
-    async def _follow_health(self) -> None:
-        told = self._parts.health.is_ready
+    async def _follow_health(self, told: bool) -> None:  # noqa: FBT001 - what was told last, a plain fact
         while True:
             await asyncio.sleep(HEALTH_INTERVAL_S)
             is_ready = self._parts.health.is_ready

@@ -16,7 +16,7 @@ import uuid_utils
 from dispatcher.cli.client import Client, Publisher
 from dispatcher.cli.dev_events import Acknowledgements, batch_events, event_batches, read_templates
 from dispatcher.cli.dev_service import LocalService, local_settings, running_service
-from dispatcher.cli.dev_shop import ENDPOINTS, TENANT, owed_to, register
+from dispatcher.cli.dev_shop import ENDPOINTS, TENANT, new_secret, owed_to, register
 from dispatcher.cli.dev_table import REFRESHES_PER_S, Display, Places, Snapshot, how_to_go_on
 from dispatcher.cli.failure import CliError, exit_code_of
 from dispatcher.cli.feed import Feed
@@ -105,13 +105,15 @@ class Session:
                 await self._publish_until_over(service, postgres)
 
     async def _set_up_shop(self, receiver: DemoReceiver, target: str) -> None:
-        def call() -> dict[str, str]:
-            with Client(target, CALL_TIMEOUT_S) as client:
-                return register(client, receiver.url)
-
-        secrets = await asyncio.to_thread(call)
+        secret_of = {endpoint.name: new_secret() for endpoint in ENDPOINTS}
         for endpoint in ENDPOINTS:
-            receiver.register(endpoint.name, secrets[endpoint.name], endpoint.mode)
+            receiver.register(endpoint.name, secret_of[endpoint.name], endpoint.mode)
+
+        def call() -> None:
+            with Client(target, CALL_TIMEOUT_S) as client:
+                register(client, receiver.url, secret_of)
+
+        await asyncio.to_thread(call)
 
     async def _publish_until_over(self, service: LocalService, postgres: EmbeddedPostgres) -> None:
         """Publish and wait for the deliveries, until all is done, someone says stop, or a part of us dies."""

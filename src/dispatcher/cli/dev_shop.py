@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,11 +41,11 @@ ENDPOINTS = (
     ShopEndpoint("warehouse", "Packs and ships: all about orders, in order.", ("order.*",), OrderingMode.ORDERED),
     ShopEndpoint(
         "billing",
-        "Books money: in order within each order's number.",
+        "Books money, in order.",
         ("order.paid", "invoice.*", "payment.*", "refund.*"),
-        OrderingMode.ORDERED_BY_KEY,
+        OrderingMode.ORDERED,
     ),
-    ShopEndpoint("audit", "Keeps everything, in order.", ("*",), OrderingMode.ORDERED),
+    ShopEndpoint("audit", "Keeps everything, in order within each key.", ("*",), OrderingMode.ORDERED_BY_KEY),
     ShopEndpoint(
         "search",
         "Indexes whatever it hears of, in any order.",
@@ -66,15 +66,21 @@ class Caller(Protocol):
     def call(self, method: str, request: dict[str, Any]) -> dict[str, Any]: ...
 
 
-def register(caller: Caller, url_of: Callable[[str], str]) -> dict[str, str]:
+def new_secret() -> str:
+    """A signing secret as Standard Webhooks writes it."""
+    return f"whsec_{base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()}"
+
+
+def register(caller: Caller, url_of: Callable[[str], str], secret_of: Mapping[str, str]) -> None:
     """Bring the tenant and its endpoints into the state of this page, whatever earlier runs left; blocking.
 
-    Answers each endpoint's new signing secret: it is made at each run, and only the service keeps it. Deliveries that
-    an earlier run left are signed with it too, for a webhook is signed when it is sent. CliError where it is refused.
+    The secrets are new ones of this run, and only the service keeps them. Deliveries that an earlier run left are
+    signed with them too, for a webhook is signed when it is sent. CliError where something is refused.
     """
     try:
         _create_tenant(caller)
-        return {endpoint.name: _put(caller, endpoint, url_of(endpoint.name)) for endpoint in ENDPOINTS}
+        for endpoint in ENDPOINTS:
+            _put(caller, endpoint, url_of(endpoint.name), secret_of[endpoint.name])
     except ServiceError as error:
         raise explain(error) from error
 
@@ -87,9 +93,8 @@ def _create_tenant(caller: Caller) -> None:
             raise
 
 
-def _put(caller: Caller, endpoint: ShopEndpoint, url: str) -> str:
+def _put(caller: Caller, endpoint: ShopEndpoint, url: str, secret: str) -> None:
     """Create the endpoint, or give the one of an earlier run the present address and a new secret."""
-    secret = f"whsec_{base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()}"
     fields = _fields(endpoint, url)
     for number in range(1, NAMES_TRIED_MAX):
         name = endpoint.name if number == 1 else f"{endpoint.name}-{number}"
@@ -102,8 +107,7 @@ def _put(caller: Caller, endpoint: ShopEndpoint, url: str) -> str:
             if error.status.reason == TOMBSTONED:  # someone deleted it: its name is never used again
                 continue
             _renew(caller, f"{TENANT}/endpoints/{name}", fields, secret)
-        break
-    return secret
+        return
 
 
 def _fields(endpoint: ShopEndpoint, url: str) -> dict[str, Any]:
@@ -117,6 +121,7 @@ def _fields(endpoint: ShopEndpoint, url: str) -> dict[str, Any]:
 
 
 def _renew(caller: Caller, name: str, fields: dict[str, Any], secret: str) -> None:
+    """The key comes first: nothing signed with an old one may reach the new address."""
     mask = "description,http.url,eventTypes,state,deliverySettings.orderingMode"
-    caller.call("EndpointService.UpdateEndpoint", {"endpoint": {"name": name, **fields}, "updateMask": mask})
     caller.call("EndpointService.RotateSigningKey", {"name": name, "signingSecret": secret, "overlap": "0s"})
+    caller.call("EndpointService.UpdateEndpoint", {"endpoint": {"name": name, **fields}, "updateMask": mask})
