@@ -149,8 +149,8 @@ class SteadyPublisher:
     keys: int = 0
     """Ordering keys `k0`… in turn; 0 for none."""
     batch: int = 3
-    pause_s: float = 0.0
-    """Between batches, so that a stream lasts."""
+    pause_s: float = 0.01
+    """Between the batches of a stream."""
     acknowledged: list[event_pb2.Event] = field(default_factory=list)
     refusals: Counter[str] = field(default_factory=Counter)
     """Reasons of what was retried."""
@@ -166,13 +166,33 @@ class SteadyPublisher:
     async def run(self, count: int) -> None:
         """Publish `count` more events."""
         for start in range(0, count, self.batch):
-            events = [self._next() for _ in range(min(self.batch, count - start))]
-            began = time.monotonic()
-            await self._publish(events)
-            self.longest_s = max(self.longest_s, time.monotonic() - began)
-            self.acknowledged += events
-            if self.pause_s:
+            await self._batch(min(self.batch, count - start))
+
+    @contextlib.asynccontextmanager
+    async def streaming(self) -> AsyncIterator[None]:
+        """Publish beside the block, and end with the last batch begun in it acknowledged."""
+        stopping = asyncio.Event()
+
+        async def stream() -> None:
+            while not stopping.is_set():
+                await self._batch(self.batch)
                 await asyncio.sleep(self.pause_s)
+
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(stream())
+            try:
+                yield
+            except BaseException:
+                task.cancel()
+                raise
+            stopping.set()
+
+    async def _batch(self, count: int) -> None:
+        events = [self._next() for _ in range(count)]
+        began = time.monotonic()
+        await self._publish(events)
+        self.longest_s = max(self.longest_s, time.monotonic() - began)
+        self.acknowledged += events
 
     async def _publish(self, events: Sequence[event_pb2.Event]) -> None:
         for tries in range(RETRIES_MAX):

@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterable
 from tests.support.callers import SteadyPublisher
 from tests.support.receiver import Answer, Receiver, Request
 
+WAIT_S = 60.0
+"""For whole streams through whole processes on a busy machine; nothing here takes a tenth of it by itself."""
+
 
 def failing_now_and_then(share: float, *, seed: int = 7, delay_s: float = 0.0) -> Callable[[Request], Answer]:
     """Answers 500 to this share of requests, by chance with a seed; the others after `delay_s`."""
     chance = random.Random(seed)
     return lambda _: Answer(500) if chance.random() < share else Answer(delay_s=delay_s)
-
-
-def accepted_ids(receiver: Receiver, endpoint: str) -> set[str]:
-    return {request.event_id for request in receiver.accepted(endpoint)}
 
 
 def has_all(receiver: Receiver, endpoints: Iterable[str], publishers: Iterable[SteadyPublisher]) -> Callable[[], bool]:
