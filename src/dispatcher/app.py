@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 DAY_S = 86_400
 PUBLISH_TIMEOUT_S = 20.0
-"""Longest call of publish(); the sweep's look-back exceeds it."""
+"""Longest a caller of publish() waits; the server may go on until its own statement timeout."""
 LOOK_BACK_SLACK_S = 10.0
 
 
@@ -172,7 +172,7 @@ def _engine_settings(s: Settings) -> EngineSettings:
         retry=s,
         observability=s,
         drain_s=s.delivery_drain_s,
-        look_back_s=PUBLISH_TIMEOUT_S + LOOK_BACK_SLACK_S,
+        look_back_s=max(PUBLISH_TIMEOUT_S, s.statement_timeout_s) + LOOK_BACK_SLACK_S,
     )
 
 

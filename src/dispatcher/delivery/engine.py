@@ -108,6 +108,11 @@ class Engine:
             chance=chance,
         )
         self.checkpointer = Checkpointer(database, self.board, settings.leases.checkpoint_interval_s)
+        self._feeder = Feeder(
+            database, self.board, self.load_runtimes, FeederLimits(endpoints_max=delivery.fetch_endpoints_max)
+        )
+        executor = CommandExecutor(database, self.board, self.sending, parts.instruments)
+        self.watch = Watch(database, self.board, executor.execute_open, self._watch_options())
         self.ownership = Ownership(
             database,
             self.board,
@@ -116,13 +121,9 @@ class Engine:
             self.decisions,
             self.checkpointer,
             self.keeper.held,
+            on_taken_over=self.watch.sweep_soon,
             drain_s=settings.drain_s,
         )
-        self._feeder = Feeder(
-            database, self.board, self.load_runtimes, FeederLimits(endpoints_max=delivery.fetch_endpoints_max)
-        )
-        executor = CommandExecutor(database, self.board, self.sending, parts.instruments)
-        self.watch = Watch(database, self.board, executor.execute_open, self._watch_options())
         self._hints = HintSender(database, self.keeper.owner_of, self.keeper.instance_id)
         self._meter = BacklogMeter(
             self.board,

@@ -41,8 +41,10 @@ class Ownership:
         checkpointer: Checkpointer,
         held: Callable[[int], int | None],
         *,
+        on_taken_over: Callable[[], None],
         drain_s: float,
     ) -> None:
+        """`on_taken_over`: rows that were committed between a probe and its end are still to be looked for."""
         self._database = database
         self._board = board
         self._sending = sending
@@ -50,6 +52,7 @@ class Ownership:
         self._decisions = decisions
         self._checkpointer = checkpointer
         self._held = held
+        self._on_taken_over = on_taken_over
         self._drain_s = drain_s
         self._acquired: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
 
@@ -89,6 +92,8 @@ class Ownership:
         while True:
             partition, epoch = await self._acquired.get()
             await self._take_over(partition, epoch)
+            if self._acquired.empty():
+                self._on_taken_over()
 
     async def _take_over(self, partition: int, epoch: int) -> None:
         """Probe every endpoint of the partition once: hints that were lost before this are found here."""

@@ -1,7 +1,9 @@
 """What an owner looks for by itself: rows that no hint told of, changed endpoints, operators' commands.
 
 Hints (NOTIFY) only make it sooner. The sweep's look-back exceeds the longest publish transaction, so a row that commits
-late is seen by a later sweep; a takeover probes every endpoint, so nothing older is left.
+late is seen by a later sweep; a takeover probes every endpoint, so nothing older is left. A commit can still be held up
+for longer (it waits for a standby while its client is gone, and no timeout covers that), so one partition after another
+is probed again, slowly.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class Watch:
         self._polled: datetime | None = None
         self._changed: dict[EndpointKey, datetime] = {}
         self._sweep_now = asyncio.Event()
+        self._probed = -1
 
     def sweep_soon(self) -> None:
         """Hints may have been lost: sweep now."""
@@ -66,6 +69,7 @@ class Watch:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._repeat(self.sweep, self._options.sweep_interval_s, self._sweep_now), name="sweep")
+            group.create_task(self._repeat(self.probe, self._options.sweep_interval_s, asyncio.Event()), name="probe")
             group.create_task(self._repeat(self.poll, self._options.poll_interval_s, asyncio.Event()), name="poll")
 
     async def _repeat(self, work: Callable[[], Awaitable[None]], interval_s: float, now: asyncio.Event) -> None:
@@ -85,6 +89,7 @@ class Watch:
         """Find endpoints with rows newer than the last sweep that worked, less the look-back."""
         partitions = list(self._board.epochs)
         if not partitions:
+            self._swept = None  # a takeover finds what came until then
             return
         since = await self._since(self._swept)
         started, found = await backlog.sweep(self._database, since, partitions)
@@ -92,10 +97,20 @@ class Watch:
         for key, highest in found:
             self._board.hint(key, highest)
 
+    async def probe(self) -> None:
+        """Look at every endpoint of the next partition in turn."""
+        partitions = sorted(self._board.epochs)
+        if not partitions:
+            return
+        self._probed = next((partition for partition in partitions if partition > self._probed), partitions[0])
+        for position in await backlog.load_partition(self._database, self._probed):
+            self._board.locate(position)
+
     async def poll(self) -> None:
         """Take up changed endpoints and open commands."""
         partitions = list(self._board.epochs)
         if not partitions:
+            self._polled = None
             return
         since = await self._since(self._polled)
         started, changed = await runtime.changed_endpoints(self._database, partitions, since)
