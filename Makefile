@@ -49,11 +49,11 @@ $(VENV)/.test-stamp: requirements-test.txt pyproject.toml
 venv: $(RUN_READY) ## Make .venv with what `make run` needs
 venv-test: $(TEST_READY) ## Make .venv with what the checks and the tests need
 
-# PYTEST_ARGS is handed on: make test PYTEST_ARGS='-k leases -x'. Files are kept together: their workers share what
-# is slow to make. The database is our own, or that of DISPATCHER_TEST_DSN.
+# PYTEST_ARGS is handed on: make test PYTEST_ARGS='-k leases -x'. Each worker has a
+# database server of its own, or uses that of DISPATCHER_TEST_DSN; who has nothing left to do takes over.
 PYTEST_ARGS ?=
 PYTEST_WORKERS ?= 2
-PYTEST = $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile
+PYTEST = $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist worksteal
 
 .PHONY: test
 test: $(TEST_READY) ## Run all tests (PYTEST_ARGS=, PYTEST_WORKERS=, DISPATCHER_TEST_DSN=)
