@@ -131,9 +131,11 @@ class Feeder:
 
     def _attach(self, payload: Payload | None, wanting: Sequence[tuple[Lane, OutboxRow]]) -> None:
         for lane, row in wanting:
+            if not self._board.is_current(lane):
+                continue  # its account is closed: what it took now would never be given back to the budget
             if payload is not None:
                 lane.attach(row, payload)
-            elif self._board.is_current(lane):
+            else:
                 self._board.set_aside(lane)
 
     async def _read_payloads(self, keys: list[EndpointKey]) -> None:
@@ -151,6 +153,7 @@ class Feeder:
             log.error("payloads of pending deliveries are gone", extra={"event_ids": gone})
         for payload_key, wanting in wanted.items():
             self._attach(payloads.get(payload_key), wanting)
-        for lane in lanes:
+        # A lane that had no room for any is asked again when an attempt of its own ends; to wake it here would spin.
+        for lane in dict.fromkeys(lane for wanting in wanted.values() for lane, _ in wanting):
             if self._board.is_current(lane):
                 self._board.wake(lane)

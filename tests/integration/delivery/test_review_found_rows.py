@@ -6,7 +6,6 @@ from datetime import timedelta
 
 import pytest
 
-from dispatcher.delivery import ownership
 from dispatcher.model import PARTITION_COUNT
 from dispatcher.store.backlog import EndpointPosition, load_partition
 from dispatcher.store.database import Database
@@ -34,7 +33,7 @@ async def test_a_row_committed_during_a_takeover_is_found_at_once(
         async with running_node(database.dsn) as node:
             await make_tenant(node.core.database)
             await node.endpoint("a", receiver.url("a"))
-        monkeypatch.setattr(ownership.backlog, "load_partition", probe_then_publish)
+        monkeypatch.setattr("dispatcher.delivery.ownership.backlog.load_partition", probe_then_publish)
         async with running_node(database.dsn, sweep_interval_s="300") as node:
             await receiver.wait_for(1, timeout_s=10)
     assert [r.event_id for r in receiver.of("a")] == ["between"]
