@@ -184,7 +184,7 @@ class Engine:
                 task.cancel()
 
     async def _wind_down(self, keeper: asyncio.Task[None]) -> None:
-        """Within twice the drain bound: once for attempts in flight, once for what is to be written."""
+        """Within three times the drain bound: for attempts in flight, for what is to be written, for the leases."""
         self.sending.stop_starting()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_s):

@@ -38,6 +38,7 @@ AWAY_ERRORS: tuple[type[BaseException], ...] = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InvalidCachedStatementError,  # the schema was migrated under a prepared statement; the next try plans anew
 )
 """Errors that say nothing about the statement: the same call may succeed later."""
 

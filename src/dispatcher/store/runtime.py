@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +13,8 @@ from dispatcher.model import EndpointKey, EndpointSettings, EndpointState, Seale
 from dispatcher.store.database import Database
 from dispatcher.store.fence import probing
 from dispatcher.store.settings_json import settings_from_json
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ async def load_runtime(db: Database, keys: Sequence[EndpointKey]) -> list[Endpoi
         return []
     async with probing(db) as connection:
         rows = await connection.fetch(LOAD_RUNTIME, [k.tenant_id for k in keys], [k.endpoint_id for k in keys])
-    return [_runtime(row) for row in rows]
+    return [known for row in rows if (known := _known(row)) is not None]
 
 
 CHANGE_TIME = "SELECT clock_timestamp()"
@@ -93,6 +96,18 @@ async def changed_endpoints(
         start: datetime = await connection.fetchval(CHANGE_TIME)
         rows = await connection.fetch(CHANGED_ENDPOINTS, list(partitions), since)
     return start, {EndpointKey(row["tenant_id"], row["endpoint_id"]): row["update_time"] for row in rows}
+
+
+def _known(row: asyncpg.Record) -> EndpointRuntimeRow | None:
+    """None for settings that only a newer release understands: its endpoints wait for an instance that does."""
+    try:
+        return _runtime(row)
+    except (ValueError, KeyError, TypeError) as error:
+        log.error(  # noqa: TRY400 -- the reason says it all
+            "an endpoint's settings are of another release",
+            extra={"tenant": row["tenant_name"], "endpoint": row["name"], "error": repr(error)},
+        )
+        return None
 
 
 def _runtime(row: asyncpg.Record) -> EndpointRuntimeRow:

@@ -157,3 +157,15 @@ async def test_a_payload_over_the_limit_is_refused_before_it_is_sent(db: Databas
     with pytest.raises(ValueError, match="7999"):
         await listen.notify(db, "x", "é" * 4000)
     await listen.notify(db, "x", "a" * 7999)
+
+
+async def test_an_endpoint_with_settings_of_a_newer_release_is_left_out_and_its_neighbour_is_not(
+    db: Database, connection: asyncpg.Connection
+) -> None:
+    tenant_id = await add_tenant(connection)
+    newer, known = await add_endpoint(connection, tenant_id, 7), await add_endpoint(connection, tenant_id, 8)
+    await connection.execute(
+        "UPDATE endpoint SET settings = jsonb_set(settings, '{ordering_mode}', '\"BY_MOON_PHASE\"') WHERE endpoint_id = $1",
+        newer.endpoint_id,
+    )
+    assert [row.key for row in await runtime.load_runtime(db, [newer, known])] == [known]
