@@ -276,4 +276,4 @@ class SchedulerMachine(ActingMachine):
 
 
 TestSchedulerKeepsItsCaps = SchedulerMachine.TestCase
-TestSchedulerKeepsItsCaps.settings = settings(max_examples=60, stateful_step_count=10, deadline=None)
+TestSchedulerKeepsItsCaps.settings = settings(max_examples=200, stateful_step_count=10, deadline=None)
