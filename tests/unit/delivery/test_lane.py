@@ -6,6 +6,7 @@ import pytest
 
 from dispatcher.delivery.lane import Lane, LaneError, LoadResult, ModeSettings
 from dispatcher.delivery.orders import DUE_STREAK_MAX
+from dispatcher.delivery.payloads import PayloadBudget
 from dispatcher.delivery.slots import SlotState
 from dispatcher.model import Cursor, OrderingMode, OutboxRow
 from tests.support.lanes import BY_KEY, KEY, ORDERED, UNORDERED, lane, payload_of, row, row_time
@@ -363,6 +364,38 @@ def test_a_payload_that_comes_too_late_is_not_kept() -> None:
     one.late_success(1)
     one.attach(first, payload_of(first))
     assert (first.payload, one.bytes_held) == (None, 0)
+
+
+def test_lanes_share_one_budget_of_bytes_and_each_may_hold_one_payload_all_the_same() -> None:
+    budget = PayloadBudget(25)
+    greedy, modest = lane(UNORDERED, budget=budget), lane(UNORDERED, budget=budget)
+    rows = [row(seq) for seq in range(1, 5)]
+    assert all(map(greedy.offer, rows))
+    assert [offered.payload is None for offered in rows] == [False, False, True, True]
+    assert budget.used == 20
+    first, second = row(1), row(2)
+    assert modest.offer(first)
+    assert modest.offer(second)
+    assert (first.payload is None, second.payload is None) == (False, True)
+    assert start_all(greedy) == [1, 2]
+    greedy.succeeded(1)
+    greedy.succeeded(2)
+    assert budget.used == modest.bytes_held == 10
+    assert greedy.wants_payloads(0) == rows[2:3]
+
+
+def test_a_dropped_lane_gives_its_bytes_back_once_whatever_it_is_told_afterwards() -> None:
+    budget = PayloadBudget(100)
+    dropped = lane(UNORDERED, budget=budget)
+    rows = [row(1), row(2), row(3, payload=False)]
+    assert all(map(dropped.offer, rows))
+    assert dropped.start(0) is rows[0]
+    dropped.close()
+    assert budget.used == 0
+    dropped.attach(rows[2], payload_of(rows[2]))
+    dropped.succeeded(1)
+    dropped.close()
+    assert budget.used == 0
 
 
 # --- what can't be ---
