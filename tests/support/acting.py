@@ -1,6 +1,6 @@
 """State machines that get deep: hypothesis alone spends most of its steps on what does nothing.
 
-A machine lists its actions with weights. `act` takes one, drawn and shrunk by hypothesis; `churn` takes many, drawn
+A machine lists its actions with weights. `act` takes one, drawn by hypothesis; `churn` takes many, drawn
 from a seed, and checks after each of them what must always hold.
 """
 
@@ -10,11 +10,18 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from hypothesis import Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 Choose = Callable[[Sequence[Any]], Any]
 """Picks one of a non-empty sequence."""
+
+
+def quickly(max_examples: int) -> settings:
+    """Few long runs. Not shrunk, which takes minutes with long ones: a failure notes each action instead."""
+    phases = (Phase.explicit, Phase.reuse, Phase.generate)
+    return settings(max_examples=max_examples, stateful_step_count=10, deadline=None, phases=phases)
 
 
 class ActingMachine(RuleBasedStateMachine):
@@ -31,6 +38,7 @@ class ActingMachine(RuleBasedStateMachine):
     def churn(self, seed: int, steps: int) -> None:
         rng = random.Random(seed)
         for name in rng.choices(list(self.ACTIONS), list(self.ACTIONS.values()), k=steps):
+            note(name)
             getattr(self, name)(rng.choice)
             self.check()
 

@@ -20,7 +20,8 @@ class PayloadBudget:
 
     @property
     def left(self) -> int:
-        return max(0, self.bytes_max - self.used)
+        """Bytes still free; negative where single payloads took the use beyond the bound."""
+        return self.bytes_max - self.used
 
 
 class PayloadStore:
@@ -69,7 +70,10 @@ class PayloadStore:
 
     @property
     def _room(self) -> int:
-        """Bytes that this lane may hold now: its own bound, or what it has and the process has left."""
+        """Bytes that this lane may hold now: its own bound, or what it has and the process has left.
+
+        Less than it has where the budget is overdrawn; letting a payload go never changes it.
+        """
         return min(self._bytes_max, self.bytes_held + self._budget.left)
 
     def _hold(self, size: int) -> None:

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant
 
 from dispatcher.delivery.lane import Lane, LaneLimits, LoadResult, ModeSettings
+from dispatcher.delivery.payloads import PayloadBudget
 from dispatcher.delivery.slots import SlotState
 from dispatcher.model import Cursor, OrderingMode, OutboxRow
-from tests.support.acting import ActingMachine, Choose
+from tests.support.acting import ActingMachine, Choose, quickly
 from tests.support.lanes import BY_KEY, KEY, ORDERED, payload_of, row, row_time
 
 REVISIONS = 4
@@ -66,6 +66,7 @@ class LaneMachine(ActingMachine):
         "pause": 1,
         "unpause": 3,
         "restart": 1,
+        "others_hold_payloads": 2,
     }
 
     @initialize(
@@ -88,7 +89,9 @@ class LaneMachine(ActingMachine):
         self.configure()
 
     def take_over(self, seq: int) -> None:
-        self.lane = Lane(KEY, 1, Cursor(KEY, seq, row_time(seq)), self.limits, highest_known=len(self.published))
+        self.budget, self.others_bytes = PayloadBudget(80), 0
+        cursor = Cursor(KEY, seq, row_time(seq))
+        self.lane = Lane(KEY, 1, cursor, self.limits, len(self.published), self.budget)
         self.rows: dict[int, Expected] = {}
         self.cursor = self.tail = seq
         self.known: set[int] = set()
@@ -293,6 +296,11 @@ class LaneMachine(ActingMachine):
         self.take_over(max(0, self.contiguous((SlotState.SETTLED,)) - choose([0, 1, 3])))
         self.configure()
 
+    def others_hold_payloads(self, choose: Choose) -> None:
+        """Other lanes take from the process's budget, or give back."""
+        self.others_bytes, before = choose([0, 40, 80, 120]), self.others_bytes
+        self.budget.used += self.others_bytes - before
+
     # --- at every step ---
 
     @invariant()
@@ -321,6 +329,7 @@ class LaneMachine(ActingMachine):
     def payloads_are_bounded_and_let_go(self) -> None:
         holding = [slot.row for slot in self.rows.values() if slot.row.payload is not None]
         assert self.lane.bytes_held == sum(held.data_bytes for held in holding)
+        assert self.budget.used == self.lane.bytes_held + self.others_bytes
         assert self.lane.bytes_held <= self.limits.bytes_max or len([h for h in holding if h.data_bytes]) == 1
         for slot in self.rows.values():
             assert slot.row.payload is None or slot.state < SlotState.DECIDING
@@ -369,4 +378,4 @@ class LaneMachine(ActingMachine):
 
 
 TestLaneAgreesWithItsModel = LaneMachine.TestCase
-TestLaneAgreesWithItsModel.settings = settings(max_examples=100, stateful_step_count=10, deadline=None)
+TestLaneAgreesWithItsModel.settings = quickly(max_examples=100)

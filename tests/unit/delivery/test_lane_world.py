@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant
 
 from dispatcher.delivery.lane import Lane, LaneLimits, ModeSettings
 from dispatcher.delivery.slots import SlotState
 from dispatcher.model import Cursor, OrderingMode
-from tests.support.acting import ActingMachine, Choose
+from tests.support.acting import ActingMachine, Choose, quickly
 from tests.support.lanes import BY_KEY, KEY, ORDERED, payload_of, row, row_time
 
 REVISIONS = 3
@@ -159,4 +158,4 @@ class WorldMachine(ActingMachine):
 
 
 TestNoRowIsSentOnAGuess = WorldMachine.TestCase
-TestNoRowIsSentOnAGuess.settings = settings(max_examples=200, stateful_step_count=10, deadline=None)
+TestNoRowIsSentOnAGuess.settings = quickly(max_examples=200)

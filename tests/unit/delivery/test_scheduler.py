@@ -9,13 +9,12 @@ from typing import ClassVar
 from uuid import UUID
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant
 
 from dispatcher.delivery.scheduler import Scheduler, SchedulerLimits
 from dispatcher.model import EndpointKey, OutboxRow
-from tests.support.acting import ActingMachine, Choose
+from tests.support.acting import ActingMachine, Choose, quickly
 from tests.support.lanes import row
 
 LIMITS = SchedulerLimits(in_flight_max=10, tenant_in_flight_max=10, slow_in_flight_max=2, slow_threshold_s=1)
@@ -155,6 +154,16 @@ def test_a_lane_whose_back_off_is_over_but_that_can_not_start_is_not_asked_again
     assert scheduler.next_due() is None
 
 
+def test_whoever_feeds_the_lanes_hears_of_each_that_had_nothing_to_start() -> None:
+    resting: list[FakeLane] = []
+    scheduler: Scheduler[FakeLane] = Scheduler(LIMITS, on_rest=resting.append)
+    busy, idle = FakeLane(), FakeLane(rows=0)
+    scheduler.add(busy)
+    scheduler.add(idle)
+    assert take_all(scheduler) == [busy]
+    assert resting == [idle]
+
+
 def test_idle_lanes_are_not_asked() -> None:
     idle = [FakeLane(rows=0) for _ in range(1000)]
     busy = FakeLane(rows=2)
@@ -276,4 +285,4 @@ class SchedulerMachine(ActingMachine):
 
 
 TestSchedulerKeepsItsCaps = SchedulerMachine.TestCase
-TestSchedulerKeepsItsCaps.settings = settings(max_examples=200, stateful_step_count=10, deadline=None)
+TestSchedulerKeepsItsCaps.settings = quickly(max_examples=200)
