@@ -137,6 +137,8 @@ def test_nothing_at_or_above_an_unknown_revision_starts() -> None:
         one.offer(row(seq, revision=revision))
     assert one.needs_reload
     assert start_all(one) == [1]
+    one.succeeded(1)
+    assert start_all(one) == []
     one.configure({2: ModeSettings(UNORDERED, 4)})
     assert not one.needs_reload
     assert start_all(one) == [2, 3]

@@ -61,7 +61,7 @@ class LaneMachine(ActingMachine):
         "skip": 1,
         "decision_committed": 4,
         "flush": 10,
-        "late_success": 2,
+        "late_success": 3,
         "time_passes": 8,
         "pause": 1,
         "unpause": 3,
@@ -269,7 +269,8 @@ class LaneMachine(ActingMachine):
         """Of a former owner's attempt: only seen, or on record as well; of a row in memory or not."""
         if not self.published:
             return
-        seq, on_record = choose(range(1, len(self.published) + 1)), choose([True, False])
+        anywhere, here = range(1, len(self.published) + 1), range(self.lane.settled_through + 1, self.tail + 1)
+        seq, on_record = choose(choose([anywhere, here or anywhere])), choose([True, False])
         slot = self.rows.get(seq)
         if on_record:
             self.lane.flushed(seq)
