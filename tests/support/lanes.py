@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from dispatcher.delivery.lane import Lane, LaneLimits, ModeSettings
+from dispatcher.delivery.payloads import PayloadBudget
 from dispatcher.model import Cursor, EndpointKey, OrderingMode, OutboxRow, Payload
 
 KEY = EndpointKey(UUID(int=1), UUID(int=2))
@@ -57,6 +58,7 @@ def lane(
     payload_rows_max: int = 64,
     position: int = 0,
     highest_known: int = 0,
+    budget: PayloadBudget | None = None,
 ) -> Lane:
     """A lane at `position` that knows of revision 1 in `mode`."""
     made = Lane(
@@ -65,6 +67,7 @@ def lane(
         position=Cursor(KEY, position, row_time(position)),
         limits=LaneLimits(rows_max, bytes_max, payload_rows_max),
         highest_known=highest_known,
+        budget=budget,
     )
     made.configure({1: ModeSettings(mode, max_in_flight)})
     return made

@@ -14,13 +14,14 @@ class PayloadBudget:
 
     __slots__ = ("bytes_max", "used")
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, used: int = 0) -> None:
         self.bytes_max = bytes_max
-        self.used = 0
+        self.used = used
 
     @property
     def left(self) -> int:
-        return max(0, self.bytes_max - self.used)
+        """Bytes still free; negative where single payloads took the use beyond the bound."""
+        return self.bytes_max - self.used
 
 
 class PayloadStore:
@@ -69,7 +70,10 @@ class PayloadStore:
 
     @property
     def _room(self) -> int:
-        """Bytes that this lane may hold now: its own bound, or what it has and the process has left."""
+        """Bytes that this lane may hold now: its own bound, or what it has and the process has left.
+
+        Less than it has where the budget is overdrawn; letting a payload go never changes it.
+        """
         return min(self._bytes_max, self.bytes_held + self._budget.left)
 
     def _hold(self, size: int) -> None:
@@ -77,8 +81,12 @@ class PayloadStore:
         self._budget.used += size
 
     def close(self) -> None:
-        """The lane goes; its rows in flight keep their payloads alive until they end."""
-        self._hold(-self.bytes_held)
+        """The lane goes; its rows in flight keep their payloads alive until they end.
+
+        What is told to the lane from now on, such as a payload that was being read, counts for nobody else.
+        """
+        self._budget.used -= self.bytes_held
+        self._budget = PayloadBudget(self._bytes_max, self.bytes_held)
 
     @property
     def _is_in_use(self) -> bool:
