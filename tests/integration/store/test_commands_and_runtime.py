@@ -164,8 +164,8 @@ async def test_an_endpoint_with_settings_of_a_newer_release_is_left_out_and_its_
 ) -> None:
     tenant_id = await add_tenant(connection)
     newer, known = await add_endpoint(connection, tenant_id, 7), await add_endpoint(connection, tenant_id, 8)
-    await connection.execute(
-        "UPDATE endpoint SET settings = jsonb_set(settings, '{ordering_mode}', '\"BY_MOON_PHASE\"') WHERE endpoint_id = $1",
-        newer.endpoint_id,
-    )
+    # A target of another kind than HTTP has no URL.
+    for table in ("endpoint", "endpoint_revision"):
+        pull = f"UPDATE {table} SET settings = settings - 'url' WHERE endpoint_id = $1"
+        await connection.execute(pull, newer.endpoint_id)
     assert [row.key for row in await runtime.load_runtime(db, [newer, known])] == [known]
