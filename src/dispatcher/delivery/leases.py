@@ -197,7 +197,8 @@ class LeaseKeeper:
         sharing = {instance.instance_id for instance in live if not instance.draining} - {self.instance_id}
         if not self._draining:
             sharing.add(self.instance_id)
-        foreign = [remaining_s for owner, remaining_s in owners.values() if owner not in sharing]
+        # Of live owners too: one that has just died still counts as alive, and its leases run out between two looks.
+        foreign = [remaining_s for owner, remaining_s in owners.values() if owner != self.instance_id]
         self._next_expiry_s = min(foreign, default=None)
         return View(
             me=self.instance_id,
