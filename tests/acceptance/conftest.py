@@ -13,6 +13,8 @@ from tests.support.callers import Caller, calling
 from tests.support.postgres import Cluster
 from tests.support.process import Served, processes
 
+PATIENT = {"DISPATCHER_ATTEMPTS_MAX": "1000"}
+"""A receiver that fails while a test goes on must not become a dead letter meanwhile."""
 _tenants = itertools.count(1)
 
 
@@ -23,7 +25,7 @@ def pair(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         database = cluster.migrated_database()
         opened = runner.run(database.__aenter__())
         stack.callback(lambda: runner.run(database.__aexit__(None, None, None)))
-        first, second = stack.enter_context(processes(opened.dsn, tmp_path_factory.mktemp("pair"), 2))
+        first, second = stack.enter_context(processes(opened.dsn, tmp_path_factory.mktemp("pair"), 2, PATIENT))
         yield first, second
         assert first.troubles() + second.troubles() == []
 

@@ -11,11 +11,11 @@ from uuid import UUID
 import pytest
 from webhooks.admin.v1 import admin_pb2
 
-from tests.support.callers import Caller, SteadyPublisher, calling
+from tests.support.callers import WAIT_S, Caller, SteadyPublisher, calling
 from tests.support.node import QUICK
 from tests.support.postgres import TestDatabase
 from tests.support.process import processes
-from tests.support.promises import WAIT_S, assert_order_and_copies, failing_now_and_then, has_all
+from tests.support.promises import assert_order_and_copies, failing_now_and_then, has_all
 from tests.support.receiver import Receiver
 from tests.support.waiting import until
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from tests.support.callers import SteadyPublisher, calling
+from tests.support.callers import WAIT_S, SteadyPublisher, calling
 from tests.support.postgres import TestDatabase
 from tests.support.process import processes
-from tests.support.promises import WAIT_S, assert_order_and_copies, failing_now_and_then, has_all
+from tests.support.promises import assert_order_and_copies, failing_now_and_then, has_all
 from tests.support.receiver import Receiver
 
 ENDPOINTS = [f"e{i}" for i in range(50)]

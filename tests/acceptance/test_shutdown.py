@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tests.support.callers import Caller, SteadyPublisher, calling
+from tests.support.callers import WAIT_S, Caller, SteadyPublisher, calling
 from tests.support.node import QUICK
 from tests.support.postgres import TestDatabase
 from tests.support.process import Served, processes
-from tests.support.promises import WAIT_S, assert_order_and_copies, failing_now_and_then, has_all
+from tests.support.promises import assert_order_and_copies, failing_now_and_then, has_all
 from tests.support.receiver import Receiver
 
 ENDPOINTS = ["a", "b", "c", "d"]

@@ -35,6 +35,8 @@ from tests.support.process import Served
 CALL_TIMEOUT_S = 10.0
 RETRY_DELAY_S = 0.05
 RETRIES_MAX = 400
+WAIT_S = 60.0
+"""For whole streams through whole processes on a busy machine; nothing here takes a tenth of it by itself."""
 _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -156,6 +158,7 @@ class SteadyPublisher:
     """Reasons of what was retried."""
     longest_s: float = 0.0
     """The longest that one batch waited for its acknowledgement."""
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     @property
@@ -187,12 +190,20 @@ class SteadyPublisher:
                 raise
             stopping.set()
 
+    async def acknowledge(self, count: int) -> None:
+        """Wait until the stream has brought `count` more acknowledgements."""
+        wanted = len(self.acknowledged) + count
+        async with asyncio.timeout(WAIT_S), self._changed:
+            await self._changed.wait_for(lambda: len(self.acknowledged) >= wanted)
+
     async def _batch(self, count: int) -> None:
         events = [self._next() for _ in range(count)]
         began = time.monotonic()
         await self._publish(events)
         self.longest_s = max(self.longest_s, time.monotonic() - began)
-        self.acknowledged += events
+        async with self._changed:
+            self.acknowledged += events
+            self._changed.notify_all()
 
     async def _publish(self, events: Sequence[event_pb2.Event]) -> None:
         for tries in range(RETRIES_MAX):

@@ -39,6 +39,7 @@ class Served:
     """
 
     def __init__(self, dsn: str, folder: Path, variables: Mapping[str, str] | None = None) -> None:
+        self.dsn = dsn
         self.grpc_port, self.admin_port, self.ops_port = free_ports(3)
         self.log_file = folder / f"serve-{next(_names)}.log"
         self._environ = _environ() | QUICK | self._listen() | {"DISPATCHER_DATABASE_URL": dsn} | dict(variables or {})

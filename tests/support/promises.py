@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterable
 from tests.support.callers import SteadyPublisher
 from tests.support.receiver import Answer, Receiver, Request
 
-WAIT_S = 60.0
-"""For whole streams through whole processes on a busy machine; nothing here takes a tenth of it by itself."""
-
 
 def failing_now_and_then(share: float, *, seed: int = 7, delay_s: float = 0.0) -> Callable[[Request], Answer]:
     """Answers 500 to this share of requests, by chance with a seed; the others after `delay_s`."""
