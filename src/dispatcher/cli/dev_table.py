@@ -63,18 +63,18 @@ def make_display(stream: TextIO) -> Display:
 
 def how_to_go_on(places: Places) -> list[str]:
     """The lines that say what runs where and what to try."""
-    call = f"grpcurl -plaintext {places.grpc}"
     publish = f'{{"parent":"{TENANT}","events":[{{"id":"my-1","type":"order.paid","data_text":"{{}}"}}]}}'
+    grpcurl = "grpcurl -plaintext"  # its options come first: after the address it takes none
     return [
         f"gRPC API      {places.grpc} (reflection and health are on), tenant {TENANT}",
         f"admin API     {places.admin}",
         f"console       http://{places.ops}/metrics  http://{places.ops}/readyz",
         f"database, log {places.folder}  {places.log_file.name}",
         "",
-        f"try  {call} list",
-        f'     {call} -d \'{{"parent":"{TENANT}"}}\' webhooks.v1.EndpointService/ListEndpoints',
-        f"     {call} -d '{publish}' webhooks.v1.PublisherService/Publish",
-        f"     grpcurl -plaintext {places.admin} webhooks.admin.v1.AdminService/GetStatus",
+        f"try  {grpcurl} {places.grpc} list",
+        f'     {grpcurl} -d \'{{"parent":"{TENANT}"}}\' {places.grpc} webhooks.v1.EndpointService/ListEndpoints',
+        f"     {grpcurl} -d '{publish}' {places.grpc} webhooks.v1.PublisherService/Publish",
+        f"     {grpcurl} {places.admin} webhooks.admin.v1.AdminService/GetStatus",
         "     dispatcher deliveries --help",
         "Ctrl-C stops everything.",
     ]
