@@ -53,7 +53,7 @@ venv-test: $(TEST_READY) ## Make .venv with what the checks and the tests need
 # PYTEST_ARGS is handed on: make test PYTEST_ARGS='-k leases -x'. Each worker has a database server of its own, or uses
 # that of DISPATCHER_TEST_DSN; one that has nothing left to do takes over from the other.
 PYTEST_ARGS ?=
-PYTEST_WORKERS ?= 2
+PYTEST_WORKERS ?= 3
 PYTEST = $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist worksteal
 
 .PHONY: test

@@ -45,7 +45,7 @@ async def test_a_paused_endpoint_gets_nothing_and_goes_on_where_it_stopped(datab
         await node.publish(new_event("1"))
         await receiver.wait_for(1)
         await set_state(EndpointState.PAUSED)
-        await until(lambda: _forgotten(node))
+        await until(lambda: _noticed(node))
         await node.publish(new_event("2"), new_event("3"))
         await until(lambda: _is_paused(node))
         await asyncio.sleep(0.2)  # nothing is to be seen
@@ -77,9 +77,10 @@ async def _owned(node: Node) -> bool:
     return len(node.core.engine.board.epochs) == 256
 
 
-async def _forgotten(node: Node) -> bool:
-    """The lane is gone, and the change has been noticed."""
-    return not node.core.engine.board.lanes and not node.core.engine.board.runtimes
+async def _noticed(node: Node) -> bool:
+    """The lane is gone, and no configuration from before the pause is left: forgotten, or read anew."""
+    board = node.core.engine.board
+    return not board.lanes and all(known.state is EndpointState.PAUSED for known in board.runtimes.values())
 
 
 async def _is_paused(node: Node) -> bool:
