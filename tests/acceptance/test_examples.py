@@ -7,50 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dispatcher.security.signing import generate_secret
+from tests.support.commands import BIN, needs_grpcurl, publish_as_readme_says, run_commands, user_environment
 from tests.support.postgres import TestDatabase
 from tests.support.process import Served, free_ports, processes
 from tests.support.readme import ROOT, commands, shown_files
 
 EXAMPLES = ROOT / "docs" / "examples"
-BIN = Path(sys.executable).parent
 LIMIT_S = 60.0
 POLL_S = 0.05
 PORTS = ("GRPC", "ADMIN", "OPS")
-GRPCURL = shutil.which("grpcurl", path=f"{BIN}:{ROOT / '.tools'}:{os.environ['PATH']}")
-needs_grpcurl = pytest.mark.skipif(GRPCURL is None, reason="grpcurl is not installed: `make tools`")
 needs_node = pytest.mark.skipif(not (shutil.which("node") and shutil.which("npm")), reason="node is not installed")
-
-
-def user_environment(**variables: str) -> dict[str, str]:
-    """What a user's terminal has after `make run` and `make tools`."""
-    paths = [str(BIN), *([str(Path(GRPCURL).parent)] if GRPCURL else []), os.environ["PATH"]]
-    packages = f"{ROOT / 'src'}:{ROOT / 'src' / 'generated'}"
-    return {**os.environ, "PATH": ":".join(paths), "PYTHONPATH": packages, **variables}
-
-
-def run_commands(script: str, exchanged: Mapping[str, str], cwd: Path = ROOT, **variables: str) -> str:
-    """Run a block of README in bash, the first failure ends it; answers standard output."""
-    for old, new in exchanged.items():
-        assert old in script, f"README no longer says {old}"
-        script = script.replace(old, new)
-    command = ["bash", "-euo", "pipefail", "-c", script]
-    done = subprocess.run(
-        command, cwd=cwd, env=user_environment(**variables), capture_output=True, text=True, timeout=LIMIT_S * 2
-    )
-    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 class Program:
@@ -106,12 +83,6 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def grpc_of(served: Served) -> str:
     return f"127.0.0.1:{served.grpc_port}"
-
-
-def publish_as_readme_says(served: Served, receiver_port: int, secret: str) -> str:
-    """Tenant, endpoint and event of README's session with grpcurl."""
-    exchanged = {"127.0.0.1:50051": grpc_of(served), "127.0.0.1:9000": f"127.0.0.1:{receiver_port}"}
-    return run_commands(commands("session"), exchanged, WEBHOOK_SECRET=secret)
 
 
 def run_python_client(served: Served, event_id: str) -> str:
