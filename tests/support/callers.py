@@ -139,10 +139,14 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
     return ""
 
 
+AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""The second is grpc's own word for a call that arrives in the very instant in which a server stops."""
+
+
 @dataclass(slots=True)
 class SteadyPublisher:
     """Publishes events `{name}-0`, `{name}-1`, … one batch after the other, each retried under the same ids, through
-    the next caller, until it is acknowledged. Only UNAVAILABLE is worth a retry; anything else fails the test.
+    the next caller, until it is acknowledged. Only `AGAIN` is worth a retry; anything else fails the test.
     """
 
     name: str
@@ -210,7 +214,7 @@ class SteadyPublisher:
             try:
                 await self.callers[tries % len(self.callers)].publish(*events, tenant=self.tenant)
             except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if error.code() not in AGAIN:
                     raise
                 self.refusals[reason_of(error)] += 1
                 await asyncio.sleep(RETRY_DELAY_S)

@@ -6,6 +6,7 @@ open ──start()──▶ draining: new calls are refused, streams stop readin
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,8 @@ from dispatcher.errors import UnavailableError
 REASON = "DRAINING"
 RETRY_AFTER_S = 0.5
 """Another instance is one reconnect away."""
+QUIET_S = 0.02
+QUIET_WAIT_MAX_S = 0.5
 
 
 def draining_error() -> UnavailableError:
@@ -31,11 +34,13 @@ class Drain:
         self._idle = asyncio.Event()
         self._idle.set()
         self._calls = 0
+        self._refused_at = 0.0
 
     @contextmanager
     def call(self) -> Iterator[None]:
         """One call in flight. Errors: UnavailableError `DRAINING`."""
         if self.started.is_set():
+            self._refused_at = time.monotonic()
             raise draining_error()
         self._calls += 1
         self._idle.clear()
@@ -53,3 +58,13 @@ class Drain:
     async def idle(self) -> None:
         """Wait until no call is in flight. The caller bounds it."""
         await self._idle.wait()
+
+    async def quiet(self) -> None:
+        """Wait for a pause between the calls that come too late, at most `QUIET_WAIT_MAX_S`.
+
+        A call that has arrived but has not been looked at when a grpc server stops is answered CANCELLED, which tells
+        its caller less than our refusal does.
+        """
+        end = time.monotonic() + QUIET_WAIT_MAX_S
+        while (now := time.monotonic()) < end and now - self._refused_at < QUIET_S:
+            await asyncio.sleep(QUIET_S / 4)

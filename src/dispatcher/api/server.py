@@ -126,6 +126,7 @@ class ApiServer:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         await self.drain()
+        await self._drain.quiet()
         await asyncio.gather(*(server.stop(CANCEL_GRACE_S) for server in self._servers))
 
     async def drain(self) -> None:

@@ -26,6 +26,7 @@ AWAY_ERRORS: tuple[type[BaseException], ...] = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a server killed in the middle of an answer can leave the client in such a state
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
@@ -113,7 +114,11 @@ class Database:
         """A pooled connection; a database that is away raises `UnavailableError`."""
         with self.away_as_unavailable():
             async with self._pool.acquire(timeout=self.options.connect_timeout_s) as connection:
-                yield connection
+                try:
+                    yield connection
+                except asyncpg.InternalClientError:
+                    connection.terminate()  # it must not serve anyone again
+                    raise
         self.availability.answered()
 
     @contextlib.asynccontextmanager
