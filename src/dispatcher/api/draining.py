@@ -66,5 +66,5 @@ class Drain:
         its caller less than our refusal does.
         """
         end = time.monotonic() + QUIET_WAIT_MAX_S
-        while (now := time.monotonic()) < end and now - self._refused_at < QUIET_S:
+        while (now := time.monotonic()) < end and now - self._refused_at < QUIET_S:  # noqa: ASYNC110 -- waits for silence
             await asyncio.sleep(QUIET_S / 4)
