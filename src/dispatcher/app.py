@@ -29,7 +29,7 @@ from dispatcher.config import Settings, environment, split_address
 from dispatcher.delivery.client import ClientOptions, WebhookClient
 from dispatcher.delivery.engine import Engine, EngineParts, EngineSettings
 from dispatcher.delivery.prober import Prober
-from dispatcher.errors import PreconditionError
+from dispatcher.errors import PreconditionError, UnavailableError
 from dispatcher.model import EndpointKey, Instance, ProbeResult
 from dispatcher.ops.server import OpsServer
 from dispatcher.routing.cache import SubscriptionCache
@@ -39,6 +39,8 @@ from dispatcher.security.secrets import Keyring
 from dispatcher.store import upkeep
 from dispatcher.store.database import Database, DatabaseOptions
 from dispatcher.store.group_commit import GroupCommit, GroupCommitLimits
+from dispatcher.store.migrate import check_schema
+from dispatcher.store.observation import Observation
 from dispatcher.store.upkeep import UpkeepSettings
 from dispatcher.telemetry import ExportPlan, Health, Telemetry, configure_logging, start_telemetry
 
@@ -134,7 +136,11 @@ async def open_core(settings: Settings, telemetry: Telemetry, instance: Instance
     options = database_options(settings, settings.database_url.get_secret_value())
     keyring, policy = Keyring.parse(settings.secret_keys.get_secret_value()), egress_policy(settings)
     health = Health(database_away_s=settings.database_away_s)
-    async with Database.open(options) as database, WebhookClient(policy, _client_options(settings)) as client:
+    observation = Observation(telemetry.instruments, telemetry.tracing)
+    async with (
+        Database.open(options, observation) as database,
+        WebhookClient(policy, _client_options(settings)) as client,
+    ):
         health.follow_database(lambda: database.availability.away_s)
         parts = EngineParts(database, client, keyring, telemetry.tracing, telemetry.instruments, lambda: instance)
         engine = Engine(parts, _engine_settings(settings))
@@ -267,6 +273,8 @@ async def serve(
     telemetry = start_telemetry(exports, version=__version__, instance_id=str(instance.instance_id))
     try:
         async with open_core(settings, telemetry, instance) as core:
+            with contextlib.suppress(UnavailableError):  # away at start: it is waited for
+                await check_schema(core.database)
             await _serve(core, stopping, on_ready)
     finally:
         await telemetry.shutdown(settings.telemetry_flush_timeout_s)

@@ -85,7 +85,9 @@ class Engine:
             _scheduler_limits(delivery),
             delivery.payload_bytes_budget,
         )
-        self.keeper = LeaseKeeper(database, _keeper_settings(settings), self, self.describe)
+        self.keeper = LeaseKeeper(
+            database, _keeper_settings(settings), self, self.describe, count=parts.instruments.lease_changed
+        )
         self.flusher = Flusher(
             functools.partial(attempts.append, database),
             functools.partial(attempts.append_again, database),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -54,6 +55,14 @@ class LeaseEvents(Protocol):
         """The database went back in time: drop all lanes and all that is not flushed; nothing is held any more."""
 
 
+class LeaseChange(enum.StrEnum):
+    """What became of a lease, from this instance's view; the words are those of the metric."""
+
+    ACQUIRED = "acquired"
+    RELEASED = "released"
+    LOST = "lost"
+
+
 @dataclass(slots=True)
 class Held:
     """One lease of ours: `valid_until` is monotonic seconds, `renewals` the database's count when last seen."""
@@ -81,8 +90,12 @@ class LeaseKeeper:
         events: LeaseEvents,
         describe: Callable[[], Instance],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        count: Callable[[LeaseChange, int], None] = lambda _change, _count: None,
     ) -> None:
+        """`count` is told of leases acquired, released and lost."""
         self._db = db
+        self._count = count
         self._settings = settings
         self._events = events
         self._describe = describe
@@ -218,17 +231,20 @@ class LeaseKeeper:
         for lease in taken:
             self._note(lease, sent)
             self._events.on_acquired(lease.partition, lease.epoch)
+        self._count(LeaseChange.ACQUIRED, len(taken))
 
     def _note(self, lease: Lease, sent: float) -> None:
         self._held[lease.partition] = Held(lease.epoch, sent + self._settings.lease_ttl_s, lease.renewals)
 
     def _lose(self, partition: int) -> None:
         if self._held.pop(partition, None) is not None:
+            self._count(LeaseChange.LOST, 1)
             self._events.on_lost(partition)
 
     async def _reset(self, reason: str) -> None:
         """Start afresh: what we hold, and what the database says we hold, is dropped and acquired under new epochs."""
         log.warning("all leases are dropped", extra={"reason": reason})
+        self._count(LeaseChange.LOST, len(self._held))
         self._held.clear()
         for task in self._releases.values():
             task.cancel()
@@ -256,6 +272,7 @@ class LeaseKeeper:
             lease = self._held.get(partition)
             if lease is not None and lease.epoch == epoch:
                 del self._held[partition]
+                self._count(LeaseChange.RELEASED, 1)
             self._releases.pop(partition, None)
         await self._give_back(partition, epoch)
 

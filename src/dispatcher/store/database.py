@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import orjson
 from asyncpg.pool import PoolConnectionProxy
 
 from dispatcher.errors import DatabaseBusyError, UnavailableError
+from dispatcher.store.observation import TRANSACTION, Observation, operation_of
 
 Connection = asyncpg.Connection | PoolConnectionProxy
 """What a statement runs on: a pooled or a dedicated connection."""
@@ -84,25 +86,30 @@ class Availability:
 class Database:
     """The pool and its rules. Use `Database.open(options)` as an async context manager."""
 
-    def __init__(self, options: DatabaseOptions, pool: asyncpg.Pool) -> None:
+    def __init__(self, options: DatabaseOptions, pool: asyncpg.Pool, observation: Observation | None = None) -> None:
         self.options = options
+        self._observation = observation
         self.availability = Availability()
         self._pool = pool
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, options: DatabaseOptions) -> AsyncIterator[Database]:
+    async def open(cls, options: DatabaseOptions, observation: Observation | None = None) -> AsyncIterator[Database]:
         """Make the pool without waiting for the database: a service may start while it is away."""
+
+        async def prepare(connection: Connection) -> None:
+            await prepare_connection(connection, observation)
+
         pool = asyncpg.create_pool(
             min_size=0,
             max_size=options.pool_size_max,
-            init=prepare_connection,
+            init=prepare,
             reset=no_reset,
             **connect_arguments(options),
         )
         await pool
         try:
-            yield cls(options, pool)
+            yield cls(options, pool, observation)
         finally:
             try:
                 await asyncio.wait_for(pool.close(), options.connect_timeout_s)
@@ -124,32 +131,41 @@ class Database:
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """A READ COMMITTED transaction, said explicitly: the server's default may be another."""
-        async with self.acquire() as connection, connection.transaction(isolation="read_committed"):
-            yield connection
+        async with self.acquire() as connection:
+            with self._span(TRANSACTION):
+                async with connection.transaction(isolation="read_committed"):
+                    yield connection
 
     async def fetch(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
         async with self.acquire() as connection:
-            return await connection.fetch(sql, *arguments)
+            with self._span(operation_of(sql)):
+                return await connection.fetch(sql, *arguments)
 
     async def fetchrow(self, sql: str, *arguments: Any) -> asyncpg.Record | None:
         async with self.acquire() as connection:
-            return await connection.fetchrow(sql, *arguments)
+            with self._span(operation_of(sql)):
+                return await connection.fetchrow(sql, *arguments)
 
     async def fetchval(self, sql: str, *arguments: Any) -> Any:
         async with self.acquire() as connection:
-            return await connection.fetchval(sql, *arguments)
+            with self._span(operation_of(sql)):
+                return await connection.fetchval(sql, *arguments)
 
     async def execute(self, sql: str, *arguments: Any) -> str:
         async with self.acquire() as connection:
-            return await connection.execute(sql, *arguments)
+            with self._span(operation_of(sql)):
+                return await connection.execute(sql, *arguments)
 
     async def connect(self) -> asyncpg.Connection:
         """A dedicated connection outside the pool, for a writer or a listener. The caller closes it."""
         with self.away_as_unavailable():
             connection: asyncpg.Connection = await asyncpg.connect(**connect_arguments(self.options))
-            await prepare_connection(connection)
+            await prepare_connection(connection, self._observation)
         self.availability.answered()
         return connection
+
+    def _span(self, operation: str) -> AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._observation is None else self._observation.span(operation)
 
     @contextlib.contextmanager
     def away_as_unavailable(self) -> Iterator[None]:
@@ -186,8 +202,10 @@ def connect_arguments(options: DatabaseOptions) -> dict[str, Any]:
     }
 
 
-async def prepare_connection(connection: Connection) -> None:
+async def prepare_connection(connection: Connection, observation: Observation | None = None) -> None:
     """Set the jsonb codec: Python values on our side, orjson in between."""
+    if observation is not None:
+        observation.watch(connection)
     await connection.set_type_codec(
         "jsonb", schema="pg_catalog", encoder=_encode_json, decoder=orjson.loads, format="text"
     )

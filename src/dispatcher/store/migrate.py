@@ -15,7 +15,7 @@ import asyncpg
 
 from dispatcher.errors import DispatcherError, UnavailableError
 from dispatcher.store import partitions
-from dispatcher.store.database import AWAY_ERRORS, DatabaseOptions, connect_arguments
+from dispatcher.store.database import AWAY_ERRORS, Connection, Database, DatabaseOptions, connect_arguments
 
 LOCK_KEY = 0x64697370_61746368  # "dispatch"
 LOCK_WAIT_S = 120.0
@@ -82,13 +82,27 @@ async def _connect(options: DatabaseOptions) -> asyncpg.Connection:
 SELECT_APPLIED = "SELECT count(*) FROM schema_migration"
 
 
-async def pending(connection: asyncpg.Connection) -> int:
+async def pending(connection: Connection) -> int:
     """How many migrations of this release the database lacks; all of them where it was never migrated."""
     try:
         applied = int(await connection.fetchval(SELECT_APPLIED))
     except asyncpg.UndefinedTableError:
         applied = 0
     return max(0, len(load_migrations()) - applied)
+
+
+async def check_schema(db: Database) -> None:
+    """That the database has all migrations of this release; a later release's ones are no harm (expand, contract).
+
+    Errors: MigrationError `SCHEMA_OUTDATED`; UnavailableError where the database is away.
+    """
+    async with db.acquire() as connection:
+        missing = await pending(connection)
+    if missing:
+        raise MigrationError(
+            f"the database lacks {missing} of this release's migrations: run `dispatcher migrate` first",
+            reason="SCHEMA_OUTDATED",
+        )
 
 
 def _check_server(connection: asyncpg.Connection) -> None:
