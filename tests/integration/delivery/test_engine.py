@@ -150,3 +150,30 @@ async def test_two_nodes_share_the_endpoints_and_keep_their_order(database: Test
 async def until_shared(one: object, two: object) -> None:
     while {len(n.core.engine.board.epochs) for n in (one, two)} != {128}:  # type: ignore[attr-defined]
         await asyncio.sleep(0.02)
+
+
+async def test_behind_a_transaction_pooler_rows_of_another_process_are_found_without_listening(
+    database: TestDatabase,
+) -> None:
+    """No LISTEN, no prepared statement, no session state: what others commit is found by the sweep."""
+    names = [f"e{i}" for i in range(8)]
+    pooled = {"database_pooled": "true"}
+    async with (
+        Receiver() as receiver,
+        running_node(database.dsn, **pooled) as one,
+        running_node(database.dsn, **pooled) as two,
+    ):
+        await make_tenant(one.core.database)
+        for name in names:
+            await one.endpoint(name, receiver.url(name))
+        await asyncio.wait_for(until_shared(one, two), 10)
+        events = [new_event() for _ in range(10)]
+        for event in events:
+            await one.publish(event)
+        await receiver.wait_for(lambda: all(len(receiver.accepted(n)) == 10 for n in names), timeout_s=15)
+        listeners = await one.core.database.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE query ILIKE 'LISTEN%' AND datname = current_database()"
+        )
+    assert listeners == 0
+    for name in names:
+        assert receiver.first_receipts(name) == [event.event_id for event in events]
