@@ -48,8 +48,8 @@ CONTINUE | `http.request.method`, `http.request.resend_count` (from the second a
 `server.address`, `server.port`, `messaging.system`, `messaging.operation.name`, `messaging.operation.type`, \
 `messaging.destination.name`, `messaging.message.id`, `messaging.message.body.size`, `dispatcher.event.type`, \
 `dispatcher.sequence`, `dispatcher.attempt.outcome` |
-| `<operation>` | CLIENT | a database operation inside another span; polling has none | `db.system.name`, \
-`db.operation.name`, `error.type` |
+| `<operation>` | CLIENT | a database operation inside another span; polling has none, nor a group commit, which many \
+calls share | `db.system.name`, `db.operation.name`, `error.type` |
 
 The `traceparent` of the Publish call is stored with the event. `tracestate` and `baggage` are neither read nor sent.
 

@@ -33,7 +33,15 @@ class CommandExecutor:
         for command in await commands.open_commands(self._database, list(self._board.epochs)):
             epoch = self._board.epoch_of(command.key.partition)
             if epoch is not None and await self._execute(command, epoch):
-                log.info("a command was executed", extra={"command": command.kind.value, "actor": command.actor})
+                log.info(
+                    "a command was executed",
+                    extra={
+                        "command": command.kind.value,
+                        "actor": command.actor,
+                        "tenant": str(command.key.tenant_id),
+                        "endpoint": str(command.key.endpoint_id),
+                    },
+                )
 
     async def _execute(self, command: Command, epoch: int) -> bool:
         match command.kind:

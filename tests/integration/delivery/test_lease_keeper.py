@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -53,8 +54,12 @@ class Process:
         now = datetime.now(UTC)
         self.instance = Instance(uuid.uuid4(), "host", "0.1.0", now, now, False, 0, 0, 0)
         self.engine = Engine()
-        self.keeper = LeaseKeeper(db, SETTINGS, self.engine, lambda: self.instance, clock)
+        self.changes: Counter[str] = Counter()
+        self.keeper = LeaseKeeper(db, SETTINGS, self.engine, lambda: self.instance, clock, count=self.count)
         self.task = asyncio.create_task(self.keeper.run())
+
+    def count(self, change: str, count: int) -> None:
+        self.changes[change] += count
 
     @property
     def held(self) -> set[int]:
@@ -102,6 +107,7 @@ async def test_three_join_and_share_then_one_leaves_and_gives_back_in_order(flee
     last.keeper.drain()
     await asyncio.wait_for(last.task, 5.0)
     assert last.engine.count("release") == last.engine.count("acquired")
+    assert last.changes == {"acquired": last.engine.count("acquired"), "released": last.engine.count("release")}
     assert last.instance.instance_id not in {i.instance_id for i in await instances.read_all(db)}
     await until(fleet.is_balanced)
     assert all(process.engine.count("lost") == 0 for process in fleet)

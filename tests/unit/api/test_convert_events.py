@@ -35,7 +35,7 @@ def test_what_is_at_the_limits_is_accepted() -> None:
             type=".".join(["a"] * 64),
             data=b"x" * 10,
             data_content_type="a/" + "b" * 254,
-            ordering_key="~ " * 64,
+            ordering_key="~ " * 63 + "~~",
             attributes={f"a{i}": "ü" * 1024 for i in range(32)},
             source="ü" * 1024,
             subject="ü" * 1024,

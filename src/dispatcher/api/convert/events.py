@@ -44,7 +44,8 @@ CLOUDEVENTS_NAMES = frozenset(
 DIGEST_VERSION = b"\x01"
 
 _ATTRIBUTE_NAME = re.compile(r"[a-z0-9]{1,20}")
-_ORDERING_KEY = re.compile(r"[\x20-\x7e]{1,128}")
+# It travels as a header, which loses spaces at its edges: two keys would look like one (RFC 9110 section 5.5).
+_ORDERING_KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,126}[\x21-\x7e])?")
 # RFC 9110 sections 5.6.2 (token), 5.6.4 (quoted-string) and 8.3.1 (media-type), ASCII only
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # noqa: S105 - a grammar's token, no secret
 _QUOTED = r'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e]|\\[\t\x20-\x7e])*"'
@@ -132,7 +133,7 @@ def _check_event(
             f"must be a media type of at most {CONTENT_TYPE_CHARS_MAX} characters, such as application/json",
         )
     if event.ordering_key and not _ORDERING_KEY.fullmatch(event.ordering_key):
-        violations.add(f"{field}.ordering_key", "must be 1 to 128 printable ASCII characters")
+        violations.add(f"{field}.ordering_key", "must be 1 to 128 printable ASCII characters, no space at either end")
     for name, text in (("source", event.source), ("subject", event.subject)):
         if len(text) > TEXT_CHARS_MAX or has_control(text):
             violations.add(

@@ -409,7 +409,7 @@ class ListDeliveriesRequest(_message.Message):
     """An AIP-160 subset: comparisons joined by `AND`. Fields: `event` (its name), `event_type` and `ordering_key` with
     `=`, `state` (`PENDING` and its like) with `=`, `create_time` with `>=` and `<`. With the parent `endpoints/-`
     either `event` or a `create_time` range of at most 24 h is required. Example: `event =
-    "tenants/acme/events/order-17"`. Empty: all.
+    "tenants/acme/events/order-17"`. Empty: all of the endpoint.
     """
     def __init__(
         self,
@@ -478,7 +478,7 @@ class ListAttemptsRequest(_message.Message):
     filter: _builtins.str
     """An AIP-160 subset: comparisons joined by `AND`. Fields: `outcome` with `=` and `!=`, `start_time` with `>=` and
     `<`. With the parent `endpoints/-/deliveries/-` a `start_time` range of at most 24 h is required. Example:
-    `outcome != SUCCEEDED`. Empty: all.
+    `outcome != SUCCEEDED`. Empty: all of the delivery or endpoint.
     """
     def __init__(
         self,

@@ -106,8 +106,8 @@ class Event(_message.Message):
     Default `application/json`.
     """
     ordering_key: _builtins.str
-    """Groups events whose order matters, such as an account number: 1 to 128 printable ASCII characters (0x20 to 0x7E).
-    Endpoints in the mode ORDERED_BY_KEY keep the order within each key; there, events without a key form one key of
+    """Groups events whose order matters, such as an account number: 1 to 128 printable ASCII characters (0x20 to 0x7E),
+    no space at either end. Endpoints in the mode ORDERED_BY_KEY keep the order within each key; there, events without a key form one key of
     their own. Sent as `webhook-ordering-key` where set.
     """
     source: _builtins.str
