@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 SKIP_ROWS_MAX = 5000
 """Rows skipped in one transaction."""
+SKIP_STEPS_MAX = 4
+"""Transactions of one command in one poll: others' commands and changes wait for no backlog of millions."""
 
 
 class CommandExecutor:
@@ -58,16 +60,21 @@ class CommandExecutor:
             return False  # the next poll goes on; waiting here would keep all others from their commands
         position = next(iter(await backlog.load_positions(self._database, [key])), None)
         if position is None:
-            return await commands.finish(self._database, epoch, command, {"skipped": 0})
-        reason, next_seq, skipped = str(command.arguments.get("reason", "ENDPOINT_DELETED")), position.cursor_seq + 1, 0
-        while next_seq <= position.highest_seq:
+            return await commands.finish(self._database, epoch, command, {"through_seq": 0})
+        reason = str(command.arguments.get("reason", "ENDPOINT_DELETED"))
+        through = position.cursor_seq
+        for _ in range(SKIP_STEPS_MAX):
+            if through >= position.highest_seq:
+                break
             progress = await decisions.skip_range(
-                self._database, epoch, key, next_seq, position.highest_seq, SKIP_ROWS_MAX, reason, command.actor
+                self._database, epoch, key, through + 1, position.highest_seq, SKIP_ROWS_MAX, reason, command.actor
             )
             if not progress.held:
                 return False
-            next_seq, skipped = progress.through_seq + 1, skipped + progress.skipped
-        self._instruments.settled("skipped", skipped)
-        cursor = Cursor(key, position.highest_seq, position.cursor_time)
+            self._instruments.settled("skipped", progress.skipped)
+            through = progress.through_seq
+        cursor = Cursor(key, through, position.cursor_time)
         await cursors.advance(self._database, {key.partition: epoch}, [cursor])
-        return await commands.finish(self._database, epoch, command, {"skipped": skipped})
+        if through < position.highest_seq:
+            return False  # the next poll goes on from the cursor
+        return await commands.finish(self._database, epoch, command, {"through_seq": through})

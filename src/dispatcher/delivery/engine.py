@@ -13,7 +13,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dispatcher.config import DeliverySettings, LeaseSettings, ObservabilitySettings, RetrySettings
 from dispatcher.delivery.attempt import Attempter, Client
@@ -79,6 +79,7 @@ class Engine:
 
     def __init__(self, parts: EngineParts, settings: EngineSettings, *, chance: random.Random | None = None) -> None:
         self._parts, self._settings = parts, settings
+        self._stop = asyncio.Event()
         delivery, database = settings.delivery, parts.database
         self.board = Board(
             LaneLimits(delivery.lane_rows_max, delivery.lane_bytes_max),
@@ -133,7 +134,6 @@ class Engine:
             interval_s=settings.observability.metrics_backlog_interval_s,
             worst_max=settings.observability.metrics_endpoints_worst_max,
         )
-        self._stop = asyncio.Event()
         self._follow_gauges()
 
     # -- the hand-off ----------------------------------------------------------------------------------------------
@@ -223,17 +223,12 @@ class Engine:
 
     def describe(self) -> Instance:
         """This instance as its heartbeat tells."""
-        instance = self._parts.describe()
-        return Instance(
-            instance_id=instance.instance_id,
-            address=instance.address,
-            version=instance.version,
-            start_time=instance.start_time,
-            heartbeat_time=instance.heartbeat_time,
-            draining=self._stop.is_set() if hasattr(self, "_stop") else False,
+        return replace(
+            self._parts.describe(),
+            draining=self._stop.is_set(),
             partitions=len(self.board.epochs),
-            in_flight=self.sending.in_flight if hasattr(self, "sending") else 0,
-            delivered_total=self.sending.delivered_total if hasattr(self, "sending") else 0,
+            in_flight=self.sending.in_flight,
+            delivered_total=self.sending.delivered_total,
         )
 
     # -- what the parts call ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -100,7 +101,6 @@ class LeaseKeeper:
         self._events = events
         self._describe = describe
         self._clock = clock
-        self.instance_id: UUID = describe().instance_id
         self._held: dict[int, Held] = {}
         self._releases: dict[int, asyncio.Task[None]] = {}
         self._owners: dict[int, UUID] = {}
@@ -110,6 +110,11 @@ class LeaseKeeper:
         self._draining = False
         self._wake = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
+
+    @functools.cached_property
+    def instance_id(self) -> UUID:
+        """Under which leases are held; asked for once there is something to describe."""
+        return self._describe().instance_id
 
     # What the engine asks.
 

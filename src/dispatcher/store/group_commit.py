@@ -251,15 +251,17 @@ class GroupCommit:
         started = self._clock()
         try:
             outcome = await self._writers[writer].write(requests)
-        except asyncio.CancelledError:
-            for item in batch:
-                item.resolve(CommitUnknownError("the service stopped while the event was being stored"))
+        except BatchRefusedError:
             raise
         except DispatcherError as error:
             self._measure(batch, "unknown" if isinstance(error, CommitUnknownError) else "failed", started)
             for item in batch:
                 item.resolve(error)
             return
+        except BaseException:  # cancelled, or a bug that ends the service: neither says that nothing was written
+            for item in batch:
+                item.resolve(CommitUnknownError("the service stopped while the event was being stored"))
+            raise
         self._measure(batch, "committed", started)
         for item, result in zip(batch, outcome.results, strict=True):
             self._count_events(result)

@@ -231,8 +231,8 @@ SELECT_OWN_EVENTS = """
 SELECT e.tenant_id, e.event_id FROM unnest($1::uuid[], $2::text[]) w(tenant_id, event_id)
 JOIN event e ON e.tenant_id = w.tenant_id AND e.event_id = w.event_id AND e.time > clock_timestamp() - interval '1 day'
 WHERE e.xmin = $3::text::xid"""
-SELECT_FIRST_COUNTS = """
-SELECT DISTINCT ON (d.tenant_id, d.event_id) d.tenant_id, d.event_id, d.endpoint_count
+SELECT_FIRST_CLAIMS = """
+SELECT DISTINCT ON (d.tenant_id, d.event_id) d.tenant_id, d.event_id, d.digest, d.endpoint_count
 FROM unnest($1::uuid[], $2::text[]) w(tenant_id, event_id)
 JOIN dedup d ON d.tenant_id = w.tenant_id AND d.event_id = w.event_id
 ORDER BY d.tenant_id, d.event_id, d.generation"""
@@ -241,27 +241,32 @@ ORDER BY d.tenant_id, d.event_id, d.generation"""
 async def read_back(connection: Connection, requests: Sequence[PublishRequest], xid: int) -> list[RequestResult | None]:
     """What a batch whose reply was lost has committed under transaction id `xid`; None for a request without a trace.
 
-    Such a request wrote nothing (it was refused, or all its events were duplicates), so it may be sent again.
+    Such a request was refused and wrote nothing, so it may be sent again. One whose events are all known, with the same
+    content, wrote nothing either, but it is done: what follows it on its stream may be written.
     """
     wanted = [(request.tenant_id, event.event_id) for request in requests for event in request.events]
     tenants, ids = [tenant for tenant, _ in wanted], [event_id for _, event_id in wanted]
     own_rows = await connection.fetch(SELECT_OWN_EVENTS, tenants, ids, str(xid & 0xFFFFFFFF))
     own = {(row["tenant_id"], row["event_id"]) for row in own_rows}
-    count_rows = await connection.fetch(SELECT_FIRST_COUNTS, tenants, ids)
-    counts = {(row["tenant_id"], row["event_id"]): int(row["endpoint_count"]) for row in count_rows}
-    return [_read_back_one(request, own, counts) for request in requests]
+    claim_rows = await connection.fetch(SELECT_FIRST_CLAIMS, tenants, ids)
+    claims = {(row["tenant_id"], row["event_id"]): (row["digest"], int(row["endpoint_count"])) for row in claim_rows}
+    return [_read_back_one(request, own, claims) for request in requests]
 
 
 def _read_back_one(
-    request: PublishRequest, own: set[tuple[UUID, str]], counts: dict[tuple[UUID, str], int]
+    request: PublishRequest, own: set[tuple[UUID, str]], claims: dict[tuple[UUID, str], tuple[bytes, int]]
 ) -> RequestResult | None:
     keys = [(request.tenant_id, event.event_id) for event in request.events]
-    if not any(key in own for key in keys):
+    is_known = all(
+        event.digest is not None and claims.get(key, (None, 0))[0] == event.digest
+        for key, event in zip(keys, request.events, strict=True)
+    )
+    if not is_known and not any(key in own for key in keys):
         return None
     return RequestResult(
         Verdict.ACCEPTED,
         tuple(
-            PublishedEvent(key[1], key not in own, counts.get(key, len(endpoints)))
+            PublishedEvent(key[1], key not in own, claims.get(key, (b"", len(endpoints)))[1])
             for key, endpoints in zip(keys, request.fan_out, strict=True)
         ),
     )

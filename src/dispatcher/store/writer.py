@@ -31,6 +31,21 @@ async def read_status(connection: asyncpg.Connection, xid: int) -> str | None:
     return status
 
 
+# A commit that wrote WAL waits for the synchronous standby, and WAL goes there in order: once this is confirmed, all
+# that was committed before it is. The lost reply's own wait may have been cut short.
+CONFIRM = """
+SELECT pg_logical_emit_message(true, 'dispatcher', ''),
+       CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END"""
+
+
+async def confirm_durable(connection: asyncpg.Connection, timeout_s: float) -> None:
+    """Returns once everything committed so far is as durable as the database is told to make it.
+
+    A cancelled wait is only a warning: the caller looks for that.
+    """
+    await connection.execute(CONFIRM, timeout=timeout_s)
+
+
 class BatchRefusedError(Exception):
     """The server answered with an error, so the transaction is rolled back: nothing of the batch was written."""
 
@@ -127,10 +142,15 @@ class PublishWriter:
             raise CommitUnknownError("the connection was lost while the event was being stored") from cause
         try:
             connection = await self._connected()
+            self._notices.clear()
             with self._database.away_as_unavailable():
+                await confirm_durable(connection, self._settle_timeout_s)
                 found = await read_back(connection, requests, xid)
         except UnavailableError as error:
-            raise CommitUnknownError("the events may be stored; the database went away before it said which") from error
+            self.terminate()
+            raise CommitUnknownError("the events may be stored; the database did not confirm them") from error
+        if self._notices.warning is not None:
+            raise CommitUnknownError(f"the commit was not confirmed by the standby: {self._notices.warning}")
         return WriteOutcome([_found(result) for result in found], None)
 
     async def _final_status(self, xid: int) -> str | None:
@@ -161,5 +181,5 @@ def _is_rolled_back(error: asyncpg.PostgresError) -> bool:
 
 
 def _found(result: RequestResult | None) -> RequestResult:
-    """A request without a trace wrote nothing: routing was stale, or its ids were known. It is to be sent again."""
+    """A request without a trace was refused and wrote nothing; sent again, it is told why."""
     return result or RequestResult(Verdict.STALE)

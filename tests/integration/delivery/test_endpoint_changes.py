@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import pytest
+
 from dispatcher.model import EndpointState
 from dispatcher.store import endpoint_deletion, endpoints
 from tests.support.node import Node, running_node
@@ -85,3 +87,29 @@ async def _noticed(node: Node) -> bool:
 
 async def _is_paused(node: Node) -> bool:
     return any(lane.paused for lane in node.core.engine.board.lanes.values())
+
+
+async def test_a_long_backlog_is_skipped_over_several_polls(
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One deleted endpoint's millions keep no other's change or command waiting; each poll goes on from the cursor."""
+    monkeypatch.setattr("dispatcher.delivery.commands.SKIP_ROWS_MAX", 2)
+    monkeypatch.setattr("dispatcher.delivery.commands.SKIP_STEPS_MAX", 2)
+    async with Receiver() as receiver, running_node(database.dsn, command_poll_interval_s="60") as node:
+        db = node.core.database
+        await make_tenant(db)
+        receiver.default = Answer(500)
+        endpoint = await node.endpoint("a", receiver.url("a"))
+        await until(lambda: _owned(node), 5)
+        await node.publish(*[new_event() for _ in range(11)])
+        await endpoint_deletion.delete(db, "acme", "a", actor="ann", force=True)
+        node.core.engine.board.retire(endpoint.key)
+        await node.core.engine.sending.quiesced(lambda _key: True)
+        polls = []
+        while not await db.fetchval("SELECT bool_and(done_time IS NOT NULL) FROM command"):
+            await node.core.engine.watch.poll()
+            polls.append(await db.fetchval("SELECT seq FROM cursor"))
+            assert len(polls) <= 3
+        skipped = await db.fetch("SELECT seq, reason, actor FROM decision ORDER BY seq")
+    assert polls == [4, 8, 11]
+    assert [tuple(row) for row in skipped] == [(seq, "ENDPOINT_DELETED", "ann") for seq in range(1, 12)]

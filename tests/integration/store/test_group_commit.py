@@ -333,11 +333,16 @@ async def test_a_database_that_is_away_is_unavailable_and_comes_back(
     assert await stored_ids(db) == ["back"]
 
 
-async def test_a_commit_that_no_standby_confirmed_is_unknown_not_success(tmp_path: Path, handoff: HandOffLog) -> None:
-    """The server only warns when the wait for a synchronous replica is cancelled."""
+@pytest.mark.parametrize("end", ["pg_cancel_backend", "pg_terminate_backend"])
+async def test_a_commit_that_no_standby_confirmed_is_unknown_not_success(
+    tmp_path: Path, handoff: HandOffLog, end: str
+) -> None:
+    """The server only warns when the wait for a synchronous replica is cancelled. When the waiting backend is ended,
+    the transaction counts as committed, but nowhere else."""
+    limits = GroupCommitLimits(settle_timeout_s=1.0)
     async with EmbeddedPostgres(tmp_path / "pg") as server:
         await migrate(DatabaseOptions(server.dsn))
-        async with Database.open(DatabaseOptions(server.dsn)) as db, committing(db, handoff) as commits:
+        async with Database.open(DatabaseOptions(server.dsn)) as db, committing(db, handoff, limits) as commits:
             await make_tenant(db)
             key = (await make_endpoint(db, "a")).key
             request = await request_of(db, [new_event("id-1", b"x")], [key])
@@ -345,7 +350,7 @@ async def test_a_commit_that_no_standby_confirmed_is_unknown_not_success(tmp_pat
             await admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
             await admin.execute("SELECT pg_reload_conf()")
             reply = commits.enqueue(request)
-            sql = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+            sql = f"SELECT {end}(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
             async with asyncio.timeout(5):
                 while not await admin.fetchval(sql):
                     await asyncio.sleep(0.01)
@@ -358,18 +363,20 @@ async def test_a_commit_that_no_standby_confirmed_is_unknown_not_success(tmp_pat
     assert retried.events[0].duplicate is True
 
 
-async def test_a_stop_in_the_middle_of_a_commit_leaves_its_outcome_unknown(
-    db: Database, database: TestDatabase, handoff: HandOffLog
+async def test_an_error_that_nobody_foresaw_is_never_called_unwritten(
+    db: Database, handoff: HandOffLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It ends the service; whoever waits for the batch is told that nobody knows."""
+
+    async def stumble(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("a bug")
+
     await make_tenant(db)
-    endpoint = await make_endpoint(db, "a")
-    request = await request_of(db, [new_event()], [endpoint.key])
-    async with locked(database, endpoint.key), committing(db, handoff) as commits:
-        waiting, queued = commits.enqueue(request), None
-        await in_flight(db)
-        queued = commits.enqueue(await request_of(db, [new_event()], [endpoint.key]))
+    request = await request_of(db, [new_event("id-1")], [(await make_endpoint(db, "a")).key])
+    monkeypatch.setattr("dispatcher.store.writer.publish", stumble)
+    commits = GroupCommit(db, GroupCommitLimits(), handoff)
+    running_commits = asyncio.create_task(commits.run())
     with pytest.raises(CommitUnknownError):
-        await waiting
-    with pytest.raises(UnavailableError) as refused:
-        await queued
-    assert refused.value.reason == "DRAINING"
+        await commits.submit(request)
+    with pytest.raises(ExceptionGroup):
+        await running_commits

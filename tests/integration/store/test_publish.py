@@ -349,16 +349,26 @@ async def test_a_day_without_a_partition_is_an_error_and_stores_nothing(
 async def test_a_frozen_publisher_holds_no_locks(
     db: Database, connection: asyncpg.Connection, database: TestDatabase
 ) -> None:
-    """One autocommitted round trip: a client that stops reading has its locks released by the server's commit."""
+    """One autocommitted round trip: what a client has sent is committed, and its locks are gone, though it never reads
+    the reply and never sends another byte."""
     await make_tenant(db)
     key = (await make_endpoint(db, "a")).key
     requests = [await request_of(db, [new_event()], [key]) for _ in range(2)]
-    frozen = await database.connect()
+    frozen, holder = await database.connect(), await database.connect()
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute("SELECT FROM endpoint FOR UPDATE")
     call = asyncio.create_task(put(frozen, requests[0]))
-    await asyncio.sleep(0)  # the call is sent, its reply is never read: the loop below does not run the frozen client
+    await wait_for_lock(database)
     frozen._transport.pause_reading()
+    await transaction.commit()
+    await holder.close()
+
     result = await put(connection, requests[1])
+
     assert result.requests[0].verdict is Verdict.ACCEPTED
+    assert [seq for seq, _ in await rows_of(connection, key)] == [1, 2]
+    assert not call.done()
     frozen._transport.resume_reading()
     await call
     await frozen.close()
@@ -381,3 +391,21 @@ async def test_read_back_tells_what_a_lost_reply_had_committed(db: Database, con
     assert accepted is not None
     assert [(e.event_id, e.duplicate) for e in accepted.events] == [("id-1", True), ("id-2", False)]
     assert refused is None
+
+
+async def test_read_back_knows_a_request_of_duplicates_alone(db: Database, connection: asyncpg.Connection) -> None:
+    """To call it unwritten would send what follows it on its stream a second time."""
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    known = await request_of(db, [new_event("id-1", b"x"), new_event("id-2", b"y")], [key])
+    await put(connection, known)
+    anonymous = await request_of(db, [new_event()], [key])
+    async with connection.transaction():
+        xid = await connection.fetchval("SELECT pg_current_xact_id()::text::bigint")
+        await put(connection, known)
+
+    found, unwritten = await read_back(connection, [known, anonymous], xid)
+
+    assert found is not None
+    assert [(e.event_id, e.duplicate, e.endpoint_count) for e in found.events] == [("id-1", True, 1), ("id-2", True, 1)]
+    assert unwritten is None
