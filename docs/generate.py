@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dispatcher.config import GROUPS, Settings, display, is_secret, variable_of
+from dispatcher.config import Settings, display, is_secret, variable_of
+from dispatcher.config.groups import GROUPS
 from dispatcher.telemetry.catalog import METRICS, SCHEMA_URL
 
 FOLDER = Path(__file__).parent
@@ -66,7 +67,7 @@ def render_configuration() -> str:
     lines = [
         "# Configuration",
         "",
-        "<!-- Made by `make docs` from src/dispatcher/config.py; a test compares. -->",
+        "<!-- Made by `make docs` from src/dispatcher/config/groups.py; a test compares. -->",
         "",
         "Every setting is an environment variable. An unknown `DISPATCHER_*` variable or a value out of bounds stops",
         "the service at start with an error that names it. An empty variable counts as not set; lists are",

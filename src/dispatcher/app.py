@@ -25,15 +25,18 @@ from uuid_utils.compat import uuid7
 from dispatcher import __version__
 from dispatcher.api.ports import ServiceStatus
 from dispatcher.api.server import ApiParts, ApiServer
-from dispatcher.config import Settings, environment, split_address
+from dispatcher.config import Settings, environment
+from dispatcher.config.groups import split_address
 from dispatcher.delivery.client import ClientOptions, WebhookClient
 from dispatcher.delivery.engine import Engine, EngineParts, EngineSettings
+from dispatcher.delivery.operations import OperationalRelay
 from dispatcher.delivery.prober import Prober
 from dispatcher.errors import PreconditionError, UnavailableError
 from dispatcher.model import EndpointKey, Instance, ProbeResult
 from dispatcher.ops.server import OpsServer
 from dispatcher.routing.cache import SubscriptionCache
 from dispatcher.routing.publisher import Publisher
+from dispatcher.routing.quotas import Quotas
 from dispatcher.security.egress import EgressPolicy
 from dispatcher.security.secrets import Keyring
 from dispatcher.store import upkeep
@@ -69,13 +72,29 @@ class Core:
     cache: SubscriptionCache
     publisher: Publisher
 
+    @property
+    def look_back_s(self) -> float:
+        """Longer than any publish."""
+        return _engine_settings(self.settings).look_back_s
+
+    def _relay(self) -> OperationalRelay:
+        return OperationalRelay(
+            self.database,
+            self.engine.board,
+            self.publisher,
+            self.telemetry.instruments,
+            self.settings.operational_interval_s,
+        )
+
     async def run(self) -> None:
         """Publishing and delivery until `engine.stop`; any unexpected death of a part ends all."""
         stop_upkeep = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             commits = group.create_task(self.commits.run(), name="group-commit")
             keeper = group.create_task(upkeep.run(self.database, _upkeep(self.settings), stop_upkeep), name="upkeep")
+            relay = group.create_task(self._relay().run(), name="operational-events")
             await group.create_task(self.engine.run(), name="delivery")
+            relay.cancel()
             stop_upkeep.set()
             commits.cancel()
             with contextlib.suppress(TimeoutError):
@@ -146,7 +165,8 @@ async def open_core(settings: Settings, telemetry: Telemetry, instance: Instance
         engine = Engine(parts, _engine_settings(settings))
         commits = GroupCommit(database, _commit_limits(settings), engine, telemetry.instruments)
         cache = SubscriptionCache.over(database)
-        publisher = Publisher(cache, commits, rows_max=settings.publish_rows_max)
+        quotas = Quotas(lambda: engine.keeper.live_count)
+        publisher = Publisher(cache, commits, rows_max=settings.publish_rows_max, quotas=quotas)
         yield Core(
             settings=settings,
             instance=instance,
@@ -176,6 +196,8 @@ def _engine_settings(s: Settings) -> EngineSettings:
         delivery=s,
         leases=s,
         retry=s,
+        failure=s,
+        replay=s,
         observability=s,
         drain_s=s.delivery_drain_s,
         look_back_s=max(PUBLISH_TIMEOUT_S, s.statement_timeout_s) + LOOK_BACK_SLACK_S,
@@ -284,7 +306,7 @@ async def _serve(core: Core, stopping: asyncio.Event, on_ready: Callable[[Core, 
     running = asyncio.create_task(core.run(), name="core")
     try:
         async with OpsServer(core.settings.ops_listen, core.health, core.telemetry.registry) as ops:
-            async with ApiServer(core.settings, _api_parts(core)) as api:
+            async with ApiServer(core.settings, api_parts(core)) as api:
                 core.health.started()
                 log.info("serving", extra={"version": __version__, "instance": str(core.instance.instance_id)})
                 if on_ready is not None:
@@ -303,7 +325,8 @@ async def _serve(core: Core, stopping: asyncio.Event, on_ready: Callable[[Core, 
         log.info("stopped")
 
 
-def _api_parts(core: Core) -> ApiParts:
+def api_parts(core: Core) -> ApiParts:
+    """What the API of a process works with."""
     return ApiParts(
         database=core.database,
         publisher=core.publisher,
@@ -315,6 +338,9 @@ def _api_parts(core: Core) -> ApiParts:
         instruments=core.telemetry.instruments,
         tracing=core.telemetry.tracing,
         on_endpoint_changed=core.engine.endpoint_changed,
+        on_command=core.engine.command_appended,
+        on_row=lambda key, seq: core.engine.hint({key: seq}),
+        look_back_s=core.look_back_s,
     )
 
 

@@ -90,6 +90,16 @@ class OverloadedError(DispatcherError):
         self.retry_after_s = retry_after_s
 
 
+class QuotaExceededError(OverloadedError):
+    """A tenant's publish quota is used up: RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo. Nothing was written."""
+
+    default_reason = "PUBLISH_QUOTA_EXCEEDED"
+
+    def __init__(self, message: str, *, retry_after_s: float, subject: str) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.subject = subject
+
+
 class UnavailableError(DispatcherError):
     """This instance drains or its database is away: UNAVAILABLE with RetryInfo. Nothing was written."""
 
@@ -119,3 +129,9 @@ class DeadlineTooShortError(DispatcherError):
     """The caller's deadline leaves no time to commit: DEADLINE_EXCEEDED, before anything was written."""
 
     default_reason = "DEADLINE_TOO_SHORT"
+
+
+class CommandPendingError(DispatcherError):
+    """A command was appended and its owner has not answered in time: DEADLINE_EXCEEDED. It may still be executed."""
+
+    default_reason = "COMMAND_PENDING"

@@ -11,6 +11,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
+from dispatcher.policy import (
+    NO_AUTO_DISABLE_OVERRIDES,
+    NO_CIRCUIT_OVERRIDES,
+    NO_PUBLISH_QUOTA,
+    NO_RETRY_OVERRIDES,
+    AutoDisableOverrides,
+    CircuitOverrides,
+    ExhaustionPolicy,
+    PublishQuota,
+    RateLimit,
+    RetryOverrides,
+)
+
 PARTITION_COUNT = 256
 """Lease partitions. Fixed for the life of a database: an endpoint's partition is stored with it."""
 
@@ -29,6 +42,13 @@ class EndpointState(enum.StrEnum):
     ACTIVE = "ACTIVE"
     PAUSED = "PAUSED"
     DISABLED = "DISABLED"
+
+
+class TenantState(enum.StrEnum):
+    """PAUSED holds the deliveries to all endpoints of a tenant; publishing goes on."""
+
+    ACTIVE = "ACTIVE"
+    PAUSED = "PAUSED"
 
 
 class OrderingMode(enum.StrEnum):
@@ -89,6 +109,9 @@ class CommandKind(enum.StrEnum):
     """What an operator asks of the owner of an endpoint's partition."""
 
     SKIP_BACKLOG = "SKIP_BACKLOG"
+    SKIP_DELIVERY = "SKIP_DELIVERY"
+    RETRY_DELIVERY = "RETRY_DELIVERY"
+    EXPIRE_BACKLOG = "EXPIRE_BACKLOG"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -105,7 +128,10 @@ class EndpointKey:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant; `routing_version` is a fresh random UUID at every change of its endpoints."""
+    """A tenant; `routing_version` is a fresh random UUID at every change of its endpoints.
+
+    `retry` holds for endpoints that say nothing else. `catch_up` as in `Endpoint`, for all of its endpoints.
+    """
 
     tenant_id: UUID
     name: str
@@ -116,6 +142,19 @@ class Tenant:
     etag: UUID
     create_time: datetime
     update_time: datetime
+    retry: RetryOverrides = NO_RETRY_OVERRIDES
+    publish_quota: PublishQuota = NO_PUBLISH_QUOTA
+    state: TenantState = TenantState.ACTIVE
+    state_reason: str = ""
+    catch_up: CatchUp | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CatchUp:
+    """After a resume: deliveries of rows not younger than `until` go out at `per_second` at most (per endpoint)."""
+
+    per_second: float
+    until: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +176,7 @@ class EndpointSettings:
     """What delivery needs to know of an endpoint; each change makes a new revision.
 
     `timeout_s` is the deadline of one attempt including the response body. `max_in_flight` binds the keyed and
-    unordered modes.
+    unordered modes. `fallback_urls` are used in turn while the circuits of those before them are open.
     """
 
     url: str
@@ -146,6 +185,12 @@ class EndpointSettings:
     max_in_flight: int
     ordering_mode: OrderingMode
     trace_propagation: TracePropagation
+    fallback_urls: tuple[str, ...] = ()
+    retry: RetryOverrides = NO_RETRY_OVERRIDES
+    exhaustion: ExhaustionPolicy = ExhaustionPolicy.DEAD_LETTER
+    rate_limit: RateLimit | None = None
+    circuit: CircuitOverrides = NO_CIRCUIT_OVERRIDES
+    auto_disable: AutoDisableOverrides = NO_AUTO_DISABLE_OVERRIDES
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +210,7 @@ class Endpoint:
     create_time: datetime
     update_time: datetime
     delete_time: datetime | None = None
+    catch_up: CatchUp | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +283,9 @@ class OutboxRow:
     """One delivery to make: row `seq` of an endpoint. `payload` is None until it has been read.
 
     `attempts` and `first_attempt_time` tell what former owners tried; both are 0 and None for a fresh row.
-    `settled` marks a row that needs no sending: a success or a decision is on record.
+    `settled` marks a row that needs no sending: a success or a decision is on record. `replay_of` is the sequence that
+    a replay or redrive repeats (0: the endpoint never had it), None for a row of a publish. `parked`: read in its
+    place, though it waits aside as a parked delivery.
     """
 
     key: EndpointKey
@@ -253,11 +301,16 @@ class OutboxRow:
     attempts: int = 0
     first_attempt_time: datetime | None = None
     settled: bool = False
+    replay_of: int | None = None
+    parked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt as a fact: appended by whoever made it, owner or not. A success is the acknowledgement."""
+    """One attempt as a fact: appended by whoever made it, owner or not. A success is the acknowledgement.
+
+    `url_index` is 0 for the endpoint's URL, n for its n-th fallback URL.
+    """
 
     key: EndpointKey
     seq: int
@@ -270,6 +323,7 @@ class Attempt:
     status_code: int | None
     error: str | None
     response_excerpt: bytes | None
+    url_index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +352,27 @@ class Decision:
     kind: DecisionKind
     reason: str
     actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """A delivery without a further attempt, at which its endpoint (or its ordering key) waits for an operator.
+
+    The `last_*` fields tell how the last attempt ended, for those who are told of it.
+    """
+
+    key: EndpointKey
+    seq: int
+    event_id: str
+    event_time: datetime
+    type: str
+    ordering_key: str | None
+    ordering_mode: OrderingMode
+    reason: str
+    attempts: int
+    last_outcome: Outcome | None
+    last_status_code: int | None
+    last_error: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,19 @@ class Garbage:
     data: bytes = b"\x00\x01 this is not HTTP\r\n\r\n"
 
 
-Behaviour = Answer | Hang | Reset | Garbage
+@dataclass(frozen=True, slots=True)
+class Drip:
+    """The head of a 200, then its body byte by byte, `pause_s` between them, for as long as anybody listens."""
+
+    pause_s: float = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class BreakOff:
+    """The head of a 200 with a body announced, then a TCP reset in the middle of it."""
+
+
+Behaviour = Answer | Hang | Reset | Garbage | Drip | BreakOff
 Decide = Callable[[Request], Behaviour]
 
 
@@ -243,6 +255,14 @@ class Receiver:
             case Reset():
                 _reset(writer)
                 return False
+            case Drip():
+                await _drip(behaviour, writer)
+                return False
+            case BreakOff():
+                writer.write(b"HTTP/1.1 200 -\r\ncontent-length: 1000\r\n\r\nhalf of it")
+                await writer.drain()
+                _reset(writer)
+                return False
             case Garbage():
                 writer.write(behaviour.data)
                 await writer.drain()
@@ -279,6 +299,14 @@ async def _send(answer: Answer, request: Request, writer: asyncio.StreamWriter) 
     request.status = answer.status
     writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + answer.body)
     await writer.drain()
+
+
+async def _drip(drip: Drip, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 -\r\ncontent-length: 60000\r\n\r\n")
+    for _ in range(60_000):
+        writer.write(b"x")
+        await writer.drain()
+        await asyncio.sleep(drip.pause_s)
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -12,11 +12,10 @@ from dispatcher.config import (
     GROUPS,
     SERVE_REQUIRES,
     ConfigError,
-    DeliverySettings,
     Settings,
     mask_dsn,
-    split_address,
 )
+from dispatcher.config.groups import DeliverySettings, split_address
 from docs.generate import FOLDER, PAGES
 
 

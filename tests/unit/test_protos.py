@@ -211,6 +211,8 @@ def test_resources_begin_with_their_name_and_have_the_names_promised() -> None:
         "EndpointStatus": f"{endpoint}/status",
         "Delivery": f"{endpoint}/deliveries/{{delivery}}",
         "Attempt": f"{endpoint}/deliveries/{{delivery}}/attempts/{{attempt}}",
+        "DeadLetter": f"{endpoint}/deadLetters/{{dead_letter}}",
+        "Replay": "tenants/{tenant}/replays/{replay}",
         "Instance": "instances/{instance}",
         "Lease": "leases/{lease}",
     }
@@ -220,7 +222,8 @@ def test_resources_begin_with_their_name_and_have_the_names_promised() -> None:
 def test_standard_methods_have_the_fields_of_their_aips(method: MethodDescriptor) -> None:
     request, answer = set(method.input_type.fields_by_name), set(method.output_type.fields_by_name)
     if method.name.startswith("Create"):
-        assert {"validate_only"} <= request
+        # A dry run of a replay checks as well, and counts.
+        assert request & {"validate_only", "dry_run"}
     elif method.name.startswith("Update"):
         assert {"update_mask", "validate_only"} <= request
         assert method.input_type.fields_by_name["update_mask"].message_type is FieldMask.DESCRIPTOR

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
+from uuid_utils.compat import uuid7
 from webhooks.v1 import delivery_pb2, delivery_pb2_grpc, event_pb2
 
 from dispatcher.api.convert import deliveries as convert
+from dispatcher.api.convert.attempts import attempt_message
+from dispatcher.api.convert.checks import Violations, text
 from dispatcher.api.convert.events import event_message
-from dispatcher.api.convert.names import ANY, parse_name
+from dispatcher.api.convert.names import ANY, parse_name, read_name
+from dispatcher.api.endpoints import ACTOR
 from dispatcher.api.interceptors import Context
-from dispatcher.config import RetrySettings
-from dispatcher.errors import FieldViolation, InvalidRequestError
-from dispatcher.store import attempt_history, deliveries, endpoint_status, events
+from dispatcher.api.ports import CommandListener
+from dispatcher.config.groups import RetrySettings
+from dispatcher.errors import CommandPendingError, FieldViolation, InvalidRequestError, PreconditionError
+from dispatcher.model import Command, CommandKind
+from dispatcher.store import attempt_history, commands, deliveries, endpoint_status, events
 from dispatcher.store.database import Database
+from dispatcher.store.delivery_commands import CommandOutcome
 from dispatcher.store.paging import PageRequest, page_size
+
+DELIVERY = "tenants/{tenant}/endpoints/{endpoint}/deliveries/{delivery}"
+REASON_CHARS_MAX = 256
+ANSWER_MARGIN_S = 0.2
+"""What is left of a caller's deadline to answer it."""
 
 _FULL_BY_DEFAULT = {
     event_pb2.EVENT_VIEW_UNSPECIFIED: True,
@@ -23,12 +38,22 @@ _BASIC_BY_DEFAULT = {**_FULL_BY_DEFAULT, event_pb2.EVENT_VIEW_UNSPECIFIED: False
 
 
 class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
-    """Read-only, straight from the store."""
+    """Reads straight from the store; commands are appended for the endpoint's owner, whose answer is waited for."""
 
-    def __init__(self, database: Database, retry: RetrySettings, *, page_size_max: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        retry: RetrySettings,
+        on_command: CommandListener,
+        *,
+        page_size_max: int,
+        command_wait_s: float,
+    ) -> None:
         self._database = database
         self._retry = retry
+        self._on_command = on_command
         self._page_size_max = page_size_max
+        self._command_wait_s = command_wait_s
 
     async def GetEvent(self, request: delivery_pb2.GetEventRequest, context: Context) -> event_pb2.Event:
         tenant, event_id = parse_name(request.name, "tenants/{tenant}/events/{event}")
@@ -76,9 +101,49 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
             self._database, tenant, _unless_any(endpoint), None if seq == ANY else int(seq), self._page(request)
         )
         return delivery_pb2.ListAttemptsResponse(
-            attempts=[convert.attempt_message(tenant, item.endpoint_name, item.attempt) for item in page.items],
+            attempts=[attempt_message(tenant, item.endpoint_name, item.attempt) for item in page.items],
             next_page_token=page.next_token,
         )
+
+    async def SkipDelivery(self, request: delivery_pb2.SkipDeliveryRequest, context: Context) -> delivery_pb2.Delivery:
+        violations = Violations()
+        names = read_name(request.name, DELIVERY, violations)
+        reason = text(request.reason, "reason", violations, chars_max=REASON_CHARS_MAX)
+        if not reason:
+            violations.add("reason", "must be given: it stays on record")
+        violations.raise_if_any()
+        return await self._command(CommandKind.SKIP_DELIVERY, names, {"reason": reason}, context)
+
+    async def RetryDelivery(
+        self, request: delivery_pb2.RetryDeliveryRequest, context: Context
+    ) -> delivery_pb2.Delivery:
+        return await self._command(CommandKind.RETRY_DELIVERY, parse_name(request.name, DELIVERY), {}, context)
+
+    async def _command(
+        self, kind: CommandKind, names: Sequence[str], arguments: Mapping[str, str], context: Context
+    ) -> delivery_pb2.Delivery:
+        """Ask the owner, wait for its answer, and tell what the delivery is now."""
+        tenant, endpoint, seq = names[0], names[1], int(names[2])
+        found = await deliveries.get(self._database, tenant, endpoint, seq)
+        facts: dict[str, int | str] = {"seq": seq, "event_id": found.event_id, **arguments}
+        command = Command(uuid7(), found.key, kind, facts, ACTOR)
+        await commands.append(self._database, command)
+        self._on_command(command.key)
+        remaining_s: float | None = context.time_remaining()
+        wait_s = min(self._command_wait_s, math.inf if remaining_s is None else remaining_s - ANSWER_MARGIN_S)
+        result = await commands.wait_result(self._database, command.key.tenant_id, command.command_id, wait_s)
+        if result is None:
+            raise CommandPendingError(
+                f"{request_name(names)}: its owner has not answered within {max(wait_s, 0):.1f} s; the command stays, "
+                "and GetDelivery tells what became of it"
+            )
+        if result["outcome"] == CommandOutcome.SETTLED.value:
+            raise PreconditionError(
+                f"{request_name(names)} has ended already, as {found.state.value}",
+                reason="DELIVERY_SETTLED",
+                subject=request_name(names),
+            )
+        return convert.delivery_message(tenant, await deliveries.get(self._database, tenant, endpoint, seq))
 
     async def GetEndpointStatus(
         self, request: delivery_pb2.GetEndpointStatusRequest, context: Context
@@ -93,6 +158,11 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
     ) -> PageRequest:
         size = page_size(request.page_size, maximum=self._page_size_max)
         return PageRequest(size, request.page_token, request.filter)
+
+
+def request_name(names: Sequence[str]) -> str:
+    """The delivery that a request names."""
+    return DELIVERY.format(tenant=names[0], endpoint=names[1], delivery=names[2])
 
 
 def _unless_any(segment: str) -> str | None:

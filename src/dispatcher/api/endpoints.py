@@ -12,10 +12,10 @@ from dispatcher.api.convert.endpoints import PATTERN, EndpointRules
 from dispatcher.api.convert.names import parse_name
 from dispatcher.api.interceptors import Context
 from dispatcher.api.ports import EndpointListener, EndpointProber
-from dispatcher.model import EndpointKey
+from dispatcher.model import Endpoint, EndpointKey
 from dispatcher.security.secrets import Keyring, SealContext
 from dispatcher.security.signing import format_secret
-from dispatcher.store import endpoint_deletion, endpoints, key_rotation, signing_keys, tenants
+from dispatcher.store import endpoint_deletion, endpoint_state, endpoints, key_rotation, signing_keys, tenants
 from dispatcher.store.database import Database
 from dispatcher.store.paging import PageRequest, page_size
 from dispatcher.store.signing_keys import NewSigningKey
@@ -100,6 +100,31 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServiceServicer):
         if not request.validate_only:
             self._on_changed(deletion.key)
         return Empty()
+
+    async def PauseEndpoint(
+        self, request: endpoint_pb2.PauseEndpointRequest, context: Context
+    ) -> endpoint_pb2.Endpoint:
+        tenant, name, reason = convert.read_pause(request)
+        paused = await endpoint_state.pause(self._database, tenant, name, reason, etag=request.etag)
+        return await self._changed(tenant, paused)
+
+    async def ResumeEndpoint(
+        self, request: endpoint_pb2.ResumeEndpointRequest, context: Context
+    ) -> endpoint_pb2.Endpoint:
+        tenant, name, rate = convert.read_resume(request)
+        resumed = await endpoint_state.resume(self._database, tenant, name, rate, etag=request.etag)
+        return await self._changed(tenant, resumed)
+
+    async def EnableEndpoint(
+        self, request: endpoint_pb2.EnableEndpointRequest, context: Context
+    ) -> endpoint_pb2.Endpoint:
+        tenant, name, rate = convert.read_resume(request)
+        enabled = await endpoint_state.enable(self._database, tenant, name, rate, etag=request.etag)
+        return await self._changed(tenant, enabled)
+
+    async def _changed(self, tenant: str, endpoint: Endpoint) -> endpoint_pb2.Endpoint:
+        self._on_changed(endpoint.key)
+        return convert.endpoint_message(tenant, endpoint, await signing_keys.list_live(self._database, endpoint.key))
 
     async def RotateSigningKey(
         self, request: endpoint_pb2.RotateSigningKeyRequest, context: Context

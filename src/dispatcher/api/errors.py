@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from dispatcher.errors import (
     AlreadyExistsError,
+    CommandPendingError,
     DatabaseBusyError,
     DeadlineTooShortError,
     DispatcherError,
@@ -23,6 +24,7 @@ from dispatcher.errors import (
     NotFoundError,
     OverloadedError,
     PreconditionError,
+    QuotaExceededError,
     UnavailableError,
 )
 from dispatcher.routing.publisher import ChainBrokenError
@@ -49,6 +51,7 @@ _CODES: tuple[tuple[type[DispatcherError], grpc.StatusCode], ...] = (
     (DatabaseBusyError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UnavailableError, grpc.StatusCode.UNAVAILABLE),
     (DeadlineTooShortError, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (CommandPendingError, grpc.StatusCode.DEADLINE_EXCEEDED),
 )
 
 
@@ -112,12 +115,21 @@ def _details(error: DispatcherError) -> Sequence[Message]:
                 description=_short(error.message, MESSAGE_CHARS_MAX),
             )
             return [error_details_pb2.PreconditionFailure(violations=[violation])]
+        case QuotaExceededError():
+            quota_violation = error_details_pb2.QuotaFailure.Violation(
+                subject=_short(error.subject, TEXT_CHARS_MAX), description=_short(error.message, MESSAGE_CHARS_MAX)
+            )
+            return [error_details_pb2.QuotaFailure(violations=[quota_violation]), _retry_info(error.retry_after_s)]
         case OverloadedError() | UnavailableError():
-            retry = error_details_pb2.RetryInfo()
-            retry.retry_delay.FromNanoseconds(round(error.retry_after_s * 1e9))
-            return [retry]
+            return [_retry_info(error.retry_after_s)]
         case _:
             return []
+
+
+def _retry_info(retry_after_s: float) -> error_details_pb2.RetryInfo:
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromNanoseconds(round(retry_after_s * 1e9))
+    return retry
 
 
 def _add_bad_request(status: status_pb2.Status, violations: Sequence[FieldViolation]) -> None:

@@ -24,6 +24,24 @@ class EndpointListener(Protocol):
     def __call__(self, key: EndpointKey, /) -> None: ...
 
 
+class CommandListener(Protocol):
+    """Told after a command on an endpoint was committed. Only a shortcut for its owner, who also looks by itself; it
+    may neither block nor raise."""
+
+    def __call__(self, key: EndpointKey, /) -> None: ...
+
+
+class RowListener(Protocol):
+    """Told after a delivery was appended that is no publish, with its sequence. Only a shortcut; it may neither block
+    nor raise."""
+
+    def __call__(self, key: EndpointKey, seq: int, /) -> None: ...
+
+
+def tell_nobody_of_rows(key: EndpointKey, seq: int, /) -> None:
+    """For a process that delivers nothing."""
+
+
 def tell_nobody(key: EndpointKey, /) -> None:
     """For a process that delivers nothing."""
 

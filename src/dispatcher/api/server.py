@@ -17,6 +17,8 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from webhooks.admin.v1 import admin_pb2, admin_pb2_grpc
 from webhooks.v1 import (
+    dead_letter_pb2,
+    dead_letter_pb2_grpc,
     delivery_pb2,
     delivery_pb2_grpc,
     endpoint_pb2,
@@ -25,6 +27,8 @@ from webhooks.v1 import (
     event_type_pb2_grpc,
     publisher_pb2,
     publisher_pb2_grpc,
+    replay_pb2,
+    replay_pb2_grpc,
     tenant_pb2,
     tenant_pb2_grpc,
 )
@@ -32,14 +36,24 @@ from webhooks.v1 import (
 from dispatcher.api.admin import AdminServicer
 from dispatcher.api.convert.endpoints import EndpointRules
 from dispatcher.api.convert.events import PublishLimits
+from dispatcher.api.dead_letters import DeadLetterServicer
 from dispatcher.api.deliveries import DeliveryServicer
 from dispatcher.api.draining import Drain
 from dispatcher.api.endpoints import EndpointServicer
 from dispatcher.api.event_types import EventTypeServicer
 from dispatcher.api.interceptors import CallInterceptor
-from dispatcher.api.ports import EndpointListener, EndpointProber, StatusSource, tell_nobody
+from dispatcher.api.ports import (
+    CommandListener,
+    EndpointListener,
+    EndpointProber,
+    RowListener,
+    StatusSource,
+    tell_nobody,
+    tell_nobody_of_rows,
+)
 from dispatcher.api.publisher import PublisherServicer
 from dispatcher.api.reflection import enable_reflection
+from dispatcher.api.replays import Replays, ReplayServicer
 from dispatcher.api.tenants import TenantServicer
 from dispatcher.config import Settings
 from dispatcher.routing.publisher import Publisher
@@ -66,6 +80,8 @@ CALLER_SERVICES = tuple(
         (event_type_pb2, "EventTypeService"),
         (endpoint_pb2, "EndpointService"),
         (delivery_pb2, "DeliveryService"),
+        (dead_letter_pb2, "DeadLetterService"),
+        (replay_pb2, "ReplayService"),
     )
 )
 ADMIN_SERVICES = (admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,)
@@ -75,7 +91,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ApiParts:
-    """What the services work with. `on_endpoint_changed` is told after each committed change of an endpoint."""
+    """What the services work with. `on_endpoint_changed` is told after each committed change of an endpoint.
+    `look_back_s` exceeds the longest publish."""
 
     database: Database
     publisher: Publisher
@@ -87,6 +104,9 @@ class ApiParts:
     instruments: Instruments
     tracing: Tracing
     on_endpoint_changed: EndpointListener = tell_nobody
+    on_command: CommandListener = tell_nobody
+    on_row: RowListener = tell_nobody_of_rows
+    look_back_s: float = 60.0
 
 
 class ApiServer:
@@ -174,7 +194,22 @@ class ApiServer:
             server,
         )
         delivery_pb2_grpc.add_DeliveryServiceServicer_to_server(
-            DeliveryServicer(parts.database, settings, page_size_max=size), server
+            DeliveryServicer(
+                parts.database,
+                settings,
+                parts.on_command,
+                page_size_max=size,
+                command_wait_s=settings.command_wait_s,
+            ),
+            server,
+        )
+
+        starting = Replays(parts.database, rate_default_per_s=settings.replay_rate_per_s, look_back_s=parts.look_back_s)
+        replay_pb2_grpc.add_ReplayServiceServicer_to_server(
+            ReplayServicer(parts.database, starting, page_size_max=size), server
+        )
+        dead_letter_pb2_grpc.add_DeadLetterServiceServicer_to_server(
+            DeadLetterServicer(parts.database, starting, parts.on_row, page_size_max=size), server
         )
 
     def _add_common(

@@ -8,6 +8,7 @@ from webhooks.v1 import tenant_pb2, tenant_pb2_grpc
 from dispatcher.api.convert import tenants as convert
 from dispatcher.api.convert.names import parse_name
 from dispatcher.api.interceptors import Context
+from dispatcher.model import TenantState
 from dispatcher.store import tenants as store
 from dispatcher.store.database import Database
 from dispatcher.store.paging import PageRequest, page_size
@@ -43,6 +44,16 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
             self._database, name, change, etag=request.tenant.etag, validate_only=request.validate_only
         )
         return convert.tenant_message(updated)
+
+    async def PauseTenant(self, request: tenant_pb2.PauseTenantRequest, context: Context) -> tenant_pb2.Tenant:
+        name, reason = convert.read_pause(request)
+        paused = await store.set_state(self._database, name, TenantState.PAUSED, reason, None, etag=request.etag)
+        return convert.tenant_message(paused)
+
+    async def ResumeTenant(self, request: tenant_pb2.ResumeTenantRequest, context: Context) -> tenant_pb2.Tenant:
+        name, rate = convert.read_resume(request)
+        resumed = await store.set_state(self._database, name, TenantState.ACTIVE, "", rate, etag=request.etag)
+        return convert.tenant_message(resumed)
 
     async def DeleteTenant(self, request: tenant_pb2.DeleteTenantRequest, context: Context) -> Empty:
         (name,) = parse_name(request.name, convert.PATTERN)

@@ -55,7 +55,8 @@ class Access:
 
     def resolved(self) -> tuple[str, float]:
         """(host:port, seconds) from the options or else the settings; ConfigError where those are wrong."""
-        from dispatcher.config import from_environment, split_address
+        from dispatcher.config import from_environment
+        from dispatcher.config.groups import split_address
 
         settings = from_environment()
         target = self.target or settings.client_target

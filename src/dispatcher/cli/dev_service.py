@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from dispatcher.cli.failure import CliError, ExitCode, UsageError
-from dispatcher.config import Settings, split_address, variable_of
+from dispatcher.config import Settings, variable_of
+from dispatcher.config.groups import split_address
 
 if TYPE_CHECKING:
     from dispatcher.app import Core, Ports

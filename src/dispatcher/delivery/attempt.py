@@ -47,6 +47,17 @@ class AttemptResult:
         return self.attempt.outcome is Outcome.SUCCEEDED
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What an attempt was, whatever it came to."""
+
+    row: OutboxRow
+    number: int
+    epoch: int
+    start_s: float
+    url_index: int
+
+
 class Attempter:
     """Makes attempts. `record` takes each one as it ends (`Flusher.add`); it must not wait.
 
@@ -67,8 +78,11 @@ class Attempter:
         self._instruments = instruments
         self._wall_clock = wall_clock
 
-    async def attempt(self, runtime: EndpointRuntime, row: OutboxRow, number: int, epoch: int) -> AttemptResult:
-        """Make attempt `number` (from 1) of `row`, whose payload has been read, under the lease's `epoch`.
+    async def attempt(
+        self, runtime: EndpointRuntime, row: OutboxRow, number: int, epoch: int, url_index: int = 0
+    ) -> AttemptResult:
+        """Make attempt `number` (from 1) of `row`, whose payload has been read, under the lease's `epoch`, at the URL
+        of that index.
 
         Cancelled with its answer already here, it records that and then ends as cancelled; cancelled before, it leaves
         no record, since nothing is known: the row stays pending and the receiver may see a copy. Raises ValueError
@@ -78,32 +92,31 @@ class Attempter:
         if payload is None:
             raise ValueError("a row is sent only once its payload has been read")
         propagation = runtime.settings.trace_propagation
-        about = _about(runtime, row, number)
+        about = _about(runtime, row, number, url_index)
         with self._tracing.delivery_span(
             about, payload.traceparent, continue_trace=propagation is TracePropagation.CONTINUE
         ) as span:
             start_s = self._wall_clock()
             traceparent = None if propagation is TracePropagation.NONE else span.traceparent
-            request = _request(runtime, row, number, start_s, traceparent)
+            request = _request(runtime, row, number, start_s, traceparent, url_index)
+            made = _Made(row, number, epoch, start_s, url_index)
             if isinstance(request, Exchange):
-                return self._finish(row, number, epoch, start_s, request, span)
+                return self._finish(made, request, span)
             sending = asyncio.ensure_future(self._client.post(request))
             try:
                 exchange = await asyncio.shield(sending)
             except asyncio.CancelledError:
                 late = await _answer_of_cancelled(sending)
                 if late is not None:
-                    self._finish(row, number, epoch, start_s, late, span)
+                    self._finish(made, late, span)
                 raise
-            return self._finish(row, number, epoch, start_s, exchange, span)
+            return self._finish(made, exchange, span)
 
-    def _finish(
-        self, row: OutboxRow, number: int, epoch: int, start_s: float, exchange: Exchange, span: AttemptSpan
-    ) -> AttemptResult:
+    def _finish(self, made: _Made, exchange: Exchange, span: AttemptSpan) -> AttemptResult:
         """Classify and record; no await, so that nothing can come between the answer and its record."""
-        attempt = to_attempt(row, number, epoch, start_s, exchange)
+        attempt = to_attempt(made.row, made.number, made.epoch, made.start_s, exchange, made.url_index)
         self._record(attempt)
-        self._measure(row, attempt, start_s, span)
+        self._measure(made.row, attempt, made.start_s, span)
         return AttemptResult(attempt, exchange.retry_after)
 
     def _measure(self, row: OutboxRow, attempt: Attempt, start_s: float, span: AttemptSpan) -> None:
@@ -139,7 +152,9 @@ def outcome_of(exchange: Exchange) -> Outcome:
     assert_never(exchange.kind)
 
 
-def to_attempt(row: OutboxRow, number: int, epoch: int, start_s: float, exchange: Exchange) -> Attempt:
+def to_attempt(
+    row: OutboxRow, number: int, epoch: int, start_s: float, exchange: Exchange, url_index: int = 0
+) -> Attempt:
     """The fact as it is stored; error and excerpt are kept of failures only."""
     outcome = outcome_of(exchange)
     failed = outcome is not Outcome.SUCCEEDED
@@ -155,6 +170,7 @@ def to_attempt(row: OutboxRow, number: int, epoch: int, start_s: float, exchange
         status_code=exchange.status_code,
         error=bounded_error(exchange.error) or None if failed else None,
         response_excerpt=exchange.excerpt or None if failed else None,
+        url_index=url_index,
     )
 
 
@@ -164,11 +180,12 @@ def refused(problem: str) -> Exchange:
 
 
 def _request(
-    runtime: EndpointRuntime, row: OutboxRow, number: int, start_s: float, traceparent: str | None
+    runtime: EndpointRuntime, row: OutboxRow, number: int, start_s: float, traceparent: str | None, url_index: int
 ) -> WebhookRequest | Exchange:
-    if runtime.url is None:
-        return refused(runtime.url_problem)
-    return render(runtime, runtime.url, row, number, start_s, traceparent)
+    url, problem = runtime.target(url_index)
+    if url is None:
+        return refused(problem)
+    return render(runtime, url, row, number, start_s, traceparent)
 
 
 async def _answer_of_cancelled(sending: asyncio.Future[Exchange]) -> Exchange | None:
@@ -187,7 +204,8 @@ async def _settled(sending: asyncio.Future[Exchange]) -> None:
             await asyncio.wait([sending], timeout=ANSWER_GRACE_S)
 
 
-def _about(runtime: EndpointRuntime, row: OutboxRow, number: int) -> AttemptTrace:
+def _about(runtime: EndpointRuntime, row: OutboxRow, number: int, url_index: int) -> AttemptTrace:
+    urls = runtime.policies.admission.urls
     return AttemptTrace(
         tenant=runtime.tenant_name,
         endpoint=runtime.endpoint_name,
@@ -195,6 +213,6 @@ def _about(runtime: EndpointRuntime, row: OutboxRow, number: int) -> AttemptTrac
         event_id=row.event_id,
         event_type=row.type,
         attempt_number=number,
-        url=runtime.settings.url,
+        url=urls[url_index] if url_index < len(urls) else runtime.settings.url,
         body_bytes=row.data_bytes,
     )

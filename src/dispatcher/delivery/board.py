@@ -15,11 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dispatcher.delivery.admissions import Admissions
 from dispatcher.delivery.endpoint import EndpointRuntime
 from dispatcher.delivery.lane import Lane, LaneLimits, ModeSettings
 from dispatcher.delivery.payloads import PayloadBudget
 from dispatcher.delivery.scheduler import Scheduler, SchedulerLimits
-from dispatcher.model import Cursor, EndpointKey, EndpointState, OutboxRow
+from dispatcher.model import Cursor, EndpointKey, OutboxRow
 from dispatcher.store.backlog import EndpointPosition
 
 OrderedKeys = dict[EndpointKey, None]
@@ -55,9 +56,15 @@ class Board:
         self.hungry: OrderedKeys = {}
         self.thirsty: OrderedKeys = {}
         self.dirty: OrderedKeys = {}
+        self.unheld: OrderedKeys = {}
+        self.cold: OrderedKeys = {}
+        self.tight: OrderedKeys = {}
         self._aside: OrderedKeys = {}
+        self.admissions = Admissions()
         self.work = asyncio.Event()
         """Set when the feeder has something to read."""
+        self.aside_work = asyncio.Event()
+        """Set when something is to be parked, or to be read of what is."""
         self.ready = asyncio.Event()
         """Set when a lane may have something to send."""
 
@@ -99,6 +106,9 @@ class Board:
             self._drop(lane)
         for keys in (self.unlocated, self.unconfigured, self.hungry, self.thirsty, self.dirty, self._aside):
             _forget_partition(keys, partition)
+        for keys in (self.unheld, self.cold, self.tight):
+            _forget_partition(keys, partition)
+        self.admissions.forget(partition)
         # Only the endpoints of owned partitions are watched: what changes from here on would never be noticed.
         _forget_partition(self.runtimes, partition)
 
@@ -120,17 +130,17 @@ class Board:
             self.hint(key, position.highest_seq)
             return
         cursor = Cursor(key, position.cursor_seq, position.cursor_time)
-        if position.highest_seq > position.cursor_seq:
+        if position.highest_seq > position.cursor_seq or position.has_held:
             # Rows up to here may have been attempted by a former owner; above, nobody but us can have.
             self._horizons[key] = position.highest_seq
-            self._make_lane(owned, cursor, position.highest_seq)
+            self._make_lane(owned, cursor, position.highest_seq, needs_held=position.has_held)
         else:
             owned.idle[key] = cursor
 
-    def _make_lane(self, owned: OwnedPartition, cursor: Cursor, highest_seq: int) -> Lane:
+    def _make_lane(self, owned: OwnedPartition, cursor: Cursor, highest_seq: int, *, needs_held: bool = False) -> Lane:
         key = cursor.key
         owned.idle.pop(key, None)
-        lane = Lane(key, owned.epoch, cursor, self._limits, highest_seq, self.budget)
+        lane = Lane(key, owned.epoch, cursor, self._limits, highest_seq, self.budget, needs_held=needs_held)
         lane.paused = owned.closing
         self.lanes[key] = lane
         self._born[key] = cursor.seq
@@ -140,8 +150,21 @@ class Board:
             self._note(self.unconfigured, key)
         else:
             self._apply(lane, runtime)
+        if needs_held:
+            self._note_aside(self.unheld, key)
         self.feed(lane)
         return lane
+
+    def relocate(self, key: EndpointKey) -> None:
+        """What is on record has been changed past the lane: look anew where the endpoint stands."""
+        owned = self._partitions.get(key.partition)
+        if owned is None or key in owned.retired:
+            return
+        owned.idle.pop(key, None)
+        lane = self.lanes.get(key)
+        if lane is not None:
+            self._drop(lane)
+        self._note(self.unlocated, key)
 
     def _drop(self, lane: Lane) -> None:
         del self.lanes[lane.key]
@@ -244,7 +267,8 @@ class Board:
     def _apply(self, lane: Lane, runtime: EndpointRuntime) -> None:
         owned = self._partitions[lane.key.partition]
         lane.configure(_modes(runtime))
-        lane.paused = owned.closing or runtime.deleted or runtime.state is not EndpointState.ACTIVE
+        lane.paused = owned.closing or runtime.is_held
+        lane.gate = self.admissions.apply(runtime)
 
     # -- progress --------------------------------------------------------------------------------------------------
 
@@ -270,6 +294,21 @@ class Board:
             self._note(self.hungry, lane.key)
         if lane.needs_payloads:
             self._note(self.thirsty, lane.key)
+        if lane.is_tight and not lane.is_serial:
+            self._note_aside(self.tight, lane.key)
+        if lane.has_cold:
+            self._note_aside(self.cold, lane.key)
+
+    def take_lanes(self, wanted: OrderedKeys, limit: int) -> list[Lane]:
+        """Up to `limit` lanes of a set, which are taken out of it; those that have gone are passed over."""
+        keys = [key for key, _ in zip(wanted, range(limit), strict=False)]
+        for key in keys:
+            del wanted[key]
+        return [lane for key in keys if (lane := self.lanes.get(key)) is not None]
+
+    def _note_aside(self, keys: OrderedKeys, key: EndpointKey) -> None:
+        keys[key] = None
+        self.aside_work.set()
 
     def flushed(self, key: EndpointKey, seq: int, event_id: str) -> None:
         """An acknowledgement is durable. It counts for its event alone: a failover may give its number to another."""

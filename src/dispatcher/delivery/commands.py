@@ -9,7 +9,9 @@ import logging
 from typing import assert_never
 
 from dispatcher.delivery.board import Board
+from dispatcher.delivery.expiry import Expiry
 from dispatcher.delivery.sending import SendLoop
+from dispatcher.delivery.single import DeliveryCommands
 from dispatcher.model import Command, CommandKind, Cursor
 from dispatcher.store import backlog, commands, cursors, decisions
 from dispatcher.store.database import Database
@@ -24,7 +26,11 @@ SKIP_STEPS_MAX = 4
 
 
 class CommandExecutor:
+    """`execute_open` is called every so often, and when somebody says that there is something to do."""
+
     def __init__(self, database: Database, board: Board, sending: SendLoop, instruments: Instruments) -> None:
+        self._single = DeliveryCommands(database, board, instruments)
+        self._expiry = Expiry(database, board, sending, instruments)
         self._database = database
         self._board = board
         self._sending = sending
@@ -49,6 +55,12 @@ class CommandExecutor:
         match command.kind:
             case CommandKind.SKIP_BACKLOG:
                 return await self._skip_backlog(command, epoch)
+            case CommandKind.SKIP_DELIVERY:
+                return await self._single.skip(command, epoch)
+            case CommandKind.RETRY_DELIVERY:
+                return await self._single.retry(command, epoch)
+            case CommandKind.EXPIRE_BACKLOG:
+                return await self._expiry.expire(command, epoch)
             case _:
                 assert_never(command.kind)
 
@@ -62,6 +74,15 @@ class CommandExecutor:
         if position is None:
             return await commands.finish(self._database, epoch, command, {"through_seq": 0})
         reason = str(command.arguments.get("reason", "ENDPOINT_DELETED"))
+        for _ in range(SKIP_STEPS_MAX):
+            parked = await decisions.skip_parked(self._database, epoch, key, SKIP_ROWS_MAX, reason, command.actor)
+            if not parked.held:
+                return False
+            self._instruments.settled("skipped", parked.skipped)
+            if parked.through_seq < SKIP_ROWS_MAX:
+                break
+        else:
+            return False  # the next poll goes on
         through = position.cursor_seq
         for _ in range(SKIP_STEPS_MAX):
             if through >= position.highest_seq:

@@ -1,4 +1,4 @@
-"""Decisions on their way into the database: fenced by the lease, grouped, and acted upon only once committed.
+"""Decisions and halts on their way into the database: fenced, grouped, and acted upon only once committed.
 
 submit ─▶ waiting ─(at once)─▶ batch ─fence + INSERT─▶ COMMITTED
                                  │  partition no longer held under that epoch ─▶ VOID
@@ -18,7 +18,7 @@ from dispatcher.delivery.backoff import Backoff
 from dispatcher.delivery.bisect import write_bisected
 from dispatcher.delivery.exchange import bounded_error
 from dispatcher.errors import UnavailableError
-from dispatcher.model import DeadLetter, Decision
+from dispatcher.model import DeadLetter, Decision, Halt
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class DecisionLimits:
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    decision: Decision
+    decision: Decision | Halt
     letter: DeadLetter | None
     epoch: int
     answer: asyncio.Future[Verdict]
@@ -55,13 +55,15 @@ class _Request:
 class DecisionWriter:
     """Commits decisions under the epoch they were taken in. `run` is the task; all is for one event loop.
 
-    `commit(epochs, decisions, dead_letters)` is `store.decisions.commit` bound to the database: it returns the
+    `commit(epochs, decisions, dead_letters, halts)` is `store.decisions.commit` bound to the database: it returns the
     partitions that were still held. `held(partition)` is the epoch this instance holds now, None where it holds none.
     """
 
     def __init__(
         self,
-        commit: Callable[[Mapping[int, int], Sequence[Decision], Sequence[DeadLetter]], Awaitable[set[int]]],
+        commit: Callable[
+            [Mapping[int, int], Sequence[Decision], Sequence[DeadLetter], Sequence[Halt]], Awaitable[set[int]]
+        ],
         held: Callable[[int], int | None],
         limits: DecisionLimits,
     ) -> None:
@@ -76,8 +78,15 @@ class DecisionWriter:
     def submit(self, decision: Decision, letter: DeadLetter | None, epoch: int) -> asyncio.Future[Verdict]:
         """Ask for `decision`, taken by a lane of `epoch`; whoever awaits the answer may be cancelled, it goes on.
 
-        Lanes wait for their answer, so at most one decision per lane is ever here: that bounds the queue.
+        A row waits for its answer, so there is at most one decision for each row in flight here: that bounds the queue.
         """
+        return self._submit(decision, letter, epoch)
+
+    def submit_halt(self, halt: Halt, epoch: int) -> asyncio.Future[Verdict]:
+        """Ask for `halt` as for a decision."""
+        return self._submit(halt, None, epoch)
+
+    def _submit(self, decision: Decision | Halt, letter: DeadLetter | None, epoch: int) -> asyncio.Future[Verdict]:
         request = _Request(decision, letter, epoch, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         self._idle.clear()
@@ -156,7 +165,9 @@ class DecisionWriter:
         """After `_void_lost` every request of a partition carries the same, present epoch."""
         epochs = {request.decision.key.partition: request.epoch for request in part}
         letters = [request.letter for request in part if request.letter is not None]
-        return await self._commit(epochs, [request.decision for request in part], letters)
+        decisions = [request.decision for request in part if isinstance(request.decision, Decision)]
+        halts = [request.decision for request in part if isinstance(request.decision, Halt)]
+        return await self._commit(epochs, decisions, letters, halts)
 
 
 def _answer(request: _Request, verdict: Verdict) -> None:
@@ -165,7 +176,7 @@ def _answer(request: _Request, verdict: Verdict) -> None:
         request.answer.set_result(verdict)
 
 
-def _log_refused(decision: Decision, error: Exception) -> None:
+def _log_refused(decision: Decision | Halt, error: Exception) -> None:
     _log.error(
         "a decision is refused by the database; its delivery stays undecided",
         extra={
@@ -173,7 +184,7 @@ def _log_refused(decision: Decision, error: Exception) -> None:
             "endpoint": str(decision.key.endpoint_id),
             "sequence": decision.seq,
             "event_id": decision.event_id,
-            "kind": decision.kind.name,
+            "kind": decision.kind.name if isinstance(decision, Decision) else "HALT",
             "error": bounded_error(repr(error)),
         },
     )

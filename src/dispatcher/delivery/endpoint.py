@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dispatcher.model import EndpointKey, EndpointSettings, EndpointState, SealedSigningKey
+from dispatcher.delivery.health import StoredHealth, Trouble
+from dispatcher.delivery.policies import FailureDefaults, FailurePolicies, policies_of
+from dispatcher.model import EndpointKey, EndpointSettings, EndpointState, SealedSigningKey, TenantState
 from dispatcher.security.headers import CREDENTIAL_NAMES, RESERVED_NAMES, RESERVED_PREFIXES
 from dispatcher.security.secrets import Keyring, SealContext
 from dispatcher.security.signing import HmacKey
@@ -32,7 +34,8 @@ class EndpointRuntime:
     `settings` are those of the newest `revision` and govern where and how anything is sent, also rows published under
     an older one, so that a corrected URL frees the backlog. `revisions` has the settings of each revision that
     unsettled rows may name, for the lane's ordering modes. `url` is None for a stored URL that the present rules
-    refuse, and `url_problem` says why. `constant_headers` are the user-agent and the endpoint's own headers.
+    refuse, and `url_problem` says why; `fallbacks` likewise. `health` is what was on record. `constant_headers` are the
+    user-agent and the endpoint's own headers.
     """
 
     key: EndpointKey
@@ -47,6 +50,21 @@ class EndpointRuntime:
     url_problem: str
     constant_headers: Mapping[str, str] = field(repr=False)
     keys: tuple[PreparedKey, ...] = field(repr=False)
+    policies: FailurePolicies
+    fallbacks: tuple[tuple[EndpointUrl | None, str], ...] = ()
+    tenant_state: TenantState = TenantState.ACTIVE
+    health: StoredHealth | None = None
+
+    def target(self, url_index: int) -> tuple[EndpointUrl | None, str]:
+        """The URL of an index, or None and why it is refused; one that is gone by now is the endpoint's own."""
+        if 0 < url_index <= len(self.fallbacks):
+            return self.fallbacks[url_index - 1]
+        return self.url, self.url_problem
+
+    @property
+    def is_held(self) -> bool:
+        """Whether nothing may be sent: paused, disabled or deleted, or its tenant is paused."""
+        return self.deleted or self.state is not EndpointState.ACTIVE or self.tenant_state is not TenantState.ACTIVE
 
     def live_keys(self, now_s: float) -> list[HmacKey]:
         """The keys that sign at `now_s` (Unix seconds): those for good first, then the newest."""
@@ -57,7 +75,9 @@ class EndpointRuntime:
         return any(prepared.is_live(now_s) for prepared in self.keys)
 
 
-def prepare_endpoint(row: EndpointRuntimeRow, keyring: Keyring, user_agent: str) -> EndpointRuntime:
+def prepare_endpoint(
+    row: EndpointRuntimeRow, keyring: Keyring, user_agent: str, defaults: FailureDefaults | None = None
+) -> EndpointRuntime:
     """Prepare an endpoint from what the store knows of it.
 
     Raises `SecretSealError` if any of its signing keys does not open: a webhook that lacks one of its signatures would
@@ -78,7 +98,17 @@ def prepare_endpoint(row: EndpointRuntimeRow, keyring: Keyring, user_agent: str)
         url_problem=problem,
         constant_headers=_constant_headers(settings.headers, user_agent),
         keys=_prepare_keys(row.key, row.signing_keys, keyring),
+        policies=policies_of(defaults or FailureDefaults(), settings, row.tenant_retry, row.catch_ups),
+        fallbacks=tuple(_parse(text) for text in settings.fallback_urls),
+        tenant_state=row.tenant_state,
+        health=_health(row),
     )
+
+
+def _health(row: EndpointRuntimeRow) -> StoredHealth | None:
+    if row.failing_since is None and not row.exhausted_heads and row.trouble is None:
+        return None
+    return StoredHealth(row.failing_since, row.exhausted_heads, Trouble(row.trouble) if row.trouble else None)
 
 
 def _parse(url: str) -> tuple[EndpointUrl | None, str]:

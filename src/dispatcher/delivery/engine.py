@@ -15,26 +15,42 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dispatcher.config import DeliverySettings, LeaseSettings, ObservabilitySettings, RetrySettings
+from dispatcher.config.groups import (
+    DeliverySettings,
+    FailureSettings,
+    LeaseSettings,
+    ObservabilitySettings,
+    ReplaySettings,
+    RetrySettings,
+)
+from dispatcher.delivery.aside import Aside, AsideOptions
 from dispatcher.delivery.attempt import Attempter, Client
+from dispatcher.delivery.backlog_watch import BacklogBounds, BacklogWatch
 from dispatcher.delivery.board import Board
 from dispatcher.delivery.checkpoint import Checkpointer
+from dispatcher.delivery.circuit import CircuitPolicy
 from dispatcher.delivery.commands import CommandExecutor
 from dispatcher.delivery.decide import DecisionLimits, DecisionWriter
 from dispatcher.delivery.endpoint import EndpointRuntime, prepare_endpoint
 from dispatcher.delivery.feeder import Feeder, FeederLimits
 from dispatcher.delivery.flush import Flusher, FlushLimits
+from dispatcher.delivery.health import DisablePolicy
 from dispatcher.delivery.hints import HintSender
+from dispatcher.delivery.keeping import HealthKeeper
 from dispatcher.delivery.lane import LaneLimits
 from dispatcher.delivery.leases import LeaseKeeper
 from dispatcher.delivery.leases import LeaseSettings as KeeperSettings
 from dispatcher.delivery.measure import BacklogMeter
 from dispatcher.delivery.ownership import Ownership
-from dispatcher.delivery.retry import RetryPolicy
+from dispatcher.delivery.policies import FailureDefaults
+from dispatcher.delivery.rate import ThrottlePolicy
+from dispatcher.delivery.replay import ReplayOptions, ReplayRunner
+from dispatcher.delivery.retry import RetryDefaults
 from dispatcher.delivery.scheduler import SchedulerLimits
 from dispatcher.delivery.sending import SendingOptions, SendLoop
-from dispatcher.delivery.watch import Watch, WatchOptions
+from dispatcher.delivery.watch import COMMAND_HINT, Watch, WatchOptions
 from dispatcher.model import Attempt, EndpointKey, Instance, OutboxRow, Outcome
+from dispatcher.policy import ExponentialBackoff, RetrySchedule
 from dispatcher.security.secrets import Keyring, SecretSealError
 from dispatcher.store import attempts, decisions, listen, runtime
 from dispatcher.store.database import Database
@@ -53,6 +69,8 @@ class EngineSettings:
     delivery: DeliverySettings
     leases: LeaseSettings
     retry: RetrySettings
+    failure: FailureSettings
+    replay: ReplaySettings
     observability: ObservabilitySettings
     drain_s: float
     look_back_s: float
@@ -82,7 +100,7 @@ class Engine:
         self._stop = asyncio.Event()
         delivery, database = settings.delivery, parts.database
         self.board = Board(
-            LaneLimits(delivery.lane_rows_max, delivery.lane_bytes_max),
+            LaneLimits(delivery.lane_rows_max, delivery.lane_bytes_max, parked_rows_max=delivery.lane_parked_rows_max),
             _scheduler_limits(delivery),
             delivery.payload_bytes_budget,
         )
@@ -100,16 +118,20 @@ class Engine:
         self.decisions: DecisionWriter = DecisionWriter(
             functools.partial(decisions.commit, database), self.keeper.held, DecisionLimits()
         )
+        self._defaults = failure_defaults(settings.retry, settings.failure)
+        self.health = HealthKeeper(database, self.board, settings.leases.checkpoint_interval_s)
         self.sending = SendLoop(
             self.board,
             Attempter(parts.client, self.flusher.add, parts.tracing, parts.instruments),
             self.flusher,
             self.decisions,
             self.keeper.sendable_until,
-            SendingOptions(_retry_policy(settings.retry), delivery.flush_stall_s),
+            SendingOptions(delivery.flush_stall_s),
             parts.instruments,
+            self.health.disable,
             chance=chance,
         )
+        self.aside = Aside(database, self.board, AsideOptions(settings.leases.checkpoint_interval_s))
         self.checkpointer = Checkpointer(database, self.board, settings.leases.checkpoint_interval_s)
         self._feeder = Feeder(
             database, self.board, self.load_runtimes, FeederLimits(endpoints_max=delivery.fetch_endpoints_max)
@@ -128,13 +150,31 @@ class Engine:
             drain_s=settings.drain_s,
         )
         self._hints = HintSender(database, self.keeper.owner_of, self.keeper.instance_id)
+        self._add_slow_loops(database, settings)
+        self._follow_gauges()
+
+    def _add_slow_loops(self, database: Database, settings: EngineSettings) -> None:
+        """What looks around every so often, beside delivery itself."""
+        parts = self._parts
+        self.replays = ReplayRunner(
+            database,
+            self.board,
+            ReplayOptions(
+                settings.replay.replay_interval_s, settings.replay.replay_ahead_rows_max, settings.look_back_s
+            ),
+        )
         self._meter = BacklogMeter(
             self.board,
             parts.instruments,
             interval_s=settings.observability.metrics_backlog_interval_s,
             worst_max=settings.observability.metrics_endpoints_worst_max,
         )
-        self._follow_gauges()
+        self._backlog_watch = BacklogWatch(
+            database,
+            self.board,
+            BacklogBounds(settings.failure.backlog_high_rows, settings.failure.backlog_high_age_s),
+            settings.observability.metrics_backlog_interval_s,
+        )
 
     # -- the hand-off ----------------------------------------------------------------------------------------------
 
@@ -154,6 +194,13 @@ class Engine:
     def endpoint_changed(self, key: EndpointKey) -> None:
         """This process changed an endpoint: no need to wait for the poll."""
         self.board.forget_runtime(key)
+
+    def command_appended(self, key: EndpointKey) -> None:
+        """A command waits for the owner of that endpoint: no need for it to wait for the owner's next poll."""
+        if self.board.delivers_for(key):
+            self.watch.poll_soon()
+        elif not self._parts.database.options.pooled:
+            self._hints.add({key: COMMAND_HINT})
 
     # -- events of the lease keeper --------------------------------------------------------------------------------
 
@@ -206,6 +253,11 @@ class Engine:
             ("send", self.sending.run()),
             ("feed", self._feeder.run()),
             ("takeovers", self.ownership.run()),
+            ("aside", self.aside.run()),
+            ("tidy", self.aside.run_tidy()),
+            ("health", self.health.run()),
+            ("replays", self.replays.run()),
+            ("backlog", self._backlog_watch.run()),
             ("checkpoint", self.checkpointer.run()),
             ("watch", self.watch.run()),
             ("hints", self._hints.run()),
@@ -238,7 +290,9 @@ class Engine:
         prepared = []
         for row in await runtime.load_runtime(self._parts.database, keys):
             try:
-                endpoint = prepare_endpoint(row, self._parts.keyring, self._settings.delivery.user_agent)
+                endpoint = prepare_endpoint(
+                    row, self._parts.keyring, self._settings.delivery.user_agent, self._defaults
+                )
             except SecretSealError as error:
                 log.error(  # noqa: TRY400 -- the cause is a key that is missing, a traceback says no more
                     "an endpoint cannot be delivered to: a signing key does not open",
@@ -274,6 +328,13 @@ class Engine:
         instruments.lanes.follow(lambda: len(self.board.lanes))
         instruments.payload_bytes.follow(lambda: self.board.budget.used)
         instruments.partitions_owned.follow(lambda: len(self.board.epochs))
+        standings = self.board.admissions
+        instruments.circuits_open.follow(lambda: sum(len(s.admission.open_circuits) for _, s in standings.items()))
+        instruments.endpoints_throttled.follow(
+            lambda: sum(s.admission.throttled_per_s is not None for _, s in standings.items())
+        )
+        instruments.deliveries_parked.follow(lambda: sum(lane.parked_count for lane in self.board.lanes.values()))
+        instruments.lanes_halted.follow(lambda: sum(bool(lane.halts) for lane in self.board.lanes.values()))
         instruments.flush_lag_s.follow(lambda: self.flusher.oldest_wait_s(time.monotonic()))
 
 
@@ -294,11 +355,21 @@ def _keeper_settings(settings: EngineSettings) -> KeeperSettings:
     )
 
 
-def _retry_policy(s: RetrySettings) -> RetryPolicy:
-    return RetryPolicy(
-        min_s=s.retry_min_s,
-        max_s=s.retry_max_s,
-        factor=s.retry_factor,
-        attempts_max=s.attempts_max,
-        age_max_s=s.delivery_age_max_s,
+def failure_defaults(retry: RetrySettings, failure: FailureSettings) -> FailureDefaults:
+    """What the settings say of failures."""
+    return FailureDefaults(
+        retry=RetryDefaults(
+            schedule=RetrySchedule(retry.retry_schedule_s),
+            exponential=ExponentialBackoff(retry.retry_min_s, retry.retry_max_s, retry.retry_factor),
+            attempts_max=retry.attempts_max,
+            age_max_s=retry.delivery_age_max_s,
+        ),
+        circuit=CircuitPolicy(
+            failure_ratio=failure.circuit_failure_ratio,
+            window_s=failure.circuit_window_s,
+            attempts_min=failure.circuit_attempts_min,
+            open_s=failure.circuit_open_s,
+        ),
+        throttle=ThrottlePolicy(failure.throttle_floor_per_s, failure.throttle_recovery_s),
+        disable=DisablePolicy(failure.auto_disable_failing_s, failure.auto_disable_exhausted_heads),
     )

@@ -1,483 +1,303 @@
-"""One endpoint's deliveries in memory: pure, no I/O, no clock; times are monotonic seconds that are passed in.
+"""One endpoint's deliveries in memory: the straight line of `window`, and what leaves it. Pure.
 
-    watermark        acknowledged_through          tail        highest_known
-        │                     │                     │                │
-    ────┼─────────────────────┼─────────────────────┼────────────────┼──▶ seq
-        │ done, some of them  │ the window's rest:  │ committed, not │
-        │ not yet on record   │ any slot state      │ read yet       │
-
-The window is gapless: one slot for each row from just above the watermark to the tail. A slot's states and its way
-through them are drawn in `slots`; which slot may start is asked of `orders`.
-
-A row belongs to the ordering mode of its own revision. Rows are admitted to the running order one by one, ascending; a
-row of another mode is admitted only when every lower row is done, and a row of an unknown revision not at all, so
-nothing at or above it starts. How many may be in flight is the newest revision's word, as the URL is.
-
-`rows_max` counts every slot above the watermark: a row that keeps failing stops the window in the end, whatever the
-mode. The payloads of rows that are done, or about to be decided, are let go at once.
+What can't start and may be passed by others is parked: chosen here, committed by the caller, then told back. Parked
+deliveries and halts on record are told at the beginning (`hold`), before anything starts.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
-from dispatcher.delivery.orders import Order, SerialOrder, order_of
-from dispatcher.delivery.payloads import PayloadBudget, PayloadStore
+from dispatcher.delivery.held import HeldHalt, HeldRow
+from dispatcher.delivery.lane_types import Gate, LaneError, LaneLimits, LoadResult, ModeSettings
+from dispatcher.delivery.orders import KeyedOrder, order_of
 from dispatcher.delivery.slots import (
     ACKNOWLEDGED,
     BACKING_OFF,
     DECIDING,
+    HALTED,
     IN_FLIGHT,
     SETTLED,
     WAITING,
     Slot,
-    SlotState,
 )
-from dispatcher.model import Cursor, EndpointKey, OrderingMode, OutboxRow, Payload
+from dispatcher.delivery.window import WindowLane
+from dispatcher.model import OrderingMode, OutboxRow
+
+__all__ = ["Gate", "Lane", "LaneError", "LaneLimits", "LoadResult", "ModeSettings"]
 
 
-class LaneError(RuntimeError):
-    """The caller told of something that can't have happened; going on would be a guess."""
+class Lane(WindowLane):
+    """The deliveries of one endpoint under one lease epoch; it dies with that epoch."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
-class LaneLimits:
-    """Bounds of one lane: slots in memory, bytes of payload held, payloads asked for at once."""
+    # --- what was held when the lane began ---
 
-    rows_max: int
-    bytes_max: int
-    payload_rows_max: int = 64
+    def hold(self, parked: Sequence[HeldRow], halts: Sequence[HeldHalt]) -> None:
+        """Take in what is on record aside of the line: parked deliveries (of a key the first, with `more`), all halts.
 
-
-@dataclass(frozen=True, slots=True)
-class ModeSettings:
-    """What one revision of an endpoint says of ordering. ORDERED has one in flight whatever `max_in_flight` says."""
-
-    mode: OrderingMode
-    max_in_flight: int
-
-
-class LoadResult(enum.Enum):
-    """What `loaded` made of rows read.
-
-    CONTIGUOUS: all is well. GAP: a row is missing in the middle; what lies above it was not taken. MISSING: twice
-    nothing was found where a hint had promised rows; the lane no longer expects them. The last two are for the log.
-    """
-
-    CONTIGUOUS = "CONTIGUOUS"
-    GAP = "GAP"
-    MISSING = "MISSING"
-
-
-class Lane:
-    """The deliveries of one endpoint under one lease epoch; it dies with that epoch.
-
-    `position` is the stored cursor, `highest_known` the highest sequence known to be committed. `paused` may be set at
-    any time: nothing starts while it is. Every method raises `LaneError` when told of a state that can't be.
-    """
-
-    __slots__ = (
-        "_acknowledged_through",
-        "_admitted_through",
-        "_highest_known",
-        "_in_flight",
-        "_in_flight_max",
-        "_limits",
-        "_missing_highest",
-        "_mode",
-        "_modes",
-        "_order",
-        "_payloads",
-        "_settled_through",
-        "_settled_time",
-        "_slots",
-        "_tail",
-        "_tail_time",
-        "_unknown",
-        "_waiting",
-        "epoch",
-        "key",
-        "paused",
-    )
-
-    def __init__(
-        self,
-        key: EndpointKey,
-        epoch: int,
-        position: Cursor,
-        limits: LaneLimits,
-        highest_known: int,
-        budget: PayloadBudget | None = None,
-    ) -> None:
-        self.key = key
-        self.epoch = epoch
-        self.paused = False
-        self._limits = limits
-        self._modes: dict[int, ModeSettings] = {}
-        self._in_flight_max = 1
-        self._slots: dict[int, Slot] = {}
-        self._settled_through = self._acknowledged_through = self._admitted_through = self._tail = position.seq
-        self._settled_time = self._tail_time = position.time
-        self._highest_known = max(highest_known, position.seq)
-        self._missing_highest = 0
-        self._mode: OrderingMode | None = None
-        self._order: Order = SerialOrder()
-        self._payloads = PayloadStore(
-            limits.bytes_max, limits.payload_rows_max, budget or PayloadBudget(limits.bytes_max)
-        )
-        self._in_flight = 0
-        self._waiting = 0
-        self._unknown = 0
-
-    # --- what it is like ---
-
-    @property
-    def watermark(self) -> Cursor:
-        """Up to here every delivery is on record as settled; an acknowledgement that is not flushed does not count."""
-        return Cursor(self.key, self._settled_through, self._settled_time)
-
-    @property
-    def settled_through(self) -> int:
-        """The watermark's sequence."""
-        return self._settled_through
-
-    @property
-    def acknowledged_through(self) -> int:
-        """Up to here every delivery is done: delivered, as this lane saw, or settled."""
-        return self._acknowledged_through
-
-    @property
-    def tail(self) -> int:
-        """Highest sequence in memory; that of the watermark where nothing is."""
-        return self._tail
-
-    @property
-    def tail_time(self) -> datetime:
-        """Partition time of the row at the tail: the next rows are not older."""
-        return self._tail_time
-
-    @property
-    def highest_known(self) -> int:
-        """Highest sequence known to be committed."""
-        return self._highest_known
-
-    @property
-    def in_flight(self) -> int:
-        """Attempts that were started and have not ended."""
-        return self._in_flight
-
-    @property
-    def bytes_held(self) -> int:
-        """Bytes of payload that this lane's rows hold."""
-        return self._payloads.bytes_held
-
-    @property
-    def is_idle(self) -> bool:
-        """Nothing in memory and nothing known to read: the lane may be dropped."""
-        return not self._slots and self._tail >= self._highest_known
-
-    @property
-    def is_serial(self) -> bool:
-        """While one is in flight nothing else can start, so there is no use in asking."""
-        return self._mode is OrderingMode.ORDERED
-
-    @property
-    def needs_reload(self) -> bool:
-        """A row in memory names a revision that `configure` has not told of; nothing at or above it starts."""
-        return self._unknown > 0
-
-    @property
-    def blocked_by(self) -> OutboxRow | None:
-        """The lowest row in memory that is not done."""
-        slot = self._slots.get(self._acknowledged_through + 1)
-        return None if slot is None else slot.row
-
-    def state_of(self, seq: int) -> SlotState | None:
-        """How far row `seq` is; None where it is not in memory (SETTLED at or below the watermark)."""
-        if seq <= self._settled_through:
-            return SETTLED
-        slot = self._slots.get(seq)
-        return None if slot is None else slot.state
-
-    def event_at(self, seq: int) -> str | None:
-        """The event of row `seq`; None where it is not in memory."""
-        slot = self._slots.get(seq)
-        return None if slot is None else slot.row.event_id
-
-    def next_due(self) -> float | None:
-        """When the next back-off ends; None if none is running, or while paused."""
-        return None if self.paused else self._order.next_due()
-
-    # --- settings ---
-
-    def configure(self, modes: Mapping[int, ModeSettings]) -> None:
-        """Add what is known of the endpoint's revisions. The ordering mode of a revision never changes."""
-        self._modes |= modes
-        if self._modes:
-            self._in_flight_max = max(1, self._modes[max(self._modes)].max_in_flight)
-        self._unknown = 0
-        for slot in self._slots.values():
-            if slot.mode is None:
-                slot.mode = self._mode_of(slot.row)
-                self._unknown += slot.mode is None and slot.state < ACKNOWLEDGED
+        Before that nothing was admitted, so that they stand before all rows of the window. All parked ones are of one
+        mode: the rows of another are only admitted once everything before them is done.
+        """
+        self._held.halts = {halt.row.seq: halt for halt in halts}
+        self._begin_order([*(held.mode for held in parked), *(halt.mode for halt in halts if halt.row.settled)])
+        # A halt was the first of what waits: whatever lies below it is done, though its record may still be there.
+        for halt in sorted(halts, key=lambda halt: halt.row.seq):
+            if halt.row.settled:
+                self._stand_for(halt)
+        for held in sorted(parked, key=lambda held: held.row.seq):
+            self._take_back(held)
+        for halt in halts:
+            if (slot := self._slots.get(halt.row.seq)) is not None and slot.state is WAITING:
+                self._retire(slot)  # it was handed over before the halt was known; nothing has started since
+                slot.state = HALTED
+        self.needs_held = False
         self._admit()
 
-    def _mode_of(self, row: OutboxRow) -> OrderingMode | None:
-        settings = self._modes.get(row.revision)
-        return None if settings is None else settings.mode
+    def _begin_order(self, modes: Iterable[OrderingMode]) -> None:
+        mode = next(iter(modes), None)
+        if mode is not None:
+            self._mode, self._order = mode, order_of(mode)
 
-    # --- rows in ---
+    def _take_back(self, held: HeldRow) -> None:
+        """A parked row and the marker of those behind it."""
+        if not self._stands_for(held.row):
+            slot = self._aside_slot(held)
+            if slot.state is not SETTLED:
+                self._order.admit(slot)
+        if held.more:
+            cold = self._held.cool(held.row.ordering_key, held.row.seq, held.row, held.mode)
+            self._order.admit(cold.marker)
 
-    def hint(self, highest_seq: int) -> None:
-        """`highest_seq` is committed."""
-        self._highest_known = max(self._highest_known, highest_seq)
-
-    def wanted(self) -> int:
-        """How many rows above `tail` to read now; 0 when full or caught up. One read at a time, please.
-
-        While rows still wait here, reading is put off until a quarter of the window is free.
-        """
-        missing = self._highest_known - self._tail
-        free = self._limits.rows_max - len(self._slots)
-        if missing <= 0 or (self._waiting and free < self._limits.rows_max // 4):
-            return 0
-        return max(0, min(free, missing))
-
-    def offer(self, row: OutboxRow) -> bool:
-        """Take a row just committed if it is the next one and there is room; else it counts as a hint.
-
-        A payload beyond `bytes_max` is let go and read again when its row comes to the front.
-        """
-        taken = row.seq == self._tail + 1 and len(self._slots) < self._limits.rows_max
-        if taken:
-            self._append(row)
-        if row.seq > self._highest_known:
-            self._highest_known = row.seq
-        return taken
-
-    def loaded(self, rows: Sequence[OutboxRow], *, reached_end: bool) -> LoadResult:
-        """Take rows read from the database, ascending. `reached_end`: there were no more when they were read.
-
-        Rows at or below the tail are ignored, those for which there is no room left too.
-        """
-        for row in rows:
-            if row.seq <= self._tail:
-                continue
-            if len(self._slots) >= self._limits.rows_max:
-                break
-            if row.seq != self._tail + 1:
-                return LoadResult.GAP
-            self._append(row)
-        self.hint(rows[-1].seq if rows else 0)
-        return self._check_end(rows, reached_end=reached_end)
-
-    def _check_end(self, rows: Sequence[OutboxRow], *, reached_end: bool) -> LoadResult:
-        """A hint may have come while the rows were read; only a second read, begun after it, proves it wrong."""
-        full = len(self._slots) >= self._limits.rows_max
-        if not reached_end or full or self._tail >= self._highest_known or (rows and rows[-1].seq > self._tail):
-            self._missing_highest = 0
-            return LoadResult.CONTIGUOUS
-        if self._missing_highest != self._highest_known:
-            self._missing_highest = self._highest_known
-            return LoadResult.CONTIGUOUS
-        self._highest_known = self._tail
-        self._missing_highest = 0
-        return LoadResult.MISSING
-
-    def _append(self, row: OutboxRow) -> None:
-        slot = Slot(row, self._mode_of(row))
-        self._slots[row.seq] = slot
-        self._tail, self._tail_time = row.seq, row.time
-        if row.settled:
-            row.payload = None
-            self._done(slot)
-            return
-        self._waiting += 1
+    def _aside_slot(self, held: HeldRow) -> Slot:
+        row = held.row
+        slot = Slot(row, held.mode)
+        slot.aside = True
+        is_halted = row.seq in self._held.halts
+        if row.settled and not is_halted:
+            slot.state = SETTLED
+            self._held.finish(slot, self._tail)
+            return slot
+        self._held.slots[row.seq] = slot
+        if is_halted:
+            slot.state = HALTED
+            return slot
+        slot.state, slot.due = (BACKING_OFF, held.due) if row.attempts else (WAITING, 0.0)
         self._payloads.add(row)
-        if slot.mode is None:
-            self._unknown += 1
-        elif self._admitted_through == row.seq - 1:
-            self._admit()
+        return slot
 
-    # --- payloads ---
+    # --- parking ---
 
     @property
-    def needs_payloads(self) -> bool:
-        """It is time to call `wants_payloads`: a cheap question, to be asked often."""
-        return self._payloads.are_low
+    def is_tight(self) -> bool:
+        """Three quarters of the window are in use: what can't start should make room."""
+        return 4 * len(self._slots) >= 3 * self._limits.rows_max and not self.needs_held
 
-    def wants_payloads(self, now: float) -> list[OutboxRow]:
-        """The rows whose payloads to read now, those that can start first at the front. One read at a time, please.
+    def to_park(self) -> list[HeldRow]:
+        """The rows at the bottom of a tight window that can't start while others may: to be recorded as parked.
 
-        Bounded by `payload_rows_max` and by `bytes_max`, though one row may always hold its payload. Where the bytes
-        are short, rows that can't start yet give theirs back.
+        Whoever asks must tell the outcome by `parked` or `not_parked`; until then there is no second answer.
         """
-        return self._payloads.plan(self._order.front(now), self._slots.values())
+        if not self.is_tight or self._mode in (None, OrderingMode.ORDERED) or self._held.parking:
+            return []
+        # The records of one mode are deleted as left over once another has any: all must be on record as done by then.
+        if any(slot.mode is not self._mode for slot in self._held.slots.values()):
+            return []
+        room = self._limits.parked_rows_max - len(self._held.slots)
+        mode = self._mode or OrderingMode.UNORDERED
+        chosen = [HeldRow(slot.row, mode, slot.due) for slot in self._parkable(room)]
+        self._held.parking = {held.row.seq for held in chosen}
+        return chosen
 
-    def attach(self, row: OutboxRow, payload: Payload) -> None:
-        """Give a row its payload; ignored where the row no longer needs it or there is no room for it any more."""
-        slot = self._slots.get(row.seq)
-        if slot is not None and slot.row is row and slot.state < DECIDING:
-            self._payloads.attach(row, payload)
+    def _parkable(self, room: int) -> Iterator[Slot]:
+        """Ascending, up to the first row that holds the watermark where it is anyhow."""
+        for seq in range(self._settled_through + 1, self._admitted_through + 1):
+            slot = self._slots[seq]
+            if slot.state >= ACKNOWLEDGED:
+                continue
+            is_cold = slot.row.ordering_key in self._held.cold and self._mode is OrderingMode.ORDERED_BY_KEY
+            if (room <= 0 and not is_cold) or not self._is_stuck(slot):
+                return
+            room -= not is_cold
+            yield slot
 
-    def close(self) -> None:
-        """The lane is dropped: what its payloads took of the process's budget is free again."""
-        self._payloads.close()
+    def _is_stuck(self, slot: Slot) -> bool:
+        if slot.state is WAITING:
+            return self._order.waits_for_another(slot)
+        return slot.state is BACKING_OFF or slot.state is HALTED
 
-    # --- deliveries ---
+    def not_parked(self) -> None:
+        """What was chosen was not recorded."""
+        self._held.parking = set()
 
-    def start(self, now: float) -> OutboxRow | None:
-        """The row to send at `now`, in flight from here on; None if nothing may start."""
-        if self.paused or self._in_flight >= self._in_flight_max:
-            return None
-        slot = self._order.take(now)
-        if slot is None:
-            if self._payloads.lacking and self._order.front(now):
-                self._payloads.are_starved = True
-            return None
+    def parked(self, seqs: Sequence[int]) -> None:
+        """These are on record as parked: the window may pass over them, also over one answered 2xx meanwhile."""
+        self._held.parking = set()
+        keys: dict[str | None, Slot] = {}
+        for seq in seqs:
+            slot = self._slots.get(seq)
+            if slot is None or slot.state is SETTLED:
+                self._held.finished[seq] = "" if slot is None else slot.row.event_id
+                continue
+            self._set_aside(slot)
+            keys[slot.row.ordering_key] = slot
+        if isinstance(self._order, KeyedOrder):
+            for key, slot in keys.items():
+                self._cool(self._order, key, slot)
+        self._advance()
+
+    def _set_aside(self, slot: Slot) -> None:
+        stand_in = Slot(slot.row, slot.mode)
+        stand_in.state = SETTLED
         if slot.state is WAITING:
             self._waiting -= 1
-        slot.state = IN_FLIGHT
-        self._in_flight += 1
-        return slot.row
+        slot.aside = True
+        self._slots[slot.row.seq] = stand_in
+        self._held.slots[slot.row.seq] = slot
 
-    def succeeded(self, seq: int) -> None:
-        """The attempt in flight was answered 2xx: what waited for it may start; on record it is only once flushed."""
-        slot = self._ended(seq)
-        self._acknowledge(slot)
+    def _advance(self) -> None:
+        """Move the marks over what has just been set aside."""
+        while (slot := self._slots.get(self._acknowledged_through + 1)) is not None and slot.state >= ACKNOWLEDGED:
+            self._acknowledged_through += 1
+        self._settle()
+        self._admit()
 
-    def failed(self, seq: int, due: float) -> None:
-        """The attempt in flight failed; the next may start at `due` (monotonic seconds)."""
-        slot = self._ended(seq)
-        if slot.proven:
-            self._acknowledge(slot)
+    # --- cold rows ---
+
+    def _cool(self, order: KeyedOrder, key: str | None, template: Slot) -> None:
+        """Keep no more of a key in memory than its bound; the rest is read again when its turn comes."""
+        kept_max = self._limits.parked_key_rows_max
+        if key not in self._held.cold and self._held.count(key) <= kept_max:
             return
-        slot.state = BACKING_OFF
-        slot.due = due
-        self._order.failed(slot)
+        is_new = key not in self._held.cold
+        cold = self._held.cool(key, template.row.seq, template.row, template.mode or OrderingMode.ORDERED_BY_KEY)
+        gone = order.chill(key, kept_max, cold.marker)
+        if is_new and gone:
+            cold.after_seq = min(slot.row.seq for slot in gone) - 1
+        elif is_new:
+            del self._held.cold[key]
+        self._held.forget(gone)
+        for slot in gone:
+            if slot.state is not HALTED:
+                self._payloads.drop(slot.row)
 
-    def deciding(self, seq: int) -> bool:
-        """A decision on `seq` is about to be committed; what waits for it goes on waiting until `decided`.
+    def cold_wanted(self) -> list[tuple[str | None, int]]:
+        """Keys of which more parked rows are to be read, and the sequence above which. One read at a time, please."""
+        order = self._order
+        if not self._held.cold or not isinstance(order, KeyedOrder):
+            return []
+        wanted = []
+        for key, cold in self._held.cold.items():
+            if not cold.is_reading and order.ahead_of(key, cold.marker) <= self._limits.parked_key_rows_max // 8:
+                cold.is_reading, cold.is_stale = True, False
+                wanted.append((key, cold.after_seq))
+        return wanted
 
-        Ends the attempt in flight, if there is one: call it instead of `failed`, never while the request still runs.
-        False where a success is known, so that there is nothing to decide.
-        """
-        slot = self._slot(seq)
-        if slot.state is IN_FLIGHT:
-            self._in_flight -= 1
-        if slot.state is IN_FLIGHT and slot.proven:
-            self._acknowledge(slot)
-        if slot.state >= ACKNOWLEDGED:
+    def cold_unread(self, key: str | None) -> None:
+        """The read of a key's cold rows failed."""
+        if (cold := self._held.cold.get(key)) is not None:
+            cold.is_reading = False
+
+    def cold_read(self, key: str | None, parked: Sequence[HeldRow], *, more: bool) -> None:
+        """The next cold rows of a key, ascending; `more`: there are others behind them."""
+        cold, order = self._held.cold.get(key), self._order
+        if cold is None or not isinstance(order, KeyedOrder):
+            return
+        cold.is_reading = False
+        parked = [held for held in parked if not self._stands_for(held.row)]
+        known = self._held.parking | self._held.slots.keys()
+        new = list(itertools.takewhile(lambda held: held.row.seq not in known, parked))
+        slots = [self._aside_slot(held) for held in new]
+        order.insert(key, cold.marker, [slot for slot in slots if slot.state is not SETTLED])
+        if new:
+            cold.after_seq = new[-1].row.seq
+        # What is being parked just now is still in the window; it is read again once it is aside.
+        if not more and not cold.is_stale and len(new) == len(parked):
+            del self._held.cold[key]
+            cold.marker.state = SETTLED
+        order.settle(key)
+        if self._admitted_through < self._tail:
+            self._admit()
+
+    def _stands_for(self, row: OutboxRow) -> bool:
+        """Whether a halt that stands for this settled row is in the order already."""
+        return row.settled and row.seq in self._held.halts and row.seq in self._held.slots
+
+    # --- records to be deleted ---
+
+    def take_finished(self) -> dict[int, str]:
+        """Sequences (and events) whose records as parked or halted are of no more use; each is given once."""
+        finished, self._held.finished = self._held.finished, {}
+        return finished
+
+    def not_deleted(self, finished: dict[int, str]) -> None:
+        """These could not be deleted: they are given again."""
+        self._held.finished = finished | self._held.finished
+
+    def take_rescheduled(self) -> dict[int, float]:
+        """Parked deliveries that failed again, and when each is due; each is given once."""
+        rescheduled, self._held.rescheduled = self._held.rescheduled, {}
+        return rescheduled
+
+    @property
+    def has_records_to_tidy(self) -> bool:
+        """Whether `take_finished` or `take_rescheduled` would give anything."""
+        return bool(self._held.finished or self._held.rescheduled)
+
+    # --- halts ---
+
+    def claim(self, seq: int) -> bool:
+        """Begin a decision on a row that is in memory and not done, as `deciding`; False for any other."""
+        slot = self._find(seq)
+        if slot is None or slot.row.settled or slot.state >= DECIDING or slot.state is IN_FLIGHT:
             return False
-        if slot.state is DECIDING:
-            raise LaneError(f"{self.key}: a decision on {seq} is already under way")
-        self._retire(slot)
-        slot.state = DECIDING
-        return True
+        return self.deciding(seq)
 
-    def decided(self, seq: int) -> None:
-        """The decision on `seq` is known to be committed."""
+    def halted(self, seq: int) -> None:
+        """The halt at `seq` is known to be committed: what waits for it waits for an operator."""
         slot = self._slot(seq)
         if slot.state is not DECIDING:
             raise LaneError(f"{self.key}: no decision on {seq} was under way, it is {slot.state.name}")
-        slot.state = SETTLED
-        self._done(slot)
+        self._held.halts[seq] = HeldHalt(slot.row, slot.mode or OrderingMode.ORDERED)
+        slot.state = HALTED
+        if slot.proven:
+            self.late_success(seq)
 
-    def late_success(self, seq: int) -> None:
-        """An attempt at `seq` that this lane did not start (a former epoch's) was answered 2xx."""
-        slot = self._slots.get(seq)
-        if slot is None or slot.state >= ACKNOWLEDGED:
-            return
-        slot.proven = True
-        if slot.state is WAITING or slot.state is BACKING_OFF:
+    def retry_now(self, seq: int, now: float) -> bool:
+        """Make the next attempt of a delivery that backs off or is halted due now; its halt is off the record already.
+
+        False where there is nothing to bring forward: it is in flight, waits its turn, is done or not in memory.
+        """
+        slot = self._find(seq)
+        if slot is None or slot.state not in (BACKING_OFF, HALTED) or (slot.state is BACKING_OFF and slot.due <= now):
+            return False
+        if slot.row.settled:  # a halt that stands for a row settled otherwise
+            return False
+        was_halted = slot.state is HALTED
+        self._held.halts.pop(seq, None)
+        slot.state, slot.due = BACKING_OFF, now
+        if was_halted:
+            self._payloads.add(slot.row)
+        self._back_in_order(slot)
+        return True
+
+    def undecided(self, seq: int, due: float) -> None:
+        """The decision under way on `seq` will not come: the delivery is tried again at `due`."""
+        slot = self._slot(seq)
+        if slot.state is not DECIDING:
+            raise LaneError(f"{self.key}: no decision on {seq} was under way, it is {slot.state.name}")
+        self._resume(slot, due)
+        if slot.proven:
             self._acknowledge(slot)
 
-    def flushed(self, seq: int) -> None:
-        """A success of `seq` is on record. Ignored for rows that are not in memory."""
-        slot = self._slots.get(seq)
-        if slot is None:
-            return
-        if slot.state is ACKNOWLEDGED:
-            slot.state = SETTLED
-            if seq == self._settled_through + 1:
-                self._settle()
-            return
-        slot.on_record = True
-        self.late_success(seq)
+    def _resume(self, slot: Slot, due: float) -> None:
+        slot.state, slot.due = BACKING_OFF, due
+        self._payloads.add(slot.row)
+        self._back_in_order(slot)
 
-    # --- ends ---
-
-    def _slot(self, seq: int) -> Slot:
-        slot = self._slots.get(seq)
-        if slot is None:
-            raise LaneError(f"{self.key}: {seq} is not in memory ({self._settled_through} to {self._tail})")
-        return slot
-
-    def _ended(self, seq: int) -> Slot:
-        slot = self._slots.get(seq)
-        if slot is None or slot.state is not IN_FLIGHT:
-            raise LaneError(f"{self.key}: {seq} is not in flight")
-        self._in_flight -= 1
-        return slot
-
-    def _acknowledge(self, slot: Slot) -> None:
-        self._retire(slot)
-        slot.state = SETTLED if slot.on_record else ACKNOWLEDGED
-        self._done(slot)
-
-    def _retire(self, slot: Slot) -> None:
-        """No attempt will be started any more, so the payload may go."""
-        if slot.state is WAITING:
-            self._waiting -= 1
-        self._payloads.drop(slot.row)
-
-    def _done(self, slot: Slot) -> None:
-        """Let go what waited for `slot`, and move the marks over it."""
-        self._order.done(slot)
-        seq = slot.row.seq
-        if seq == self._acknowledged_through + 1:
-            slots = self._slots
-            following: Slot | None = slot
-            while following is not None and following.state >= ACKNOWLEDGED:
-                self._acknowledged_through = seq
-                seq += 1
-                following = slots.get(seq)
-            if slot.state is SETTLED:
-                self._settle()
-            if self._admitted_through < self._tail:
-                self._admit()
-        elif seq == self._admitted_through + 1:
-            self._admit()
-
-    def _settle(self) -> None:
-        slots = self._slots
-        seq = self._settled_through + 1
-        slot = slots.get(seq)
-        while slot is not None and slot.state is SETTLED:
-            del slots[seq]
-            self._settled_through = seq
-            self._settled_time = slot.row.time
-            seq += 1
-            slot = slots.get(seq)
-
-    def _admit(self) -> None:
-        """Admit the next rows to the running order, or to a new one once every lower row is done."""
-        self._admitted_through = max(self._admitted_through, self._acknowledged_through)
-        for slot in self._unadmitted():
-            if slot.state < ACKNOWLEDGED:
-                if slot.mode is None:
-                    return
-                if slot.mode is not self._mode:
-                    if self._acknowledged_through < self._admitted_through:
-                        return
-                    self._mode = slot.mode
-                    self._order = order_of(slot.mode)
-                self._order.admit(slot)
-            self._admitted_through = slot.row.seq
-
-    def _unadmitted(self) -> Iterator[Slot]:
-        while (slot := self._slots.get(self._admitted_through + 1)) is not None:
-            yield slot
+    def _back_in_order(self, slot: Slot) -> None:
+        """One that was not admitted yet will be as it is now."""
+        if slot.aside or slot.row.seq <= self._admitted_through:
+            self._order.again(slot)

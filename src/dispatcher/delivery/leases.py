@@ -107,6 +107,8 @@ class LeaseKeeper:
         self._timeline: int | None = None
         self._renew_due = -1.0
         self._next_expiry_s: float | None = None
+        self.live_count = 1
+        """Instances alive at the last look, this one included."""
         self._draining = False
         self._wake = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
@@ -212,6 +214,7 @@ class LeaseKeeper:
         live = await instances.live(self._db, self._settings.lease_ttl_s)
         owners = await leases.read_owners(self._db)
         self._owners = {partition: owner for partition, (owner, _) in owners.items()}
+        self.live_count = len(live) + (self.instance_id not in {instance.instance_id for instance in live})
         sharing = {instance.instance_id for instance in live if not instance.draining} - {self.instance_id}
         if not self._draining:
             sharing.add(self.instance_id)

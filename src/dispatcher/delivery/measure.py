@@ -67,7 +67,7 @@ class BacklogMeter:
 
 def backlog_of(lane: Lane, now_s: float) -> Backlog | None:
     """None where nothing is undelivered."""
-    count = lane.highest_known - lane.acknowledged_through
+    count = lane.unsettled
     if count <= 0:
         return None
     oldest = lane.blocked_by

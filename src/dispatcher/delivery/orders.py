@@ -10,7 +10,7 @@ import heapq
 from collections import deque
 from typing import Protocol, assert_never
 
-from dispatcher.delivery.slots import ACKNOWLEDGED, BACKING_OFF, WAITING, Slot, SlotState
+from dispatcher.delivery.slots import ACKNOWLEDGED, BACKING_OFF, DECIDING, HELD, WAITING, Slot, SlotState
 from dispatcher.model import OrderingMode
 
 DUE_STREAK_MAX = 3
@@ -23,6 +23,9 @@ class Order(Protocol):
     def admit(self, slot: Slot) -> None:
         """Take in the next slot that is not done; slots come with ascending seq."""
 
+    def peek(self, now: float) -> Slot | None:
+        """The slot that `take` would give."""
+
     def take(self, now: float) -> Slot | None:
         """The slot to start at `now`, with its payload; the caller makes it IN_FLIGHT."""
 
@@ -34,6 +37,12 @@ class Order(Protocol):
 
     def done(self, slot: Slot) -> None:
         """`slot` has become ACKNOWLEDGED or SETTLED; it need not have been admitted."""
+
+    def waits_for_another(self, slot: Slot) -> bool:
+        """Whether a WAITING slot may not start because a lower one is not done."""
+
+    def again(self, slot: Slot) -> None:
+        """`slot`, which was admitted, is BACKING_OFF with a `due` once more after it could not start at all."""
 
     def next_due(self) -> float | None:
         """When the next slot's back-off ends, None if none is waiting for that."""
@@ -63,11 +72,20 @@ class SerialOrder:
     def admit(self, slot: Slot) -> None:
         self._slots.append(slot)
 
-    def take(self, now: float) -> Slot | None:
+    def peek(self, now: float) -> Slot | None:
         if not self._slots:
             return None
         head = self._slots[0]
         return head if head.row.payload is not None and _may_start(head, now) else None
+
+    def take(self, now: float) -> Slot | None:
+        return self.peek(now)
+
+    def waits_for_another(self, slot: Slot) -> bool:
+        return bool(self._slots) and self._slots[0] is not slot
+
+    def again(self, slot: Slot) -> None:
+        """It has kept its place."""
 
     def front(self, now: float) -> list[Slot]:
         return [self._slots[0]] if self._slots and _may_start(self._slots[0], now) else []
@@ -99,16 +117,35 @@ class FreeOrder:
     def admit(self, slot: Slot) -> None:
         if slot.state is WAITING:
             self._untried.append(slot)
+        elif slot.state is BACKING_OFF:
+            self.failed(slot)
+
+    def peek(self, now: float) -> Slot | None:
+        queue = self._next_queue(now)
+        return queue[0] if queue else None
 
     def take(self, now: float) -> Slot | None:
+        queue = self._next_queue(now)
+        if queue is None:
+            return None
+        self._streak = self._streak + 1 if queue is self._due and self._untried else 0
+        return queue.popleft()
+
+    def _next_queue(self, now: float) -> deque[Slot] | None:
+        """The queue whose first slot is to start now."""
         self._promote(now)
         due, untried = _pruned(self._due, BACKING_OFF), _pruned(self._untried, WAITING)
         retries_had_theirs = self._streak >= DUE_STREAK_MAX
         for queue in (untried, due) if retries_had_theirs else (due, untried):
             if queue and queue[0].row.payload is not None:
-                self._streak = self._streak + 1 if queue is due and untried else 0
-                return queue.popleft()
+                return queue
         return None
+
+    def waits_for_another(self, slot: Slot) -> bool:  # noqa: ARG002 -- the protocol's signature; nothing waits here
+        return False
+
+    def again(self, slot: Slot) -> None:
+        self.failed(slot)
 
     def front(self, now: float) -> list[Slot]:
         self._promote(now)
@@ -124,13 +161,18 @@ class FreeOrder:
         """What is done is passed over where it is met: no queue is searched."""
 
     def next_due(self) -> float | None:
-        while self._timers and self._timers[0][2].state is not BACKING_OFF:
+        while self._timers and (
+            self._timers[0][2].state is not BACKING_OFF or self._timers[0][2].due != self._timers[0][0]
+        ):
             heapq.heappop(self._timers)
         return self._timers[0][0] if self._timers else None
 
     def _promote(self, now: float) -> None:
         while self._timers and self._timers[0][0] <= now:
-            self._due.append(heapq.heappop(self._timers)[2])
+            due, _, slot = heapq.heappop(self._timers)
+            # A slot that was made due earlier has left this timer behind.
+            if slot.state is BACKING_OFF and slot.due == due:
+                self._due.append(slot)
 
 
 class KeyedOrder:
@@ -150,8 +192,48 @@ class KeyedOrder:
         else:
             queue.append(slot)
 
+    def peek(self, now: float) -> Slot | None:
+        return self._heads.peek(now)
+
     def take(self, now: float) -> Slot | None:
         return self._heads.take(now)
+
+    def waits_for_another(self, slot: Slot) -> bool:
+        return self._keys[slot.row.ordering_key][0] is not slot
+
+    def again(self, slot: Slot) -> None:
+        if not self.waits_for_another(slot):
+            self._heads.again(slot)
+
+    def chill(self, key: str | None, kept_max: int, marker: Slot) -> list[Slot]:
+        """Let the parked slots of a key behind the first `kept_max` go: `marker` (HELD) stands for those that went.
+
+        A marker that is there already takes in those behind it. The first slot of a key always stays.
+        """
+        queue = self._keys.get(key)
+        if queue is None:
+            return []
+        slots = list(queue)
+        place = next((i for i, slot in enumerate(slots) if slot.state is HELD), None)
+        first = kept_max if place is None else place + 1
+        gone = [slot for slot in slots[first:] if slot.aside and slot.state < DECIDING]
+        if gone:
+            marks = [marker] if place is None else []
+            self._keys[key] = deque([*slots[:first], *marks, *(slot for slot in slots[first:] if slot not in gone)])
+        return gone
+
+    def insert(self, key: str | None, marker: Slot, slots: list[Slot]) -> None:
+        """Rows that `marker` stood for have been read: they take their places before it."""
+        queue = self._keys[key]
+        at = queue.index(marker)
+        had = list(queue)
+        self._keys[key] = deque([*had[:at], *slots, *had[at:]])
+        if at == 0 and slots:
+            self._heads.admit(slots[0])
+
+    def ahead_of(self, key: str | None, marker: Slot) -> int:
+        """How many slots of the key stand before its marker."""
+        return self._keys[key].index(marker)
 
     def front(self, now: float) -> list[Slot]:
         return self._heads.front(now)
@@ -160,7 +242,10 @@ class KeyedOrder:
         self._heads.failed(slot)
 
     def done(self, slot: Slot) -> None:
-        key = slot.row.ordering_key
+        self.settle(slot.row.ordering_key)
+
+    def settle(self, key: str | None) -> None:
+        """Let go what is done at the front of a key; the next one may start."""
         queue = self._keys.get(key)
         if queue is None or queue[0].state < ACKNOWLEDGED:
             return

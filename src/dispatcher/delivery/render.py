@@ -40,6 +40,8 @@ def render(
     headers["webhook-attempt"] = str(attempt_number)
     if row.ordering_key is not None:
         headers["webhook-ordering-key"] = row.ordering_key
+    if row.replay_of is not None:
+        headers["webhook-replay"] = "true"
     if traceparent is not None:
         headers["traceparent"] = traceparent
     return WebhookRequest(url=url, headers=headers, body=payload.data, timeout_s=runtime.settings.timeout_s)

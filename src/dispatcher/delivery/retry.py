@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from dispatcher.model import Outcome
+from dispatcher.model import OrderingMode, Outcome
+from dispatcher.policy import Backoff, ExponentialBackoff, RetryOverrides, RetrySchedule
 
+SCHEDULE_JITTER = 0.1
 RETRY_AFTER_CHARS_MAX = 64
 _SECONDS = re.compile(r"[0-9]{1,10}")
 
@@ -20,17 +22,57 @@ class ExhaustedReason(enum.StrEnum):
 
     ATTEMPTS_EXHAUSTED = "ATTEMPTS_EXHAUSTED"
     AGE_EXCEEDED = "AGE_EXCEEDED"
+    FINAL_STATUS = "FINAL_STATUS"
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Exponential waits with full jitter, between bounds; `age_max_s` None means any age will do."""
+    """What holds for one endpoint; `age_max_s` None means any age will do."""
 
-    min_s: float
-    max_s: float
-    factor: float
+    backoff: Backoff
     attempts_max: int
     age_max_s: float | None = None
+    final_status_codes: frozenset[int] = frozenset()
+
+    @property
+    def longest_wait_s(self) -> float:
+        """The bound of every wait, and so of what a Retry-After may ask for."""
+        match self.backoff:
+            case ExponentialBackoff():
+                return self.backoff.max_s
+            case RetrySchedule():
+                return max(self.backoff.waits_s)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryDefaults:
+    """What the settings of the service say: a schedule for UNORDERED, growing waits for the modes where others wait."""
+
+    schedule: RetrySchedule
+    exponential: ExponentialBackoff
+    attempts_max: int
+    age_max_s: float
+
+
+def resolve(
+    defaults: RetryDefaults, tenant: RetryOverrides, endpoint: RetryOverrides, mode: OrderingMode
+) -> RetryPolicy:
+    """The policy of an endpoint: its own word first, then the tenant's, then the service's.
+
+    A backoff is taken as a whole. With a schedule there is one attempt more than it has waits, unless said otherwise.
+    """
+    own: Backoff = defaults.schedule if mode is OrderingMode.UNORDERED else defaults.exponential
+    backoff = endpoint.backoff or tenant.backoff or own
+    attempts_max = endpoint.attempts_max or tenant.attempts_max
+    if attempts_max is None:
+        attempts_max = len(backoff.waits_s) + 1 if isinstance(backoff, RetrySchedule) else defaults.attempts_max
+    codes = endpoint.final_status_codes if endpoint.final_status_codes is not None else tenant.final_status_codes
+    return RetryPolicy(
+        backoff=backoff,
+        attempts_max=attempts_max,
+        age_max_s=endpoint.age_max_s or tenant.age_max_s or defaults.age_max_s,
+        final_status_codes=codes or frozenset(),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,35 +95,55 @@ def next_step(
     attempt_number: int,
     age_s: float,
     outcome: Outcome,
+    status_code: int | None,
     retry_after_s: float | None,
     draw: float,
 ) -> Retry | Exhausted:
     """What to do after attempt `attempt_number` (1 for the first) has failed with `outcome`.
 
-    `age_s` is the time since the delivery's own first attempt began, `draw` is random in [0, 1). The wait is random in
-    [0, min(max_s, min_s x factor^(attempt_number-1))]; a receiver's Retry-After (`retry_after_s`) may lengthen it up to
-    `max_s`. A wait that would outlast `age_max_s` ends there, so that the last attempt comes before the end.
-    Raises ValueError for an attempt that succeeded.
+    `age_s` is the time since the delivery's own first attempt began, `draw` is random in [0, 1). A receiver's
+    Retry-After (`retry_after_s`) may lengthen the wait up to the policy's longest. A wait that would outlast
+    `age_max_s` ends there, so that the last attempt comes before the end. Raises ValueError for an attempt that
+    succeeded.
     """
     if outcome is Outcome.SUCCEEDED:
         raise ValueError("a success is not followed by a retry")
+    if outcome is Outcome.HTTP_ERROR and status_code in policy.final_status_codes:
+        return Exhausted(ExhaustedReason.FINAL_STATUS)
     if attempt_number >= policy.attempts_max:
         return Exhausted(ExhaustedReason.ATTEMPTS_EXHAUSTED)
     left_s = math.inf if policy.age_max_s is None else policy.age_max_s - age_s
     if left_s <= 0:
         return Exhausted(ExhaustedReason.AGE_EXCEEDED)
-    # Only an answer can carry the header; what else came with a failure is not the receiver's word.
-    asked_s = retry_after_s if retry_after_s is not None and outcome is Outcome.HTTP_ERROR else 0.0
-    delay_s = max(draw * backoff_bound_s(policy, attempt_number), min(asked_s, policy.max_s))
+    delay_s = max(wait_s(policy.backoff, attempt_number, draw), hold_s(policy, outcome, retry_after_s) or 0.0)
     return Retry(min(delay_s, left_s))
 
 
-def backoff_bound_s(policy: RetryPolicy, attempt_number: int) -> float:
+def hold_s(policy: RetryPolicy, outcome: Outcome, retry_after_s: float | None) -> float | None:
+    """What a receiver's Retry-After amounts to under the policy; None where it said nothing."""
+    # Only an answer can carry the header; what else came with a failure is not the receiver's word.
+    if retry_after_s is None or outcome is not Outcome.HTTP_ERROR:
+        return None
+    return min(retry_after_s, policy.longest_wait_s)
+
+
+def wait_s(backoff: Backoff, attempt_number: int, draw: float) -> float:
+    """The wait after attempt `attempt_number`: random up to its bound (full jitter), or the schedule's, up to a tenth
+    longer so that deliveries which failed together don't come back together."""
+    match backoff:
+        case ExponentialBackoff():
+            return draw * backoff_bound_s(backoff, attempt_number)
+        case RetrySchedule():
+            waits = backoff.waits_s
+            return waits[min(attempt_number, len(waits)) - 1] * (1 + SCHEDULE_JITTER * draw)
+
+
+def backoff_bound_s(backoff: ExponentialBackoff, attempt_number: int) -> float:
     """The longest wait after attempt `attempt_number`, in seconds."""
     try:
-        return min(policy.max_s, policy.min_s * policy.factor ** (attempt_number - 1))
+        return min(backoff.max_s, backoff.min_s * backoff.factor ** (attempt_number - 1))
     except OverflowError:
-        return policy.max_s
+        return backoff.max_s
 
 
 def parse_retry_after(value: str, now: datetime) -> float | None:

@@ -2,8 +2,9 @@
 
     take ──> attempt ──> succeeded ──────────────> next row may go; the flush makes it durable
                    └──> failed ──> retry due at … ─> the same row again
-                             └──> exhausted ──> decision ──committed──> next row may go
-                                                        └──void──> the lane goes with its lease
+                             └──> exhausted ──> dead letter ──committed──> next row may go
+                                            └─> halt ──committed──> what waits for it waits for an operator
+                                                  └──void──> the lane goes with its lease
 
 The conclusion is drawn only for a lane that is still current: an attempt that outlived its lease is a fact, recorded,
 and decides nothing.
@@ -18,31 +19,40 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from typing import assert_never
 
 from dispatcher.delivery.attempt import Attempter, AttemptResult
 from dispatcher.delivery.board import Board
+from dispatcher.delivery.conclusions import Conclusions
 from dispatcher.delivery.decide import DecisionWriter, Verdict
+from dispatcher.delivery.endings import dead_letter, halt
 from dispatcher.delivery.endpoint import EndpointRuntime
 from dispatcher.delivery.flush import Flusher
+from dispatcher.delivery.keeping import Disabling
 from dispatcher.delivery.lane import Lane
-from dispatcher.delivery.retry import Exhausted, Retry, RetryPolicy, next_step, parse_retry_after
+from dispatcher.delivery.retry import Exhausted, Retry
 from dispatcher.delivery.slots import SETTLED
-from dispatcher.model import DeadLetter, Decision, DecisionKind, EndpointKey, OutboxRow
+from dispatcher.model import EndpointKey, OutboxRow
+from dispatcher.policy import ExhaustionPolicy
 from dispatcher.telemetry import Instruments
 
 log = logging.getLogger(__name__)
-
-ACTOR = "dispatcher"
 
 
 @dataclass(frozen=True, slots=True)
 class SendingOptions:
     """`flush_stall_s`: no attempt starts once an acknowledgement has waited so long for its flush."""
 
-    retry: RetryPolicy
     flush_stall_s: float
     gate_check_s: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The end of a delivery on its way into the database: a dead letter, or a halt."""
+
+    verdict: asyncio.Future[Verdict]
+    is_halt: bool
 
 
 class SendLoop:
@@ -57,6 +67,7 @@ class SendLoop:
         sendable_until: Callable[[], float],
         options: SendingOptions,
         instruments: Instruments,
+        disable: Callable[[Disabling], None],
         *,
         clock: Callable[[], float] = time.monotonic,
         chance: random.Random | None = None,
@@ -71,7 +82,7 @@ class SendLoop:
         self._options = options
         self._instruments = instruments
         self._clock = clock
-        self._random = chance or random.Random()  # noqa: S311 -- jitter, no secret
+        self._conclusions = Conclusions(board, disable, clock=clock, chance=chance)
         self._in_flight: dict[asyncio.Task[None], EndpointKey] = {}
         self._finished = asyncio.Event()
         self._stopping = False
@@ -128,7 +139,10 @@ class SendLoop:
                 return False
             lane, row = taken
             # Now, while the lane is known to be configured: the task may begin after it has gone.
-            task = tasks.create_task(self._deliver(lane, row, self._board.runtimes[lane.key]), name="attempt")
+            runtime = self._board.runtimes[lane.key]
+            standing = self._board.admissions.get(lane.key)
+            url_index = 0 if standing is None else standing.admission.begin(now, row.time)
+            task = tasks.create_task(self._deliver(lane, row, runtime, url_index), name="attempt")
             self._in_flight[task] = lane.key
             task.add_done_callback(self._forget)
 
@@ -146,88 +160,68 @@ class SendLoop:
         del self._in_flight[task]
         self._finished.set()
 
-    async def _deliver(self, lane: Lane, row: OutboxRow, runtime: EndpointRuntime) -> None:
+    async def _deliver(self, lane: Lane, row: OutboxRow, runtime: EndpointRuntime, url_index: int) -> None:
         started = self._clock()
-        verdict = result = None
+        ending = result = None
         try:
-            result = await self._attempter.attempt(runtime, row, row.attempts + 1, lane.epoch)
+            result = await self._attempter.attempt(runtime, row, row.attempts + 1, lane.epoch, url_index)
             if self._board.is_current(lane):
-                verdict = self._conclude(lane, row, result)
+                ending = self._conclude(lane, row, result, runtime)
         finally:
             failed = result is None or not result.is_success
             self._scheduler.finished(lane, failed=failed, duration_s=self._clock() - started)
             self._board.ready.set()
-        if verdict is not None:
-            await self._settle(lane, row, verdict)
+        if ending is not None:
+            await self._settle(lane, row, ending)
 
-    def _conclude(self, lane: Lane, row: OutboxRow, result: AttemptResult) -> asyncio.Future[Verdict] | None:
-        """Tell the lane what came of its row; where it is exhausted, the decision that is being committed."""
+    def _conclude(self, lane: Lane, row: OutboxRow, result: AttemptResult, runtime: EndpointRuntime) -> Ending | None:
+        """Tell the lane what came of its row; where it is exhausted, the decision or halt that is being committed."""
         row.attempts += 1
         row.first_attempt_time = row.first_attempt_time or result.attempt.start_time
+        hold_s = self._conclusions.note(runtime, row, result)
         if result.is_success:
             self.delivered_total += 1
             lane.succeeded(row.seq)
             self._board.feed(lane)
             return None
-        step = self._next_step(row, result)
+        step = self._conclusions.next_step(runtime, row, result, hold_s)
         if isinstance(step, Retry):
             lane.failed(row.seq, self._clock() + step.delay_s)
+            self._board.feed(lane)
         elif lane.deciding(row.seq):
-            return self._decisions.submit(*_dead_letter(row, result, step), lane.epoch)
+            self._conclusions.exhausted(runtime, row, lane.epoch)
+            return self._end(lane, row, result, step, runtime)
         if lane.state_of(row.seq) is SETTLED:
             self._board.settled(lane)  # a former owner's success is on record
         return None
 
-    def _next_step(self, row: OutboxRow, result: AttemptResult) -> Retry | Exhausted:
-        now = datetime.now(UTC)
-        first = row.first_attempt_time or now
-        return next_step(
-            self._options.retry,
-            attempt_number=row.attempts,
-            age_s=max(0.0, (now - first).total_seconds()),
-            outcome=result.attempt.outcome,
-            retry_after_s=None if result.retry_after is None else parse_retry_after(result.retry_after, now),
-            draw=self._random.random(),
-        )
+    def _end(
+        self, lane: Lane, row: OutboxRow, result: AttemptResult, step: Exhausted, runtime: EndpointRuntime
+    ) -> Ending:
+        match runtime.settings.exhaustion:
+            case ExhaustionPolicy.DEAD_LETTER:
+                verdict = self._decisions.submit(*dead_letter(row, result, step), lane.epoch)
+                return Ending(verdict, is_halt=False)
+            case ExhaustionPolicy.HALT:
+                mode = runtime.revisions.get(row.revision, runtime.settings).ordering_mode
+                return Ending(self._decisions.submit_halt(halt(row, mode, result, step), lane.epoch), is_halt=True)
+            case _:
+                assert_never(runtime.settings.exhaustion)
 
-    async def _settle(self, lane: Lane, row: OutboxRow, verdict: asyncio.Future[Verdict]) -> None:
+    async def _settle(self, lane: Lane, row: OutboxRow, ending: Ending) -> None:
         """The next row waits until the decision is known to be committed.
 
         A void one goes with its lane. After a refused one, already logged, the lane stays where it is: going on would
         pass over an event that nothing is on record about.
         """
-        if await verdict is not Verdict.COMMITTED or not self._board.is_current(lane):
+        if await ending.verdict is not Verdict.COMMITTED or not self._board.is_current(lane):
             return
-        log.warning(
-            "a delivery is dead-lettered",
-            extra={"tenant": str(row.key.tenant_id), "endpoint": str(row.key.endpoint_id), "sequence": row.seq},
-        )
-        self._instruments.settled("dead_lettered")
-        lane.decided(row.seq)
+        what = {"tenant": str(row.key.tenant_id), "endpoint": str(row.key.endpoint_id), "sequence": row.seq}
+        if ending.is_halt:
+            log.warning("an endpoint is halted at a delivery", extra=what)
+            lane.halted(row.seq)
+        else:
+            log.warning("a delivery is dead-lettered", extra=what)
+            self._instruments.settled("dead_lettered")
+            lane.decided(row.seq)
         self._board.settled(lane)
-
-
-def _dead_letter(row: OutboxRow, result: AttemptResult, step: Exhausted) -> tuple[Decision, DeadLetter]:
-    attempt = result.attempt
-    decision = Decision(
-        key=row.key,
-        seq=row.seq,
-        event_id=row.event_id,
-        event_time=row.event_time,
-        kind=DecisionKind.DEAD_LETTER,
-        reason=step.reason,
-        actor=ACTOR,
-    )
-    letter = DeadLetter(
-        key=row.key,
-        seq=row.seq,
-        event_id=row.event_id,
-        event_time=row.event_time,
-        type=row.type,
-        ordering_key=row.ordering_key,
-        attempts=row.attempts,
-        last_outcome=attempt.outcome,
-        last_status_code=attempt.status_code,
-        last_error=attempt.error,
-    )
-    return decision, letter

@@ -9,8 +9,14 @@
        │                                 └───────────────── decided ───────────────────────────┤
        └──────────────── read as settled: a success or a decision is on record ────────────────┘
 
-A success of an attempt that this lane did not start (`late_success`) acknowledges a slot that is WAITING or BACKING_OFF
-at once; one that is IN_FLIGHT or DECIDING first comes to its own end.
+    DECIDING ──halted──▶ HALTED ──retry_now──▶ BACKING_OFF          DECIDING ──undecided──▶ BACKING_OFF
+                           └──deciding──▶ DECIDING
+
+A success of an attempt that this lane did not start (`late_success`) acknowledges a slot that is WAITING, BACKING_OFF
+or HALTED at once; one that is IN_FLIGHT or DECIDING first comes to its own end.
+
+A slot may be parked (`aside`): it has left the lane's window, and its way through the states is the same. HELD stands
+for parked rows of one ordering key that are in the database alone; it never starts.
 """
 
 from __future__ import annotations
@@ -27,15 +33,19 @@ class SlotState(enum.IntEnum):
     WAITING = 0
     IN_FLIGHT = 1
     BACKING_OFF = 2
-    DECIDING = 3
-    ACKNOWLEDGED = 4
-    SETTLED = 5
+    HALTED = 3
+    HELD = 4
+    DECIDING = 5
+    ACKNOWLEDGED = 6
+    SETTLED = 7
 
 
 # An enum's members looked up through their class cost more than the rest of a comparison.
 WAITING: Final = SlotState.WAITING
 IN_FLIGHT: Final = SlotState.IN_FLIGHT
 BACKING_OFF: Final = SlotState.BACKING_OFF
+HALTED: Final = SlotState.HALTED
+HELD: Final = SlotState.HELD
 DECIDING: Final = SlotState.DECIDING
 ACKNOWLEDGED: Final = SlotState.ACKNOWLEDGED
 SETTLED: Final = SlotState.SETTLED
@@ -46,15 +56,16 @@ class Slot:
 
     `mode` is the ordering mode of the row's revision, None while that revision is unknown. `due` (monotonic seconds)
     has a meaning only in BACKING_OFF. `proven` marks a success seen while the slot could not yet take it, `on_record`
-    one that the database holds.
+    one that the database holds. `aside`: it is parked, outside of the window.
     """
 
-    __slots__ = ("due", "mode", "on_record", "proven", "row", "state")
+    __slots__ = ("aside", "due", "mode", "on_record", "proven", "row", "state")
 
     def __init__(self, row: OutboxRow, mode: OrderingMode | None) -> None:
         self.row = row
         self.mode = mode
         self.state = SETTLED if row.settled else WAITING
+        self.aside = False
         self.due = 0.0
         self.proven = False
         self.on_record = False

@@ -23,6 +23,10 @@ from dispatcher.store.database import Database
 log = logging.getLogger(__name__)
 
 
+COMMAND_HINT = 0
+"""A hint of this sequence, which no row has, says that a command waits; an older release takes it for an old hint."""
+
+
 @dataclass(frozen=True, slots=True)
 class WatchOptions:
     """`look_back_s` exceeds the longest transaction that publishes or changes an endpoint."""
@@ -50,11 +54,16 @@ class Watch:
         self._polled: datetime | None = None
         self._changed: dict[EndpointKey, datetime] = {}
         self._sweep_now = asyncio.Event()
+        self._poll_now = asyncio.Event()
         self._probed = -1
 
     def sweep_soon(self) -> None:
         """Hints may have been lost: sweep now."""
         self._sweep_now.set()
+
+    def poll_soon(self) -> None:
+        """There is a command to execute."""
+        self._poll_now.set()
 
     def on_hints(self, payload: str) -> None:
         """A payload of NOTIFY; anyone with a connection may send one, so nonsense is only logged."""
@@ -64,13 +73,16 @@ class Watch:
             log.warning("a malformed hint was ignored")
             return
         for key, seq in hints:
-            self._board.hint(key, seq)
+            if seq == COMMAND_HINT:
+                self._poll_now.set()
+            else:
+                self._board.hint(key, seq)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._repeat(self.sweep, self._options.sweep_interval_s, self._sweep_now), name="sweep")
             group.create_task(self._repeat(self.probe, self._options.sweep_interval_s, asyncio.Event()), name="probe")
-            group.create_task(self._repeat(self.poll, self._options.poll_interval_s, asyncio.Event()), name="poll")
+            group.create_task(self._repeat(self.poll, self._options.poll_interval_s, self._poll_now), name="poll")
 
     async def _repeat(self, work: Callable[[], Awaitable[None]], interval_s: float, now: asyncio.Event) -> None:
         while True:

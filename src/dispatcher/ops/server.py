@@ -10,7 +10,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from dispatcher.config import split_address
+from dispatcher.config.groups import split_address
 from dispatcher.telemetry.health import Health
 
 _NO_STORE = {"Cache-Control": "no-store"}

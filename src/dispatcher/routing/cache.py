@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from dispatcher.errors import NotFoundError
-from dispatcher.routing.patterns import Matcher
+from dispatcher.policy import NO_PUBLISH_QUOTA, PublishQuota
+from dispatcher.routing.patterns import Matcher, is_reserved
 from dispatcher.store import routes
 from dispatcher.store.database import Database
 from dispatcher.store.routes import StoredRoutes
@@ -32,10 +33,16 @@ class TenantRoutes:
     matcher: Matcher
     require_registered_event_types: bool
     registered_event_types: frozenset[str]
+    publish_quota: PublishQuota = NO_PUBLISH_QUOTA
 
     def accepts(self, event_type: str) -> bool:
-        """False where the tenant requires registered types and this one is not, or is archived."""
-        return not self.require_registered_event_types or event_type in self.registered_event_types
+        """False where the tenant requires registered types and this one is not, or is archived; the service's own types
+        need no registration."""
+        return (
+            not self.require_registered_event_types
+            or event_type in self.registered_event_types
+            or is_reserved(event_type)
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -122,6 +129,7 @@ class SubscriptionCache:
             matcher=Matcher(stored.subscriptions),
             require_registered_event_types=stored.require_registered_event_types,
             registered_event_types=stored.registered_event_types,
+            publish_quota=stored.publish_quota,
         )
 
     def _landed(self, tenant: str, flight: _Flight, task: asyncio.Task[TenantRoutes]) -> None:

@@ -21,6 +21,7 @@ from dispatcher.errors import (
 )
 from dispatcher.model import NewEvent, PublishedEvent
 from dispatcher.routing.cache import SubscriptionCache, TenantRoutes
+from dispatcher.routing.quotas import Quotas
 from dispatcher.store.group_commit import Chain, GroupCommit
 from dispatcher.store.publish import PublishRequest, RequestResult, Verdict
 
@@ -36,17 +37,22 @@ class ChainBrokenError(DispatcherError):
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """One Publish call after validation. `deadline` is on the monotonic clock, None for none."""
+    """One Publish call after validation. `deadline` is on the monotonic clock, None for none. `is_own`: the service's
+    own events, which no quota binds."""
 
     tenant: str
     events: tuple[NewEvent, ...]
     deadline: float | None = None
+    is_own: bool = False
 
 
 class Publisher:
     """Unary publishing; `stream` opens a session whose requests keep their order."""
 
-    def __init__(self, cache: SubscriptionCache, commits: GroupCommit, *, rows_max: int) -> None:
+    def __init__(
+        self, cache: SubscriptionCache, commits: GroupCommit, *, rows_max: int, quotas: Quotas | None = None
+    ) -> None:
+        self._quotas = quotas or Quotas(lambda: 1)
         self._cache = cache
         self._commits = commits
         self._rows_max = rows_max
@@ -54,6 +60,7 @@ class Publisher:
     async def publish(self, publication: Publication) -> tuple[PublishedEvent, ...]:
         """Returns once all events are durable, in the order given. Raises a DispatcherError; then none was stored
         (save CommitUnknownError)."""
+        await self.admit(publication)
         for _ in range(ROUTING_TRIES_MAX):
             request = await self.route(publication)
             result = await self._commits.submit(request, deadline=publication.deadline)
@@ -61,6 +68,13 @@ class Publisher:
                 return answer(request, result)
             self._cache.invalidate(request.tenant_id, request.version)
         raise routing_unsettled(publication)
+
+    async def admit(self, publication: Publication) -> None:
+        """Charge the tenant's quota, once for a request however often it goes round. Errors: QuotaExceededError,
+        NotFoundError, UnavailableError."""
+        if not publication.is_own:
+            routes = await self._cache.routes(publication.tenant)
+            self._quotas.charge(routes.tenant_id, publication.tenant, routes.publish_quota, publication.events)
 
     async def route(self, publication: Publication, chain: Chain | None = None) -> PublishRequest:
         """The request with its fan-out under the cached routing version."""
@@ -176,6 +190,7 @@ class PublishStream:
             else:
                 sent = _Sent(publication, sequence)
                 self._pending.append(sent)
+                await self._admit(sent)
                 await self._enqueue(sent)
             await self._notify()
 
@@ -188,7 +203,18 @@ class PublishStream:
         async with self._changed:
             self._changed.notify_all()
 
+    async def _admit(self, sent: _Sent) -> None:
+        if self._failed:
+            return
+        try:
+            await self._publisher.admit(sent.publication)
+        except DispatcherError as error:
+            self._failed = True
+            sent.error = error
+
     async def _enqueue(self, sent: _Sent) -> None:
+        if sent.error is not None:
+            return  # the quota refused it
         sent.request = sent.future = None
         if self._failed:
             sent.error = ChainBrokenError("an earlier request of this stream failed; reopen the stream")

@@ -18,6 +18,7 @@ from dispatcher.store.deliveries import (
     Scope,
     attempt_from_row,
     delivery_not_found,
+    event_id_of,
     find,
     resolve_scope,
 )
@@ -31,8 +32,13 @@ FILTER_RULES = {
         frozenset({Operator.EQUALS, Operator.DIFFERS}),
         frozenset(outcome.name for outcome in Outcome),
     ),
+    "status_code": filters.STATUS_CODE,
+    "event": filters.TEXT,
+    "event_type": filters.TEXT,
     "start_time": filters.TIME_RANGE,
 }
+TYPE_SCAN_ROWS_MAX = 1000
+"""Attempts one page looks at where the filter names a type: each costs an index probe of its delivery."""
 NUMBER_MAX = 2**31 - 1
 
 
@@ -48,14 +54,14 @@ class ListedAttempt:
 # $8 and $9 whole days, $10 rows to scan.
 SCAN_ENDPOINT = """
     SELECT tenant_id, endpoint_id, seq, epoch, number, time, event_id, duration_us, outcome, status_code, error,
-           response_excerpt
+           response_excerpt, url_index
     FROM attempt
     WHERE tenant_id = $1 AND endpoint_id = $2 AND (seq, epoch, number, time) < ($3, $4, $5, $6) AND seq >= $7
       AND time >= $8 AND time < $9
     ORDER BY seq DESC, epoch DESC, number DESC, time DESC LIMIT $10"""
 SCAN_TENANT = """
     SELECT tenant_id, endpoint_id, seq, epoch, number, time, event_id, duration_us, outcome, status_code, error,
-           response_excerpt
+           response_excerpt, url_index
     FROM attempt
     WHERE tenant_id = $1 AND (endpoint_id, seq, epoch, number, time) < ($2, $3, $4, $5, $6) AND seq >= $7
       AND time >= $8 AND time < $9
@@ -72,15 +78,24 @@ LEFT JOIN (
 ) z ON true
 LEFT JOIN (
     SELECT s.tenant_id, s.endpoint_id, e.name AS endpoint_name, s.seq, s.epoch, s.number, s.time AS start_time,
-           s.event_id, s.duration_us, s.outcome, s.status_code, s.error, s.response_excerpt
+           s.event_id, s.duration_us, s.outcome, s.status_code, s.error, s.response_excerpt,
+           s.url_index
     FROM scanned s JOIN endpoint e ON e.tenant_id = s.tenant_id AND e.endpoint_id = s.endpoint_id
     WHERE s.time >= $11 AND s.time < $12 AND ($13::smallint IS NULL OR s.outcome = $13)
-      AND ($14::smallint IS NULL OR s.outcome <> $14)
+      AND ($14::smallint IS NULL OR s.outcome <> $14) AND ($16::smallint IS NULL OR s.status_code = $16)
+      AND ($17::text IS NULL OR s.event_id = $17) AND ($18::text IS NULL OR EXISTS (
+          SELECT FROM outbox o
+          WHERE o.tenant_id = s.tenant_id AND o.endpoint_id = s.endpoint_id AND o.seq = s.seq
+            AND o.event_id = s.event_id AND o.type = $18))
     ORDER BY s.endpoint_id DESC, s.seq DESC, s.epoch DESC, s.number DESC, s.time DESC LIMIT $15
 ) p ON true
 ORDER BY p.endpoint_id DESC, p.seq DESC, p.epoch DESC, p.number DESC, p.start_time DESC"""
 LIST_OF_ENDPOINT = LIST.replace("{scan}", SCAN_ENDPOINT)
 LIST_OF_TENANT = LIST.replace("{scan}", SCAN_TENANT)
+# Failures have an index of their own, so that few among many successes are found at once.
+ONLY_FAILED = ("AND seq >= $7", "AND seq >= $7 AND outcome <> 1")
+FAILED_OF_ENDPOINT = LIST.replace("{scan}", SCAN_ENDPOINT.replace(*ONLY_FAILED))
+FAILED_OF_TENANT = LIST.replace("{scan}", SCAN_TENANT.replace(*ONLY_FAILED))
 
 
 async def list_page(
@@ -89,8 +104,8 @@ async def list_page(
     """Attempts of one delivery, of an endpoint (`seq` None), or of a tenant (`endpoint` None, too: then the filter must
     hold a `start_time` range of at most 24 h).
 
-    Filter: `outcome`, `start_time`. A page may be short or empty and still have a next one.
-    Errors: NotFoundError, InvalidRequestError.
+    Filter: `outcome`, `status_code`, `event`, `event_type`, `start_time`. A page may be short or empty and still
+    have a next one. Errors: NotFoundError, InvalidRequestError.
     """
     query = ("attempts", tenant, endpoint or "-", "-" if seq is None else str(seq), request.filter)
     wanted = filters.parse(request.filter, FILTER_RULES)
@@ -100,16 +115,20 @@ async def list_page(
     after = decode_token(query, request.token, (UUID, int, int, int, datetime))
     scope = await resolve_scope(db, tenant, endpoint)
     await _check_delivery(db, scope, tenant, endpoint, seq)
+    scan_rows = SCAN_ROWS_MAX if wanted.text("event_type") is None else TYPE_SCAN_ROWS_MAX
     rows = await db.fetch(
-        LIST_OF_TENANT if scope.endpoint_id is None else LIST_OF_ENDPOINT,
-        *_arguments(scope, seq, after, window, wanted),
+        _statement(scope, wanted),
+        *_arguments(scope, seq, after, window, wanted, scan_rows),
         request.size + 1,
+        _status_code(wanted),
+        event_id_of(wanted, tenant),
+        wanted.text("event_type"),
     )
     found = [row for row in rows if row["seq"] is not None]
     end: Position | None = None
     if len(found) > request.size:
         end = _position(found[request.size - 1], "")
-    elif rows[0]["scan_count"] == SCAN_ROWS_MAX:
+    elif rows[0]["scan_count"] == scan_rows:
         end = _position(rows[0], "scan_")
     items = tuple(ListedAttempt(row["endpoint_name"], attempt_from_row(row)) for row in found[: request.size])
     return Page(items, encode_token(query, end) if end else "")
@@ -123,7 +142,7 @@ async def _check_delivery(db: Database, scope: Scope, tenant: str, endpoint: str
 
 
 def _arguments(
-    scope: Scope, seq: int | None, after: Position | None, window: Window, wanted: Filter
+    scope: Scope, seq: int | None, after: Position | None, window: Window, wanted: Filter, scan_rows: int
 ) -> tuple[Any, ...]:
     """$1 to $14. The first page of one delivery starts just above its highest attempt."""
     highest = SEQ_MAX if seq is None else seq
@@ -135,12 +154,29 @@ def _arguments(
         0 if seq is None else seq,
         window.first_day,
         window.last_day_end,
-        SCAN_ROWS_MAX,
+        scan_rows,
         window.start,
         window.end,
         _outcome(wanted, Operator.EQUALS),
         _outcome(wanted, Operator.DIFFERS),
     )
+
+
+def _statement(scope: Scope, wanted: Filter) -> str:
+    """By the failures' index where only failures can match."""
+    equal, differs, code = wanted.text("outcome"), wanted.text("outcome", Operator.DIFFERS), _status_code(wanted)
+    success = Outcome.SUCCEEDED.name
+    only_failed = (
+        differs == success or (equal is not None and equal != success) or (code is not None and not 200 <= code < 300)
+    )
+    if scope.endpoint_id is None:
+        return FAILED_OF_TENANT if only_failed else LIST_OF_TENANT
+    return FAILED_OF_ENDPOINT if only_failed else LIST_OF_ENDPOINT
+
+
+def _status_code(wanted: Filter) -> int | None:
+    code = wanted.text("status_code")
+    return None if code is None else int(code)
 
 
 def _outcome(wanted: Filter, operator: Operator) -> int | None:

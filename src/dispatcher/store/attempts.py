@@ -22,6 +22,7 @@ COLUMNS = (
     "status_code",
     "error",
     "response_excerpt",
+    "url_index",
 )
 # A loss of the last attempts in a crash means duplicates, no more; and WAL is lost from its end, so no decision
 # outlives an acknowledgement before it. Only ever for this transaction: a session setting would leak into publishes.
@@ -43,14 +44,14 @@ async def append(db: Database, attempts: Sequence[Attempt]) -> None:
 # possible time.
 APPEND_AGAIN = """
 INSERT INTO attempt (tenant_id, endpoint_id, seq, epoch, number, time, event_id, duration_us, outcome, status_code,
-                     error, response_excerpt)
+                     error, response_excerpt, url_index)
 SELECT a.tenant_id, a.endpoint_id, a.seq, a.epoch, a.number,
        greatest(least(a.time, now() + interval '1 day'), now() - interval '1 day'), a.event_id, a.duration_us,
-       a.outcome, a.status_code, a.error, a.response_excerpt
+       a.outcome, a.status_code, a.error, a.response_excerpt, a.url_index
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::integer[], $6::timestamptz[], $7::text[],
-            $8::bigint[], $9::smallint[], $10::smallint[], $11::text[], $12::bytea[])
+            $8::bigint[], $9::smallint[], $10::smallint[], $11::text[], $12::bytea[], $13::smallint[])
      a(tenant_id, endpoint_id, seq, epoch, number, time, event_id, duration_us, outcome, status_code, error,
-       response_excerpt)
+       response_excerpt, url_index)
 ON CONFLICT DO NOTHING"""
 
 
@@ -77,6 +78,7 @@ def _record(attempt: Attempt) -> tuple[Any, ...]:
         attempt.status_code,
         storable_text(attempt.error),
         attempt.response_excerpt,
+        attempt.url_index or None,
     )
 
 

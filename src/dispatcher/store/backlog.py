@@ -23,16 +23,20 @@ PayloadKey = tuple[UUID, str, datetime]
 
 @dataclass(frozen=True, slots=True)
 class EndpointPosition:
-    """Where an endpoint stands: settled through `cursor_seq`, rows up to `highest_seq` (equal: nothing to do)."""
+    """Where an endpoint stands: settled or parked through `cursor_seq`, rows up to `highest_seq`.
+
+    `has_held`: there are parked deliveries or halts on record. Without, and where the two are equal, nothing is to do.
+    """
 
     key: EndpointKey
     cursor_seq: int
     cursor_time: datetime
     highest_seq: int
+    has_held: bool = False
 
 
 LOAD_PARTITION = """
-SELECT c.tenant_id, c.endpoint_id, c.seq, c.time, greatest(c.seq, h.seq) AS highest
+SELECT c.tenant_id, c.endpoint_id, c.seq, c.time, greatest(c.seq, h.seq) AS highest, x.has_held
 FROM endpoint e
 JOIN cursor c ON c.tenant_id = e.tenant_id AND c.endpoint_id = e.endpoint_id
 LEFT JOIN LATERAL (
@@ -40,7 +44,11 @@ LEFT JOIN LATERAL (
     WHERE o.tenant_id = c.tenant_id AND o.endpoint_id = c.endpoint_id AND o.seq > c.seq AND o.time >= c.time
     ORDER BY o.seq DESC LIMIT 1
 ) h ON true
-WHERE e.partition = $1 AND (e.delete_time IS NULL OR h.seq IS NOT NULL)"""
+CROSS JOIN LATERAL (
+    SELECT EXISTS (SELECT FROM parked p WHERE p.tenant_id = c.tenant_id AND p.endpoint_id = c.endpoint_id)
+        OR EXISTS (SELECT FROM halt t WHERE t.tenant_id = c.tenant_id AND t.endpoint_id = c.endpoint_id) AS has_held
+) x
+WHERE e.partition = $1 AND (e.delete_time IS NULL OR h.seq IS NOT NULL OR x.has_held)"""
 
 
 async def load_partition(db: Database, partition: int) -> list[EndpointPosition]:
@@ -51,14 +59,18 @@ async def load_partition(db: Database, partition: int) -> list[EndpointPosition]
 
 
 LOAD_POSITIONS = """
-SELECT c.tenant_id, c.endpoint_id, c.seq, c.time, greatest(c.seq, h.seq) AS highest
+SELECT c.tenant_id, c.endpoint_id, c.seq, c.time, greatest(c.seq, h.seq) AS highest, x.has_held
 FROM unnest($1::uuid[], $2::uuid[]) k(tenant_id, endpoint_id)
 JOIN cursor c ON c.tenant_id = k.tenant_id AND c.endpoint_id = k.endpoint_id
 LEFT JOIN LATERAL (
     SELECT o.seq FROM outbox o
     WHERE o.tenant_id = c.tenant_id AND o.endpoint_id = c.endpoint_id AND o.seq > c.seq AND o.time >= c.time
     ORDER BY o.seq DESC LIMIT 1
-) h ON true"""
+) h ON true
+CROSS JOIN LATERAL (
+    SELECT EXISTS (SELECT FROM parked p WHERE p.tenant_id = c.tenant_id AND p.endpoint_id = c.endpoint_id)
+        OR EXISTS (SELECT FROM halt t WHERE t.tenant_id = c.tenant_id AND t.endpoint_id = c.endpoint_id) AS has_held
+) x"""
 
 
 async def load_positions(db: Database, keys: Sequence[EndpointKey]) -> list[EndpointPosition]:
@@ -88,7 +100,7 @@ FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::timestamptz[], $5::integer
      WITH ORDINALITY w(tenant_id, endpoint_id, after_seq, after_time, row_limit, i)
 CROSS JOIN LATERAL (
     SELECT o.tenant_id, o.endpoint_id, o.seq, o.time, o.event_id, o.event_time, o.type, o.ordering_key, o.revision,
-           o.data_bytes
+           o.data_bytes, o.replay_of
     FROM outbox o
     WHERE o.tenant_id = w.tenant_id AND o.endpoint_id = w.endpoint_id AND o.seq > w.after_seq
       AND o.time >= w.after_time
@@ -124,15 +136,20 @@ SELECT w.endpoint_id, f.*
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::timestamptz[])
      w(tenant_id, endpoint_id, first_seq, last_seq, first_time)
 CROSS JOIN LATERAL (
-    SELECT a.seq, a.event_id, max(a.number) AS attempts, min(a.time) AS first_time, bool_or(a.outcome = 1) AS settled
+    SELECT a.seq, a.event_id, max(a.number) AS attempts, min(a.time) AS first_time, bool_or(a.outcome = 1) AS settled,
+           false AS parked
     FROM attempt a
     WHERE a.tenant_id = w.tenant_id AND a.endpoint_id = w.endpoint_id AND a.seq >= w.first_seq AND a.seq <= w.last_seq
       AND a.time >= w.first_time - interval '1 hour' AND a.time < now() + interval '1 day'
     GROUP BY a.seq, a.event_id
     UNION ALL
-    SELECT d.seq, d.event_id, NULL, NULL, true
+    SELECT d.seq, d.event_id, NULL, NULL, true, false
     FROM decision d
     WHERE d.tenant_id = w.tenant_id AND d.endpoint_id = w.endpoint_id AND d.seq >= w.first_seq AND d.seq <= w.last_seq
+    UNION ALL
+    SELECT p.seq, p.event_id, NULL, NULL, false, true
+    FROM parked p
+    WHERE p.tenant_id = w.tenant_id AND p.endpoint_id = w.endpoint_id AND p.seq >= w.first_seq AND p.seq <= w.last_seq
 ) f"""
 
 
@@ -141,13 +158,24 @@ async def _fill_facts(connection: Connection, rows: Sequence[OutboxRow]) -> None
 
     Facts are read after the rows, so they may be newer, never older.
     """
+    await _note_facts(connection, rows, [_range_of(list(group)) for _, group in groupby(rows, key=lambda row: row.key)])
+
+
+async def fill_facts_of_each(connection: Connection, rows: Sequence[OutboxRow]) -> None:
+    """Note on rows that lie far apart what is on record about each; inside a transaction that called `guard_plan`."""
+    await _note_facts(connection, rows, [_range_of([row]) for row in rows])
+
+
+async def _note_facts(
+    connection: Connection, rows: Sequence[OutboxRow], ranges: Sequence[tuple[UUID, UUID, int, int, datetime]]
+) -> None:
     by_place = {(row.key.endpoint_id, row.seq): row for row in rows}
-    ranges = [_range_of(list(group)) for _, group in groupby(rows, key=lambda row: row.key)]
     for fact in await connection.fetch(FETCH_FACTS, *columns(ranges, 5)) if ranges else ():
         row = by_place.get((fact["endpoint_id"], fact["seq"]))
         if row is None or row.event_id != fact["event_id"]:
             continue
         row.settled = row.settled or fact["settled"]
+        row.parked = row.parked or fact["parked"]
         if fact["attempts"] is not None:
             row.attempts, row.first_attempt_time = fact["attempts"], fact["first_time"]
 
@@ -250,7 +278,8 @@ def _key_columns(keys: Sequence[EndpointKey]) -> list[list[UUID]]:
 
 
 def _position(row: asyncpg.Record) -> EndpointPosition:
-    return EndpointPosition(EndpointKey(row["tenant_id"], row["endpoint_id"]), row["seq"], row["time"], row["highest"])
+    key = EndpointKey(row["tenant_id"], row["endpoint_id"])
+    return EndpointPosition(key, row["seq"], row["time"], row["highest"], row["has_held"])
 
 
 def _rows(records: Sequence[asyncpg.Record]) -> list[OutboxRow]:
@@ -272,6 +301,7 @@ def _rows(records: Sequence[asyncpg.Record]) -> list[OutboxRow]:
                 ordering_key=record["ordering_key"],
                 revision=record["revision"],
                 data_bytes=record["data_bytes"],
+                replay_of=record["replay_of"],
             )
         )
     return rows

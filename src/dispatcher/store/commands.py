@@ -61,8 +61,13 @@ async def finish(db: Database, epoch: int, command: Command, result: Mapping[str
     """Put the result on record, under the lease. False: the lease is gone, its next owner does the command again."""
     async with fenced(db, {command.key.partition: epoch}) as (connection, held):
         if held:
-            await connection.execute(FINISH, command.key.tenant_id, command.command_id, dict(result))
+            await finish_on(connection, command, result)
     return bool(held)
+
+
+async def finish_on(connection: Connection, command: Command, result: Mapping[str, Any]) -> None:
+    """Put the result on record inside a fenced transaction."""
+    await connection.execute(FINISH, command.key.tenant_id, command.command_id, dict(result))
 
 
 READ_RESULT = "SELECT result FROM command WHERE tenant_id = $1 AND command_id = $2 AND done_time IS NOT NULL"

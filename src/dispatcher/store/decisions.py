@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from dispatcher.model import DeadLetter, Decision, DecisionKind, EndpointKey
+from dispatcher.model import DeadLetter, Decision, DecisionKind, EndpointKey, Halt
+from dispatcher.store import halts
 from dispatcher.store.attempts import storable_text
 from dispatcher.store.database import Connection, Database, columns
 from dispatcher.store.fence import fenced, guard_plan
+from dispatcher.store.operational import OperationalEvent, OperationalType, record
 
 INSERT_DECISIONS = """
 INSERT INTO decision (tenant_id, endpoint_id, seq, kind, event_id, reason, actor, time)
@@ -22,11 +24,15 @@ ON CONFLICT DO NOTHING"""
 
 
 async def commit(
-    db: Database, epochs: Mapping[int, int], decisions: Sequence[Decision], dead_letters: Sequence[DeadLetter]
+    db: Database,
+    epochs: Mapping[int, int],
+    decisions: Sequence[Decision],
+    dead_letters: Sequence[DeadLetter],
+    halted: Sequence[Halt] = (),
 ) -> set[int]:
-    """Write decisions and their dead letters for the partitions still held at these epochs; returns those partitions.
+    """Write decisions with their dead letters, and halts, for the partitions still held at these epochs; returns those.
 
-    Only the decisions of the partitions returned are committed, durably; writing one again changes nothing. When this
+    Only what is of the partitions returned are committed, durably; writing one again changes nothing. When this
     raises, nothing or everything may be committed: ask again.
     """
     async with fenced(db, epochs) as (connection, held):
@@ -35,7 +41,9 @@ async def commit(
             await connection.execute(INSERT_DECISIONS, *columns([_decision_record(d) for d in kept], 7))
         letters = [d for d in dead_letters if d.key.partition in held]
         if letters:
-            await _insert_dead_letters(connection, letters)
+            await _insert_dead_letters(connection, letters, decisions)
+        if kept_halts := [h for h in halted if h.key.partition in held]:
+            await halts.insert(connection, kept_halts)
     return held
 
 
@@ -54,7 +62,8 @@ LEFT JOIN LATERAL (
     WHERE e.tenant_id = d.tenant_id AND e.event_id = d.event_id AND e.time = d.event_time LIMIT 1
 ) e ON true
 ORDER BY d.tenant_id, d.endpoint_id, d.seq
-ON CONFLICT DO NOTHING"""
+ON CONFLICT DO NOTHING
+RETURNING tenant_id, endpoint_id, seq"""
 # One copy per event however many endpoints gave up on it, in key order: another owner may be writing the same.
 INSERT_PAYLOADS = """
 INSERT INTO dead_letter_payload (tenant_id, event_id, data)
@@ -69,11 +78,39 @@ ORDER BY d.tenant_id, d.event_id
 ON CONFLICT DO NOTHING"""
 
 
-async def _insert_dead_letters(connection: Connection, letters: Sequence[DeadLetter]) -> None:
+async def _insert_dead_letters(
+    connection: Connection, letters: Sequence[DeadLetter], decisions: Sequence[Decision]
+) -> None:
+    """Each is announced once, by whoever put it on record."""
     await guard_plan(connection)
-    await connection.execute(INSERT_DEAD_LETTERS, *columns([_letter_record(d) for d in letters], 11))
+    rows = await connection.fetch(INSERT_DEAD_LETTERS, *columns([_letter_record(d) for d in letters], 11))
+    new = {(row["tenant_id"], row["endpoint_id"], row["seq"]) for row in rows}
+    reasons = {(d.key, d.seq): d.reason for d in decisions}
+    await record(
+        connection,
+        [
+            _announcement(letter, reasons.get((letter.key, letter.seq), ""))
+            for letter in letters
+            if (letter.key.tenant_id, letter.key.endpoint_id, letter.seq) in new
+        ],
+    )
     events = [(d.key.tenant_id, d.event_id, d.event_time) for d in letters]
     await connection.execute(INSERT_PAYLOADS, *columns(events, 3))
+
+
+def _announcement(letter: DeadLetter, reason: str) -> OperationalEvent:
+    facts = {
+        "sequence": letter.seq,
+        "event_id": letter.event_id,
+        "event_type": letter.type,
+        "ordering_key": letter.ordering_key,
+        "reason": reason,
+        "attempts": letter.attempts,
+        "last_outcome": None if letter.last_outcome is None else letter.last_outcome.name,
+        "last_status_code": letter.last_status_code,
+        "last_error": letter.last_error,
+    }
+    return OperationalEvent(letter.key, OperationalType.DELIVERY_DEAD_LETTERED, facts, cause_type=letter.type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +170,43 @@ async def skip_range(
     if row is None or row["seen"] < limit:
         return SkipProgress(held=True, through_seq=to_seq, skipped=row["skipped"] if row else 0)
     return SkipProgress(held=True, through_seq=row["through"], skipped=row["skipped"])
+
+
+SKIP_PARKED = """
+WITH rows AS MATERIALIZED (
+    DELETE FROM parked p
+    WHERE p.tenant_id = $1 AND p.endpoint_id = $2 AND p.seq IN (
+        SELECT q.seq FROM parked q WHERE q.tenant_id = $1 AND q.endpoint_id = $2 ORDER BY q.seq LIMIT $3)
+    RETURNING p.seq, p.event_id, p.time
+), skipped AS (
+    INSERT INTO decision (tenant_id, endpoint_id, seq, kind, event_id, reason, actor, time)
+    SELECT $1, $2, r.seq, $4, r.event_id, $5, $6, clock_timestamp()
+    FROM rows r
+    WHERE NOT EXISTS (
+        SELECT FROM attempt a
+        WHERE a.tenant_id = $1 AND a.endpoint_id = $2 AND a.seq = r.seq AND a.event_id = r.event_id AND a.outcome = 1
+          AND a.time >= r.time - interval '1 hour' AND a.time < now() + interval '1 day')
+    ON CONFLICT DO NOTHING
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM rows) AS seen, (SELECT count(*) FROM skipped) AS skipped"""
+DELETE_ALL_HALTS = "DELETE FROM halt WHERE tenant_id = $1 AND endpoint_id = $2"
+
+
+async def skip_parked(db: Database, epoch: int, key: EndpointKey, limit: int, reason: str, actor: str) -> SkipProgress:
+    """Skip up to `limit` parked deliveries of a deleted endpoint, and end its halts; `through_seq` counts those seen.
+
+    Call again until it has seen fewer than `limit`. Raises `UnavailableError`.
+    """
+    async with fenced(db, {key.partition: epoch}) as (connection, held):
+        if not held:
+            return SkipProgress(held=False, through_seq=0, skipped=0)
+        await guard_plan(connection)
+        row = await connection.fetchrow(
+            SKIP_PARKED, key.tenant_id, key.endpoint_id, limit, DecisionKind.SKIP, reason, actor
+        )
+        await connection.execute(DELETE_ALL_HALTS, key.tenant_id, key.endpoint_id)
+    return SkipProgress(held=True, through_seq=row["seen"] if row else 0, skipped=row["skipped"] if row else 0)
 
 
 def _decision_record(d: Decision) -> tuple[object, ...]:

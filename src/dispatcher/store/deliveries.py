@@ -26,6 +26,7 @@ FILTER_RULES = {
     "event": filters.TEXT,
     "event_type": filters.TEXT,
     "ordering_key": filters.TEXT,
+    "last_status_code": filters.STATUS_CODE,
     "state": filters.Rule(filters.Kind.WORD, words=frozenset(state.value for state in DeliveryState)),
     "create_time": filters.TIME_RANGE,
 }
@@ -49,7 +50,8 @@ class RecordedDecision:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One event on its way to one endpoint. `deliver_time` is when the first successful attempt ended."""
+    """One event on its way to one endpoint. `deliver_time` is when the first successful attempt ended. `replay_of` is
+    the sequence repeated (0: none), None for a delivery of a publish."""
 
     key: EndpointKey
     endpoint_name: str
@@ -64,6 +66,7 @@ class Delivery:
     create_time: datetime
     deliver_time: datetime | None
     decision: RecordedDecision | None
+    replay_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +88,21 @@ async def resolve_scope(db: Database, tenant: str, endpoint: str | None) -> Scop
 # Parameters of all three scans: $1 tenant, $2 endpoint (of the scope or of the position), $3 and $4 sequence and time
 # of the position, $5 and $6 whole days, $7 rows to scan, $15 whether all endpoints are wanted, $16 event times.
 SCAN_ENDPOINT = """
-    SELECT tenant_id, endpoint_id, seq, time, event_id, type, ordering_key, revision FROM outbox
+    SELECT tenant_id, endpoint_id, seq, time, event_id, type, ordering_key, revision, replay_of
+    FROM outbox
     WHERE tenant_id = $1 AND endpoint_id = $2 AND (seq, time) < ($3, $4) AND time >= $5 AND time < $6
       AND NOT $15::boolean AND $16::timestamptz[] IS NULL
     ORDER BY seq DESC, time DESC LIMIT $7"""
 SCAN_TENANT = """
-    SELECT tenant_id, endpoint_id, seq, time, event_id, type, ordering_key, revision FROM outbox
+    SELECT tenant_id, endpoint_id, seq, time, event_id, type, ordering_key, revision, replay_of
+    FROM outbox
     WHERE tenant_id = $1 AND (endpoint_id, seq, time) < ($2, $3, $4) AND time >= $5 AND time < $6
       AND $15::boolean AND $16::timestamptz[] IS NULL
     ORDER BY endpoint_id DESC, seq DESC, time DESC LIMIT $7"""
 # publish() gives an event and its rows the same time, whose block range index leads to them: a few blocks per time.
 SCAN_EVENT = """
-    SELECT tenant_id, endpoint_id, seq, time, event_id, type, ordering_key, revision FROM outbox
+    SELECT tenant_id, endpoint_id, seq, time, event_id, type, ordering_key, revision, replay_of
+    FROM outbox
     WHERE tenant_id = $1 AND time = ANY ($16::timestamptz[]) AND event_id = $14
       AND (endpoint_id, seq, time) < ($2, $3, $4) AND ($15::boolean OR endpoint_id = $2)
       AND time >= $5 AND time < $6
@@ -125,7 +131,7 @@ WITH scanned AS MATERIALIZED ({scan}
     ) a
     LEFT JOIN LATERAL (
         SELECT a.epoch, a.number, a.time AS start_time, a.duration_us, a.outcome, a.status_code, a.error,
-               a.response_excerpt
+               a.response_excerpt, a.url_index
         FROM attempt a
         WHERE a.tenant_id = p.tenant_id AND a.endpoint_id = p.endpoint_id AND a.seq = p.seq
           AND a.event_id = p.event_id AND a.time >= p.time - interval '1 hour'
@@ -141,7 +147,8 @@ LEFT JOIN (
     ORDER BY endpoint_id, seq, time LIMIT 1
 ) z ON true
 LEFT JOIN (
-    SELECT * FROM detailed WHERE $13::text IS NULL OR state = $13
+    SELECT * FROM detailed
+    WHERE ($13::text IS NULL OR state = $13) AND ($17::smallint IS NULL OR status_code = $17)
 ) r ON true
 ORDER BY r.endpoint_id DESC, r.seq DESC, r.time DESC"""
 LIST_OF_ENDPOINT = DETAILS.replace("{scan}", SCAN_ENDPOINT)
@@ -175,21 +182,22 @@ async def find(db: Database, key: EndpointKey, seq: int) -> Delivery | None:
 async def list_page(db: Database, tenant: str, endpoint: str | None, request: PageRequest) -> Page[Delivery]:
     """Deliveries of an endpoint, or of all (`endpoint` None: the filter must name an event or at most 24 h).
 
-    Filter: `event`, `event_type`, `ordering_key`, `state`, `create_time`. A page may be short or empty and still have
-    a next one. Errors: NotFoundError, InvalidRequestError.
+    Filter: `event`, `event_type`, `ordering_key`, `state`, `last_status_code`, `create_time`. A page may be short or
+    empty and still have a next one. Errors: NotFoundError, InvalidRequestError.
     """
     query = ("deliveries", tenant, endpoint or "-", request.filter)
     wanted = filters.parse(request.filter, FILTER_RULES)
-    event_id = _event_id(wanted, tenant)
+    event_id = event_id_of(wanted, tenant)
     window = _window(wanted, is_narrow=endpoint is not None or event_id is not None)
     after = decode_token(query, request.token, (UUID, int, datetime))
     scope = await resolve_scope(db, tenant, endpoint)
     _, seq, time = after or (None, SEQ_MAX, TIME_MAX)
     # A token says where to go on, never in which endpoint of a narrower parent.
     position = (scope.endpoint_id or (after[0] if after else ENDPOINT_ID_MAX), seq, time)
-    scan_rows = SCAN_ROWS_MAX if wanted.text("state") is None else STATE_SCAN_ROWS_MAX
+    scan_rows = STATE_SCAN_ROWS_MAX if _needs_details(wanted) else SCAN_ROWS_MAX
     arguments = _arguments(scope.tenant_id, position, window, wanted, scan_rows, request.size + 1)
-    rows = await _list(db, scope, event_id, arguments)
+    code = wanted.text("last_status_code")
+    rows = await _list(db, scope, event_id, arguments, None if code is None else int(code))
     found = [row for row in rows if row["seq"] is not None]
     end: Position | None = None
     if len(found) > request.size:
@@ -199,7 +207,8 @@ async def list_page(db: Database, tenant: str, endpoint: str | None, request: Pa
     return Page(tuple(map(_delivery, found[: request.size])), encode_token(query, end) if end else "")
 
 
-def _event_id(wanted: Filter, tenant: str) -> str | None:
+def event_id_of(wanted: Filter, tenant: str) -> str | None:
+    """The id of the event that a filter names, None where it names none. Errors: InvalidRequestError."""
     name = wanted.text("event")
     if name is None:
         return None
@@ -218,6 +227,11 @@ def _window(wanted: Filter, *, is_narrow: bool) -> Window:
     return window
 
 
+def _needs_details(wanted: Filter) -> bool:
+    """Whether rows are known to be wanted only once what became of them is."""
+    return wanted.text("state") is not None or wanted.text("last_status_code") is not None
+
+
 def _arguments(
     tenant_id: UUID, position: Position, window: Window, wanted: Filter, scan_rows: int, rows: int
 ) -> tuple[Any, ...]:
@@ -232,7 +246,7 @@ def _arguments(
         window.end,
         wanted.text("event_type"),
         wanted.text("ordering_key"),
-        rows if wanted.text("state") is None else scan_rows,
+        scan_rows if _needs_details(wanted) else rows,
         wanted.text("state"),
     )
 
@@ -241,13 +255,17 @@ SELECT_EVENT_TIMES = """
 SELECT time FROM event WHERE tenant_id = $1 AND event_id = $2 ORDER BY time DESC LIMIT $3"""
 
 
-async def _list(db: Database, scope: Scope, event_id: str | None, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
-    """$14 event, $15 whether all endpoints are wanted, $16 times of the event."""
+async def _list(
+    db: Database, scope: Scope, event_id: str | None, arguments: tuple[Any, ...], status_code: int | None = None
+) -> list[asyncpg.Record]:
+    """$14 event, $15 whether all endpoints are wanted, $16 times of the event, $17 the last attempt's status."""
     is_all = scope.endpoint_id is None
     if event_id is None:
-        return await db.fetch(LIST_OF_TENANT if is_all else LIST_OF_ENDPOINT, *arguments, None, is_all, None)
+        return await db.fetch(
+            LIST_OF_TENANT if is_all else LIST_OF_ENDPOINT, *arguments, None, is_all, None, status_code
+        )
     times = await db.fetch(SELECT_EVENT_TIMES, scope.tenant_id, event_id, EVENT_TIMES_MAX)
-    return await db.fetch(LIST_OF_EVENT, *arguments, event_id, is_all, [row["time"] for row in times])
+    return await db.fetch(LIST_OF_EVENT, *arguments, event_id, is_all, [row["time"] for row in times], status_code)
 
 
 def _position(row: asyncpg.Record, prefix: str) -> Position:
@@ -269,6 +287,7 @@ def _delivery(row: asyncpg.Record) -> Delivery:
         last_attempt=None if row["number"] is None else attempt_from_row(row),
         create_time=row["time"],
         deliver_time=row["deliver_time"],
+        replay_of=row["replay_of"],
         decision=None
         if row["kind"] is None
         else RecordedDecision(DecisionKind(row["kind"]), row["reason"], row["actor"], row["decide_time"]),
@@ -289,4 +308,5 @@ def attempt_from_row(row: asyncpg.Record) -> Attempt:
         status_code=row["status_code"],
         error=row["error"],
         response_excerpt=row["response_excerpt"],
+        url_index=row["url_index"] or 0,
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 from dispatcher.errors import NotFoundError
 from dispatcher.model import Endpoint, EndpointKey
-from dispatcher.store import endpoints
+from dispatcher.store import endpoint_troubles, endpoints
 from dispatcher.store.changes import endpoint_name
 from dispatcher.store.database import Database
 from dispatcher.store.deliveries import Delivery, find
+from dispatcher.store.endpoint_troubles import EndpointTroubles
 
 BACKLOG_ROWS_MAX = 100_000
 """Rows above the cursor that a status looks at; above that the backlog is only known to be at least as large."""
@@ -20,7 +22,7 @@ BACKLOG_ROWS_MAX = 100_000
 class EndpointStatus:
     """`settled_through` is the low watermark: every sequence up to it is settled. `backlog_count` counts PENDING rows,
     exactly unless `backlog_capped`, when there are more. `blocked_by` is the lowest PENDING row that has failed.
-    `now` is the database's clock, to tell the age of the oldest by.
+    `now` is the database's clock, to tell the age of the oldest by. Parked deliveries count: they are below the cursor.
     """
 
     endpoint: Endpoint
@@ -31,6 +33,7 @@ class EndpointStatus:
     oldest_pending_time: datetime | None
     blocked_by: Delivery | None
     now: datetime
+    troubles: EndpointTroubles
 
 
 SELECT_POSITION = """
@@ -54,6 +57,8 @@ WITH above AS MATERIALIZED (
     WHERE t.is_delivered IS NOT TRUE AND NOT EXISTS (
         SELECT FROM decision d WHERE d.tenant_id = $1 AND d.endpoint_id = $2 AND d.seq = a.seq
           AND d.event_id = a.event_id)
+      AND NOT EXISTS (
+        SELECT FROM parked p WHERE p.tenant_id = $1 AND p.endpoint_id = $2 AND p.seq = a.seq)
 )
 SELECT (SELECT count(*) FROM above) AS above_count, (SELECT max(seq) FROM above) AS above_end,
        count(*) AS pending_count, min(seq) AS lowest, min(time) AS lowest_time,
@@ -71,17 +76,27 @@ async def read(db: Database, tenant: str, endpoint: str, *, backlog_rows_max: in
     (backlog,) = await db.fetch(
         SELECT_BACKLOG, key.tenant_id, key.endpoint_id, position["seq"], position["time"], backlog_rows_max
     )
-    lowest: int | None = backlog["lowest"]
+    troubles = await endpoint_troubles.read(db, key, backlog_rows_max)
+    lowest = _least(backlog["lowest"], troubles.lowest_parked)
     return EndpointStatus(
         endpoint=found,
         last_sequence=max(position["last_sequence"], backlog["above_end"] or 0),
         settled_through=lowest - 1 if lowest is not None else backlog["above_end"] or position["seq"],
-        backlog_count=backlog["pending_count"],
+        backlog_count=backlog["pending_count"] + troubles.parked_count,
         backlog_capped=backlog["above_count"] == backlog_rows_max,
-        oldest_pending_time=backlog["lowest_time"],
-        blocked_by=await _blocking(db, key, backlog["lowest_failed"]),
+        oldest_pending_time=_least(backlog["lowest_time"], troubles.oldest_parked_time),
+        blocked_by=await _blocking(db, key, _least(backlog["lowest_failed"], troubles.lowest_parked_failed)),
         now=position["now"],
+        troubles=troubles,
     )
+
+
+T = TypeVar("T", int, datetime)
+
+
+def _least(one: T | None, other: T | None) -> T | None:
+    """The lesser of what is there."""
+    return min((value for value in (one, other) if value is not None), default=None)
 
 
 async def _blocking(db: Database, key: EndpointKey, seq: int | None) -> Delivery | None:

@@ -15,7 +15,7 @@ import asyncpg
 from uuid_utils.compat import uuid7
 
 from dispatcher.errors import AlreadyExistsError
-from dispatcher.model import Endpoint, EndpointKey, EndpointSettings, EndpointState
+from dispatcher.model import CatchUp, Endpoint, EndpointKey, EndpointSettings, EndpointState
 from dispatcher.store import filters, signing_keys, tenants
 from dispatcher.store.changes import change, check_etag, endpoint_name, endpoint_not_found
 from dispatcher.store.database import Connection, Database
@@ -60,7 +60,7 @@ INSERT INTO endpoint (tenant_id, endpoint_id, name, partition, description, labe
 SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, 1, $10, $11, t, t FROM clock_timestamp() t
 ON CONFLICT (tenant_id, name) DO NOTHING
 RETURNING tenant_id, endpoint_id, name, description, labels, event_types, state, state_reason, revision, settings, etag,
-          create_time, update_time, delete_time"""
+          create_time, update_time, delete_time, resume_rate, resume_time"""
 # publish() searches no further back than the cursor's day, so its time must not be older than the endpoint.
 INSERT_CURSOR = "INSERT INTO cursor (tenant_id, endpoint_id, seq, time) VALUES ($1, $2, 0, clock_timestamp())"
 
@@ -83,7 +83,7 @@ async def create(
         await connection.execute(INSERT_CURSOR, key.tenant_id, key.endpoint_id)
         await signing_keys.insert(connection, key, keys)
         await tenants.change_routing(connection, owner.tenant_id)
-    return _endpoint(row)
+    return endpoint_of(row)
 
 
 async def _insert(connection: Connection, key: EndpointKey, new: NewEndpoint) -> asyncpg.Record | None:
@@ -119,7 +119,7 @@ async def _name_taken(connection: Connection, tenant: str, tenant_id: UUID, name
 
 SELECT_ENDPOINT = """
 SELECT e.tenant_id, e.endpoint_id, e.name, e.description, e.labels, e.event_types, e.state, e.state_reason, e.revision,
-       e.settings, e.etag, e.create_time, e.update_time, e.delete_time
+       e.settings, e.etag, e.create_time, e.update_time, e.delete_time, e.resume_rate, e.resume_time
 FROM tenant t JOIN endpoint e ON e.tenant_id = t.tenant_id
 WHERE t.name = $1 AND t.delete_time IS NULL AND e.name = $2"""
 
@@ -132,13 +132,13 @@ async def get(db: Database, tenant: str, name: str, *, deleted_too: bool = False
     row = await db.fetchrow(SELECT_ENDPOINT, tenant, name)
     if row is None or (row["delete_time"] is not None and not deleted_too):
         raise endpoint_not_found(tenant, name)
-    return _endpoint(row)
+    return endpoint_of(row)
 
 
 LIST_ENDPOINTS = """
 WITH scanned AS MATERIALIZED (
     SELECT tenant_id, endpoint_id, name, description, labels, event_types, state, state_reason, revision, settings,
-           etag, create_time, update_time, delete_time
+           etag, create_time, update_time, delete_time, resume_rate, resume_time
     FROM endpoint WHERE tenant_id = $1 AND name > $2 ORDER BY name LIMIT $3
 )
 SELECT n.scan_count, n.scan_end, p.*
@@ -167,7 +167,7 @@ async def list_page(db: Database, tenant: str, request: PageRequest) -> Page[End
         request.size + 1,
     )
     items, end = tenants.page_by_name(rows, request.size)
-    return Page(tuple(_endpoint(row) for row in items), encode_token(query, (end,)) if end else "")
+    return Page(tuple(endpoint_of(row) for row in items), encode_token(query, (end,)) if end else "")
 
 
 async def update(
@@ -219,7 +219,7 @@ UPDATE endpoint SET description = $3, labels = $4, event_types = $5, state = $6,
                     settings = $9, etag = $10, update_time = clock_timestamp()
 WHERE tenant_id = $1 AND endpoint_id = $2
 RETURNING tenant_id, endpoint_id, name, description, labels, event_types, state, state_reason, revision, settings, etag,
-          create_time, update_time, delete_time"""
+          create_time, update_time, delete_time, resume_rate, resume_time"""
 
 
 async def _write(connection: Connection, after: Endpoint, stored_settings: Mapping[str, Any]) -> Endpoint:
@@ -236,7 +236,7 @@ async def _write(connection: Connection, after: Endpoint, stored_settings: Mappi
         stored_settings,
         uuid4(),
     )
-    return _endpoint(row)
+    return endpoint_of(row)
 
 
 INSERT_REVISION = """
@@ -252,7 +252,7 @@ async def _insert_revision(
 
 LOCK_ENDPOINT = """
 SELECT tenant_id, endpoint_id, name, description, labels, event_types, state, state_reason, revision, settings, etag,
-       create_time, update_time, delete_time
+       create_time, update_time, delete_time, resume_rate, resume_time
 FROM endpoint WHERE tenant_id = $1 AND name = $2 AND delete_time IS NULL FOR UPDATE"""
 
 
@@ -265,22 +265,23 @@ async def lock(connection: Connection, tenant: str, name: str) -> LockedEndpoint
     row = await connection.fetchrow(LOCK_ENDPOINT, owner.tenant_id, name)
     if row is None:
         raise endpoint_not_found(tenant, name)
-    return LockedEndpoint(_endpoint(row), row["settings"])
+    return LockedEndpoint(endpoint_of(row), row["settings"])
 
 
 TOUCH_ENDPOINT = """
 UPDATE endpoint SET etag = $3, update_time = clock_timestamp() WHERE tenant_id = $1 AND endpoint_id = $2
 RETURNING tenant_id, endpoint_id, name, description, labels, event_types, state, state_reason, revision, settings, etag,
-          create_time, update_time, delete_time"""
+          create_time, update_time, delete_time, resume_rate, resume_time"""
 
 
 async def touch(connection: Connection, key: EndpointKey) -> Endpoint:
     """Mark a locked endpoint as changed, so that its owner reads it anew and old etags do not fit any more."""
     (row,) = await connection.fetch(TOUCH_ENDPOINT, key.tenant_id, key.endpoint_id, uuid4())
-    return _endpoint(row)
+    return endpoint_of(row)
 
 
-def _endpoint(row: asyncpg.Record) -> Endpoint:
+def endpoint_of(row: asyncpg.Record) -> Endpoint:
+    """An endpoint from the columns that every statement here reads."""
     return Endpoint(
         key=EndpointKey(row["tenant_id"], row["endpoint_id"]),
         name=row["name"],
@@ -295,4 +296,5 @@ def _endpoint(row: asyncpg.Record) -> Endpoint:
         create_time=row["create_time"],
         update_time=row["update_time"],
         delete_time=row["delete_time"],
+        catch_up=None if row["resume_rate"] is None else CatchUp(row["resume_rate"], row["resume_time"]),
     )

@@ -20,9 +20,10 @@ PAGE_DATA_BYTES_MAX = 8 * 1024 * 1024
 """Payload bytes of one page that is read with payloads; a single larger event still makes a page of its own."""
 
 # Newest partition first; an index probe in each until one is found.
+# A replay's copy is the same event, told with the time it was published at.
 SELECT_EVENT = """
-SELECT tenant_id, event_id, time, type, ordering_key, content_type, CASE WHEN $3 THEN data END AS data, attributes,
-       source, subject, event_time
+SELECT tenant_id, event_id, coalesce(copied_from, time) AS time, type, ordering_key, content_type,
+       CASE WHEN $3 THEN data END AS data, attributes, source, subject, event_time
 FROM event WHERE tenant_id = $1 AND event_id = $2 ORDER BY time DESC LIMIT 1"""
 
 
@@ -38,7 +39,7 @@ async def get(db: Database, tenant: str, event_id: str, *, with_data: bool = Tru
 LIST_EVENTS = """
 WITH scanned AS MATERIALIZED (
     SELECT tenant_id, event_id, time, type, ordering_key, content_type, octet_length(data) AS data_bytes, attributes,
-           source, subject, event_time
+           source, subject, event_time, copied_from
     FROM event
     WHERE tenant_id = $1 AND (event_id, time) > ($2, $3) AND time >= $4 AND time < $5
     ORDER BY event_id, time LIMIT $6
@@ -50,7 +51,7 @@ LEFT JOIN (
 ) z ON true
 LEFT JOIN (
     SELECT * FROM scanned
-    WHERE time >= $7 AND time < $8 AND ($9::text IS NULL OR type = $9)
+    WHERE time >= $7 AND time < $8 AND copied_from IS NULL AND ($9::text IS NULL OR type = $9)
       AND ($10::text IS NULL OR ordering_key = $10)
     ORDER BY event_id, time LIMIT $11
 ) p ON true

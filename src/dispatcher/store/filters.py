@@ -52,6 +52,7 @@ class Rule:
 TEXT = Rule(Kind.TEXT)
 TEXT_MAP = Rule(Kind.TEXT_MAP)
 FLAG = Rule(Kind.FLAG)
+STATUS_CODE = Rule(Kind.WORD, words=frozenset(str(code) for code in range(100, 600)))
 TIME_RANGE = Rule(Kind.TIME, frozenset({Operator.FROM, Operator.BEFORE}))
 
 

@@ -9,7 +9,9 @@ from uuid import UUID
 import asyncpg
 
 from dispatcher.model import EndpointKey
+from dispatcher.policy import NO_PUBLISH_QUOTA, PublishQuota
 from dispatcher.store.database import Database
+from dispatcher.store.settings_json import tenant_settings_from_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +28,13 @@ class StoredRoutes:
     require_registered_event_types: bool
     registered_event_types: frozenset[str]
     subscriptions: Mapping[str, tuple[EndpointKey, ...]]
+    publish_quota: PublishQuota = NO_PUBLISH_QUOTA
 
 
 # One statement, so one snapshot: with two, subscriptions newer or older than the version would pass publish()'s check.
 SELECT_ROUTES = """
-SELECT t.tenant_id, t.routing_version, t.require_registered_event_types, r.pattern, r.endpoint_ids, r.event_types
+SELECT t.tenant_id, t.routing_version, t.require_registered_event_types, t.settings, r.pattern, r.endpoint_ids,
+       r.event_types
 FROM tenant t
 CROSS JOIN LATERAL (
     SELECT p.pattern, array_agg(DISTINCT e.endpoint_id ORDER BY e.endpoint_id) AS endpoint_ids,
@@ -57,6 +61,7 @@ async def load(db: Database, tenant: str) -> StoredRoutes | None:
         require_registered_event_types=rows[0]["require_registered_event_types"],
         registered_event_types=frozenset(name for row in rows for name in row["event_types"] or ()),
         subscriptions=_subscriptions(rows),
+        publish_quota=tenant_settings_from_json(rows[0]["settings"])[1],
     )
 
 

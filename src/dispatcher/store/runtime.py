@@ -9,10 +9,18 @@ from datetime import datetime
 
 import asyncpg
 
-from dispatcher.model import EndpointKey, EndpointSettings, EndpointState, SealedSigningKey
+from dispatcher.model import (
+    CatchUp,
+    EndpointKey,
+    EndpointSettings,
+    EndpointState,
+    SealedSigningKey,
+    TenantState,
+)
+from dispatcher.policy import NO_RETRY_OVERRIDES, RetryOverrides
 from dispatcher.store.database import Database
 from dispatcher.store.fence import probing
-from dispatcher.store.settings_json import settings_from_json
+from dispatcher.store.settings_json import settings_from_json, tenant_settings_from_json
 
 log = logging.getLogger(__name__)
 
@@ -34,26 +42,39 @@ class EndpointRuntimeRow:
     signing_keys: tuple[SealedSigningKey, ...]
     update_time: datetime
     delete_time: datetime | None
+    tenant_retry: RetryOverrides = NO_RETRY_OVERRIDES
+    tenant_state: TenantState = TenantState.ACTIVE
+    catch_ups: tuple[CatchUp, ...] = ()
+    failing_since: datetime | None = None
+    exhausted_heads: int = 0
+    trouble: str | None = None
 
 
 # One statement, so that settings, keys and state are of one snapshot. Keys travel as arrays: each is a few rows.
 LOAD_RUNTIME = """
 SELECT e.tenant_id, e.endpoint_id, t.name AS tenant_name, e.name, e.state, e.revision, e.settings, e.update_time,
-       e.delete_time, r.revisions, r.revision_settings, s.key_ids, s.sealed, s.create_times, s.expire_times
+       e.delete_time, e.resume_rate, e.resume_time, t.settings AS tenant_settings, t.state AS tenant_state,
+       t.resume_rate AS tenant_resume_rate, t.resume_time AS tenant_resume_time, h.failing_since, h.exhausted_heads,
+       h.trouble, r.revisions, r.revision_settings, s.key_ids, s.sealed, s.create_times, s.expire_times
 FROM unnest($1::uuid[], $2::uuid[]) k(tenant_id, endpoint_id)
 JOIN endpoint e ON e.tenant_id = k.tenant_id AND e.endpoint_id = k.endpoint_id
 JOIN tenant t ON t.tenant_id = e.tenant_id
 LEFT JOIN cursor c ON c.tenant_id = e.tenant_id AND c.endpoint_id = e.endpoint_id
+LEFT JOIN endpoint_health h ON h.tenant_id = e.tenant_id AND h.endpoint_id = e.endpoint_id
 LEFT JOIN LATERAL (
     SELECT o.revision FROM outbox o
     WHERE o.tenant_id = c.tenant_id AND o.endpoint_id = c.endpoint_id AND o.seq > c.seq AND o.time >= c.time
     ORDER BY o.seq LIMIT 1
 ) f ON true
 LEFT JOIN LATERAL (
+    SELECT min(p.revision) AS revision FROM parked p
+    WHERE p.tenant_id = e.tenant_id AND p.endpoint_id = e.endpoint_id
+) p ON true
+LEFT JOIN LATERAL (
     SELECT array_agg(r.revision) AS revisions, array_agg(r.settings) AS revision_settings
     FROM endpoint_revision r
     WHERE r.tenant_id = e.tenant_id AND r.endpoint_id = e.endpoint_id
-      AND r.revision >= coalesce(f.revision, e.revision) AND r.revision <= e.revision
+      AND r.revision >= least(coalesce(f.revision, e.revision), p.revision) AND r.revision <= e.revision
 ) r ON true
 LEFT JOIN LATERAL (
     SELECT array_agg(s.key_id ORDER BY s.create_time, s.key_id) AS key_ids,
@@ -82,20 +103,33 @@ FROM unnest($1::smallint[]) p(partition)
 CROSS JOIN LATERAL (
     SELECT e.tenant_id, e.endpoint_id, e.update_time FROM endpoint e
     WHERE e.partition = p.partition AND e.update_time >= $2 OFFSET 0
-) e"""
+) e
+UNION ALL
+SELECT e.tenant_id, e.endpoint_id, t.update_time
+FROM tenant t
+CROSS JOIN LATERAL (
+    SELECT e.tenant_id, e.endpoint_id FROM endpoint e
+    WHERE e.tenant_id = t.tenant_id AND e.partition = ANY ($1::smallint[]) OFFSET 0
+) e
+WHERE t.update_time >= $2"""
 
 
 async def changed_endpoints(
     db: Database, partitions: Sequence[int], since: datetime
 ) -> tuple[datetime, dict[EndpointKey, datetime]]:
-    """Endpoints of these partitions changed or deleted since then (and when), and the database's time at the start.
+    """Endpoints of these partitions that were changed or deleted since then, or whose tenant was (and when), and the
+    database's time at the start.
 
     Look-back is the caller's affair: an update carries the time of its statement and shows when it commits.
     """
     async with probing(db) as connection:
         start: datetime = await connection.fetchval(CHANGE_TIME)
         rows = await connection.fetch(CHANGED_ENDPOINTS, list(partitions), since)
-    return start, {EndpointKey(row["tenant_id"], row["endpoint_id"]): row["update_time"] for row in rows}
+    changed: dict[EndpointKey, datetime] = {}
+    for row in rows:
+        key = EndpointKey(row["tenant_id"], row["endpoint_id"])
+        changed[key] = max(row["update_time"], changed.get(key, row["update_time"]))
+    return start, changed
 
 
 def _known(row: asyncpg.Record) -> EndpointRuntimeRow | None:
@@ -126,4 +160,16 @@ def _runtime(row: asyncpg.Record) -> EndpointRuntimeRow:
         signing_keys=tuple(SealedSigningKey(*key) for key in keys),
         update_time=row["update_time"],
         delete_time=row["delete_time"],
+        tenant_retry=tenant_settings_from_json(row["tenant_settings"])[0],
+        tenant_state=TenantState(row["tenant_state"]),
+        catch_ups=_catch_ups(row),
+        failing_since=row["failing_since"],
+        exhausted_heads=row["exhausted_heads"] or 0,
+        trouble=row["trouble"],
     )
+
+
+def _catch_ups(row: asyncpg.Record) -> tuple[CatchUp, ...]:
+    """What the resumes of the endpoint and of its tenant said."""
+    pairs = ((row["resume_rate"], row["resume_time"]), (row["tenant_resume_rate"], row["tenant_resume_time"]))
+    return tuple(CatchUp(rate, time) for rate, time in pairs if rate is not None)

@@ -14,11 +14,13 @@ import asyncpg
 from uuid_utils.compat import uuid7
 
 from dispatcher.errors import AlreadyExistsError, PreconditionError
-from dispatcher.model import Tenant
+from dispatcher.model import CatchUp, Tenant, TenantState
+from dispatcher.policy import NO_PUBLISH_QUOTA, NO_RETRY_OVERRIDES, PublishQuota, RetryOverrides
 from dispatcher.store import filters
 from dispatcher.store.changes import change, check_etag, tenant_name, tenant_not_found
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.paging import SCAN_ROWS_MAX, Page, PageRequest, decode_token, encode_token
+from dispatcher.store.settings_json import tenant_settings_from_json, tenant_settings_to_json
 
 FILTER_RULES = {"labels": filters.TEXT_MAP}
 
@@ -31,16 +33,18 @@ class NewTenant:
     display_name: str
     labels: Mapping[str, str]
     require_registered_event_types: bool
+    retry: RetryOverrides = NO_RETRY_OVERRIDES
+    publish_quota: PublishQuota = NO_PUBLISH_QUOTA
 
 
 # Columns by name everywhere: `*` would break statements prepared before a migration adds one.
 INSERT_TENANT = """
 INSERT INTO tenant (tenant_id, name, display_name, labels, require_registered_event_types, routing_version, etag,
-                    create_time, update_time)
-SELECT $1, $2, $3, $4, $5, $6, $7, t, t FROM clock_timestamp() t
+                    settings, create_time, update_time)
+SELECT $1, $2, $3, $4, $5, $6, $7, $8, t, t FROM clock_timestamp() t
 ON CONFLICT (name) WHERE delete_time IS NULL DO NOTHING
 RETURNING tenant_id, name, display_name, labels, require_registered_event_types, routing_version, etag, create_time,
-          update_time"""
+          update_time, settings, state, state_reason, resume_rate, resume_time"""
 
 
 async def create(db: Database, new: NewTenant, *, validate_only: bool = False) -> Tenant:
@@ -55,6 +59,7 @@ async def create(db: Database, new: NewTenant, *, validate_only: bool = False) -
             new.require_registered_event_types,
             uuid4(),
             uuid4(),
+            tenant_settings_to_json(new.retry, new.publish_quota),
         )
         if row is None:
             resource = tenant_name(new.name)
@@ -66,7 +71,7 @@ async def create(db: Database, new: NewTenant, *, validate_only: bool = False) -
 
 SELECT_TENANT = """
 SELECT tenant_id, name, display_name, labels, require_registered_event_types, routing_version, etag, create_time,
-       update_time
+       update_time, settings, state, state_reason, resume_rate, resume_time
 FROM tenant WHERE name = $1 AND delete_time IS NULL"""
 
 
@@ -81,7 +86,7 @@ async def get(db: Database, name: str) -> Tenant:
 LIST_TENANTS = """
 WITH scanned AS MATERIALIZED (
     SELECT tenant_id, name, display_name, labels, require_registered_event_types, routing_version, etag, create_time,
-           update_time
+           update_time, settings, state, state_reason, resume_rate, resume_time
     FROM tenant WHERE delete_time IS NULL AND name > $1 ORDER BY name LIMIT $2
 )
 SELECT n.scan_count, n.scan_end, p.*
@@ -117,22 +122,29 @@ async def update(
             display_name=wanted.display_name,
             labels=dict(wanted.labels),
             require_registered_event_types=wanted.require_registered_event_types,
+            retry=wanted.retry,
+            publish_quota=wanted.publish_quota,
         )
         if after != before:
             after = await _write(connection, before, after)
     return after
 
 
+# Keys of the stored settings that this release does not know are kept.
 UPDATE_TENANT = """
 UPDATE tenant SET display_name = $2, labels = $3, require_registered_event_types = $4, routing_version = $5, etag = $6,
-                  update_time = clock_timestamp()
+                  settings = settings || $7::jsonb, update_time = clock_timestamp()
 WHERE tenant_id = $1
 RETURNING tenant_id, name, display_name, labels, require_registered_event_types, routing_version, etag, create_time,
-          update_time"""
+          update_time, settings, state, state_reason, resume_rate, resume_time"""
 
 
 async def _write(connection: Connection, before: Tenant, after: Tenant) -> Tenant:
-    same_routing = before.require_registered_event_types == after.require_registered_event_types
+    # The quota travels with the cached routes.
+    same_routing = (before.require_registered_event_types, before.publish_quota) == (
+        after.require_registered_event_types,
+        after.publish_quota,
+    )
     (row,) = await connection.fetch(
         UPDATE_TENANT,
         before.tenant_id,
@@ -141,8 +153,34 @@ async def _write(connection: Connection, before: Tenant, after: Tenant) -> Tenan
         after.require_registered_event_types,
         before.routing_version if same_routing else uuid4(),
         uuid4(),
+        tenant_settings_to_json(after.retry, after.publish_quota),
     )
     return _tenant(row)
+
+
+SET_STATE = """
+UPDATE tenant SET state = $2, state_reason = $3, etag = $4, update_time = clock_timestamp(), resume_rate = $5,
+                  resume_time = CASE WHEN $5::double precision IS NULL THEN NULL ELSE clock_timestamp() END
+WHERE tenant_id = $1
+RETURNING tenant_id, name, display_name, labels, require_registered_event_types, routing_version, etag, create_time,
+          update_time, settings, state, state_reason, resume_rate, resume_time"""
+
+
+async def set_state(
+    db: Database, name: str, state: TenantState, reason: str, rate_per_s: float | None, *, etag: str = ""
+) -> Tenant:
+    """Pause or resume a tenant; after a resume what waits goes out at `rate_per_s` per endpoint, None for no limit.
+
+    Idempotent. The owners of its endpoints see it by the tenant's update_time. Errors: NotFoundError,
+    EtagMismatchError.
+    """
+    async with change(db) as connection:
+        before = await lock(connection, name)
+        check_etag(tenant_name(name), before.etag, etag)
+        if (before.state, before.state_reason, before.catch_up, rate_per_s) == (state, reason, None, None):
+            return before
+        (row,) = await connection.fetch(SET_STATE, before.tenant_id, state, reason, uuid4(), rate_per_s)
+        return _tenant(row)
 
 
 HAS_ENDPOINTS = "SELECT EXISTS (SELECT FROM endpoint WHERE tenant_id = $1 AND delete_time IS NULL)"
@@ -172,7 +210,7 @@ async def delete(db: Database, name: str, *, etag: str = "", validate_only: bool
 
 LOCK_TENANT = """
 SELECT tenant_id, name, display_name, labels, require_registered_event_types, routing_version, etag, create_time,
-       update_time
+       update_time, settings, state, state_reason, resume_rate, resume_time
 FROM tenant WHERE name = $1 AND delete_time IS NULL FOR NO KEY UPDATE"""
 
 
@@ -204,6 +242,7 @@ def page_by_name(rows: list[asyncpg.Record], size: int) -> tuple[list[asyncpg.Re
 
 
 def _tenant(row: asyncpg.Record) -> Tenant:
+    retry, quota = tenant_settings_from_json(row["settings"])
     return Tenant(
         tenant_id=row["tenant_id"],
         name=row["name"],
@@ -214,4 +253,9 @@ def _tenant(row: asyncpg.Record) -> Tenant:
         etag=row["etag"],
         create_time=row["create_time"],
         update_time=row["update_time"],
+        retry=retry,
+        publish_quota=quota,
+        state=TenantState(row["state"]),
+        state_reason=row["state_reason"],
+        catch_up=None if row["resume_rate"] is None else CatchUp(row["resume_rate"], row["resume_time"]),
     )

@@ -1,8 +1,9 @@
 """Upkeep of the time partitions: a bounded background loop, one round every few minutes on each instance.
 
 A round creates what is coming, completes what an earlier round left half done, and drops what is older than the
-retention *and* settled: outbox first, then the attempts and events its rows referred to. Rounds of several instances
-may overlap; every step is safe to repeat, and whoever comes second finds it done or fails that step and says so.
+retention *and* settled: outbox first, then the attempts and events its rows referred to. The owners are asked to
+dead-letter what is not settled (`expire_command`). Rounds of several instances may overlap; every step is safe to
+repeat, and whoever comes second finds it done or fails that step and says so.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import asyncpg
 
 from dispatcher.errors import UnavailableError
-from dispatcher.model import Cursor, EndpointKey
-from dispatcher.store import commands, instances, partitions
+from dispatcher.model import Command, CommandKind, Cursor, EndpointKey
+from dispatcher.store import commands, instances, parked, partitions
 from dispatcher.store.backlog import RowsWanted, fetch_rows_on
 from dispatcher.store.cursors import advance_on
 from dispatcher.store.database import AWAY_ERRORS, Connection, Database
@@ -124,10 +125,14 @@ async def _drop_outbox(db: Database, connection: Connection, settings: UpkeepSet
     for partition, day in await _daily(connection, "outbox"):
         if not is_expired(day, now, settings.retention_days):
             continue
-        if await settle_day(db, day):
+        end = partitions.day_start(day + timedelta(days=1))
+        unsettled = [*await settle_day(db, day), *await parked.endpoints_before(connection, end, ENDPOINT_BATCH)]
+        if not unsettled:
             await _drop(connection, partition, settings, report)
-        else:
-            report.kept.append(partition.name)
+            continue
+        report.kept.append(partition.name)
+        for key in dict.fromkeys(unsettled):
+            await commands.append(db, expire_command(key, end))
 
 
 async def _drop_unreferenced(connection: Connection, settings: UpkeepSettings, report: UpkeepReport) -> None:
@@ -211,10 +216,26 @@ LEFT JOIN LATERAL (
 ORDER BY e.tenant_id, e.endpoint_id"""
 
 
-async def settle_day(db: Database, day: date) -> bool:
-    """Bring the cursors past that day's rows where all of them are settled; True when no row above a cursor is left."""
+def expire_command(key: EndpointKey, before: datetime) -> Command:
+    """Asks the endpoint's owner to dead-letter what is older: the same command however often it is asked.
+
+    Its id names the hour as well, so that one that was done while a row came late is asked again.
+    """
+    hour = datetime.now(UTC).strftime("%Y%m%d%H")
+    return Command(
+        command_id=uuid5(key.endpoint_id, f"expire {before.isoformat()} {hour}"),
+        key=key,
+        kind=CommandKind.EXPIRE_BACKLOG,
+        arguments={"before": before.isoformat()},
+        actor="dispatcher",
+    )
+
+
+async def settle_day(db: Database, day: date) -> list[EndpointKey]:
+    """Bring the cursors past that day's rows where all of them are settled; returns the endpoints where some are not,
+    at most `ENDPOINT_BATCH` of them."""
     start, end = partitions.day_start(day), partitions.day_start(day + timedelta(days=1))
-    after, settled = EndpointKey(UUID(int=0), UUID(int=0)), True
+    after, unsettled = EndpointKey(UUID(int=0), UUID(int=0)), list[EndpointKey]()
     while True:
         async with probing(db) as connection:
             rows = await connection.fetch(
@@ -224,9 +245,10 @@ async def settle_day(db: Database, day: date) -> bool:
             after = EndpointKey(row["tenant_id"], row["endpoint_id"])
             if row["highest"] is not None:
                 reached = await _catch_up(db, Cursor(after, row["seq"], row["time"]), row["highest"])
-                settled = settled and reached >= row["highest"]
-        if len(rows) < ENDPOINT_BATCH:
-            return settled
+                if reached < row["highest"]:
+                    unsettled.append(after)
+        if len(rows) < ENDPOINT_BATCH or len(unsettled) >= ENDPOINT_BATCH:
+            return unsettled
 
 
 async def _catch_up(db: Database, cursor: Cursor, target_seq: int) -> int:
@@ -240,7 +262,7 @@ async def _catch_up(db: Database, cursor: Cursor, target_seq: int) -> int:
             rows = await fetch_rows_on(connection, [wanted])
             reached = cursor
             for row in rows:
-                if not row.settled or row.seq != reached.seq + 1:
+                if not (row.settled or row.parked) or row.seq != reached.seq + 1:
                     break
                 reached = Cursor(cursor.key, row.seq, row.time)
             if reached is cursor:

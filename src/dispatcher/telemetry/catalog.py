@@ -138,6 +138,28 @@ FLUSH_DROPPED = Metric(
 PARTITIONS_OWNED = Metric(
     "dispatcher.partitions.owned", Kind.GAUGE, "{partition}", "Endpoint partitions leased by this instance, of 256."
 )
+OPERATIONAL_EVENTS = Metric(
+    "dispatcher.operational_events",
+    Kind.COUNTER,
+    "{event}",
+    "Events of the service's own (`dispatcher.…`) that were published to the tenants' subscribers, if there were any.",
+    ("dispatcher.event.type",),
+)
+CIRCUITS_OPEN = Metric(
+    "dispatcher.circuits.open", Kind.GAUGE, "{circuit}", "URLs of endpoints owned here that get no attempts for now."
+)
+ENDPOINTS_THROTTLED = Metric(
+    "dispatcher.endpoints.throttled", Kind.GAUGE, "{endpoint}", "Endpoints owned here that 429 or 503 have slowed down."
+)
+DELIVERIES_PARKED = Metric(
+    "dispatcher.deliveries.parked",
+    Kind.GAUGE,
+    "{delivery}",
+    "Deliveries in memory that wait aside for a retry while others pass them.",
+)
+LANES_HALTED = Metric(
+    "dispatcher.lanes.halted", Kind.GAUGE, "{lane}", "Endpoints owned here at which an operator has to decide."
+)
 LEASE_CHANGES = Metric(
     "dispatcher.lease.changes",
     Kind.COUNTER,

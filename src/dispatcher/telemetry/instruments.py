@@ -136,6 +136,11 @@ class Instruments:
         self._deliveries = Tally(meter, catalog.DELIVERIES)
         self._flush_dropped = Tally(meter, catalog.FLUSH_DROPPED)
         self._lease_changes = Tally(meter, catalog.LEASE_CHANGES)
+        self._operational_events = Tally(meter, catalog.OPERATIONAL_EVENTS)
+        self.circuits_open = Gauge(meter, catalog.CIRCUITS_OPEN)
+        self.endpoints_throttled = Gauge(meter, catalog.ENDPOINTS_THROTTLED)
+        self.deliveries_parked = Gauge(meter, catalog.DELIVERIES_PARKED)
+        self.lanes_halted = Gauge(meter, catalog.LANES_HALTED)
         self.publish_queue_events = Gauge(meter, catalog.PUBLISH_QUEUE_EVENTS)
         self.publish_queue_bytes = Gauge(meter, catalog.PUBLISH_QUEUE_BYTES)
         self.in_flight = Gauge(meter, catalog.IN_FLIGHT)
@@ -188,6 +193,10 @@ class Instruments:
     def flush_dropped(self, attempts: int) -> None:
         """Attempts that the database refuses for good."""
         self._flush_dropped.add(attempts)
+
+    def operational_event(self, event_type: str) -> None:
+        """An event of the service's own was published; its type is one of a closed set."""
+        self._operational_events.add(1, event_type)
 
     def lease_changed(self, change: str, count: int = 1) -> None:
         """Leases `acquired`, `released` or `lost`."""

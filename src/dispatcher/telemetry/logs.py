@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import orjson
 from opentelemetry import trace
 
-from dispatcher.config import ObservabilitySettings
+from dispatcher.config.groups import ObservabilitySettings
 
 MESSAGE_CHARS_MAX = 4096
 FIELD_CHARS_MAX = 1024

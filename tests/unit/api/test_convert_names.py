@@ -15,7 +15,7 @@ from dispatcher.api.convert.deliveries import longest_wait_s
 from dispatcher.api.convert.masks import Maskable
 from dispatcher.api.convert.names import parse_name
 from dispatcher.api.convert.times import is_valid_timestamp, timestamp, to_datetime, to_seconds
-from dispatcher.config import RetrySettings
+from dispatcher.config.groups import RetrySettings
 from dispatcher.errors import InvalidRequestError
 from dispatcher.model import DeliveryState, EndpointState, OrderingMode, Outcome, TracePropagation
 

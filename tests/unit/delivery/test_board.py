@@ -8,6 +8,7 @@ from uuid import UUID
 from dispatcher.delivery.board import Board
 from dispatcher.delivery.endpoint import EndpointRuntime
 from dispatcher.delivery.lane import LaneLimits
+from dispatcher.delivery.policies import FailureDefaults, policies_of
 from dispatcher.delivery.scheduler import SchedulerLimits
 from dispatcher.model import Cursor, EndpointSettings, EndpointState, OrderingMode, OutboxRow, TracePropagation
 from dispatcher.store.backlog import EndpointPosition
@@ -42,6 +43,7 @@ def runtime(state: EndpointState = EndpointState.ACTIVE, revision: int = 1) -> E
         "",
         {},
         (),
+        policies_of(FailureDefaults(), settings),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from dispatcher.delivery.decide import DecisionLimits, DecisionWriter, Verdict
 from dispatcher.errors import UnavailableError
-from dispatcher.model import DeadLetter, Decision
+from dispatcher.model import DeadLetter, Decision, Halt
 from tests.support.deliveries import decision_of, letter_of
 from tests.support.tasks import running, until
 
@@ -26,7 +26,11 @@ class Fence:
         self.open.set()
 
     async def commit(
-        self, epochs: Mapping[int, int], decisions: Sequence[Decision], letters: Sequence[DeadLetter]
+        self,
+        epochs: Mapping[int, int],
+        decisions: Sequence[Decision],
+        letters: Sequence[DeadLetter],
+        _halts: Sequence[Halt],
     ) -> set[int]:
         self.calls.append(len(decisions))
         await self.open.wait()

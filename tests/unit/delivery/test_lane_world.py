@@ -1,8 +1,9 @@
-"""Promise 2 from outside: whatever owners come, go, freeze and come back, no row is sent on a guess.
+"""Promise 2 from outside: whatever owners come, go, freeze and come back, no row is sent on a guess, and none is lost.
 
 A world with one database and several lanes on it at once: the present owner's and those of instances that lost their
 lease and don't know. At every start the world itself checks that whatever the row must wait for was answered 2xx before
-or is on record as decided. No lane is asked; the rule is spelled out over all rows ever published.
+or is on record as decided, and that no halt on record forbids it. No lane is asked; the rule is spelled out over all
+rows ever published. At the end everything is let go, and every row must arrive: nothing parked or halted is forgotten.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import ClassVar
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant
 
+from dispatcher.delivery.held import HeldHalt, HeldRow
 from dispatcher.delivery.lane import Lane, LaneLimits, ModeSettings
 from dispatcher.delivery.slots import SlotState
-from dispatcher.model import Cursor, OrderingMode
+from dispatcher.model import Cursor, OrderingMode, OutboxRow
 from tests.support.acting import ActingMachine, Choose, quickly
-from tests.support.lanes import BY_KEY, KEY, ORDERED, payload_of, row, row_time
+from tests.support.lanes import BY_KEY, KEY, ORDERED, UNORDERED, payload_of, row, row_time
 
 REVISIONS = 3
 
@@ -31,6 +33,10 @@ class WorldMachine(ActingMachine):
         "take_over": 3,
         "checkpoint": 5,
         "skip": 1,
+        "park": 8,
+        "retry_halted": 2,
+        "expire_halted": 1,
+        "delete_records": 3,
         "time_passes": 8,
     }
 
@@ -42,6 +48,8 @@ class WorldMachine(ActingMachine):
         self.received: set[int] = set()
         self.on_record: set[int] = set()
         self.decided: set[int] = set()
+        self.halts: set[int] = set()
+        self.parked: set[int] = set()
         self.facts: list[tuple[Lane, int]] = []
         self.sending: list[tuple[Lane, int]] = []
         self.lanes: list[Lane] = []
@@ -56,19 +64,64 @@ class WorldMachine(ActingMachine):
             return True
         return mode is BY_KEY and lower_key == key
 
-    def check_start(self, seq: int) -> None:
+    def check_start(self, lane: Lane, seq: int) -> None:
         for lower in range(1, seq):
             if self.must_precede(lower, seq):
                 assert lower in self.received or lower in self.decided, f"{seq} was sent before {lower}"
+                # A former owner may not have heard of the halt; what is on record as expired it may pass.
+                if lane is self.owner and self.mode_of(seq) is not UNORDERED:
+                    is_held = lower in self.halts and lower not in self.received
+                    assert not is_held, f"{seq} was sent though {lower} is halted"
 
     # --- what happens ---
 
     def take_over(self, _: Choose | None = None) -> None:
         """A new owner under a new epoch; whoever had the lease before goes on, for all it knows."""
         self.epoch += 1
-        lane = Lane(KEY, self.epoch, Cursor(KEY, self.cursor, row_time(self.cursor)), LaneLimits(8, 1000), 0)
+        limits = LaneLimits(8, 1000, parked_rows_max=12, parked_key_rows_max=2)
+        needs_held = bool(self.parked or self.halts)
+        cursor = Cursor(KEY, self.cursor, row_time(self.cursor))
+        lane = Lane(KEY, self.epoch, cursor, limits, 0, needs_held=needs_held)
         self.lanes = [*self.lanes[-2:], lane]
         self.sending = [(sender, seq) for sender, seq in self.sending if sender in self.lanes]
+
+    def mode_of(self, seq: int) -> OrderingMode:
+        return self.modes[self.rows[seq - 1][1]].mode
+
+    def is_settled(self, seq: int) -> bool:
+        return seq in self.on_record or seq in self.decided
+
+    def read_row(self, seq: int) -> OutboxRow:
+        key, revision = self.rows[seq - 1]
+        made = row(seq, ordering_key=key, revision=revision, settled=self.is_settled(seq), payload=False)
+        made.parked = seq in self.parked
+        made.attempts = 1
+        return made
+
+    def hold(self, lane: Lane) -> None:
+        """Tell a lane what is on record aside, as the store does: of each key the first.
+
+        The highest parked row is of the running mode; records of another are left over from before it began.
+        """
+        parked, heads = [], set()
+        left_over = {seq for seq in self.parked if self.mode_of(seq) is not self.mode_of(max(self.parked))}
+        assert all(self.is_settled(seq) or seq in self.received for seq in left_over)
+        self.parked -= left_over
+        for seq in sorted(self.parked):
+            key, mode = self.rows[seq - 1][0], self.mode_of(seq)
+            if mode is BY_KEY and key in heads:
+                continue
+            heads.add(key)
+            more = mode is BY_KEY and any(self.rows[other - 1][0] == key and other > seq for other in self.parked)
+            parked.append(HeldRow(self.read_row(seq), mode, self.now, more))
+        halts = [HeldHalt(self.read_row(seq), self.mode_of(seq)) for seq in sorted(self.halts - self.on_record)]
+        lane.hold(parked, halts)
+
+    def read_cold(self, lane: Lane) -> None:
+        for key, after in lane.cold_wanted():
+            found = [seq for seq in sorted(self.parked) if seq > after and self.rows[seq - 1][0] == key]
+            rows = [HeldRow(self.read_row(seq), BY_KEY, self.now) for seq in found[:2]]
+            lane.cold_read(key, rows, more=len(found) > 2)
 
     @property
     def owner(self) -> Lane:
@@ -83,7 +136,11 @@ class WorldMachine(ActingMachine):
     def go(self, choose: Choose) -> None:
         """One lane reads what it lacks and starts what it may."""
         lane = choose([self.owner, *self.lanes])
+        if lane.needs_held and lane is self.owner:
+            self.hold(lane)
         self.read(lane)
+        if lane is self.owner:
+            self.read_cold(lane)
         if lane.needs_reload and choose([True, False]):
             lane.configure({number: self.modes[number] for number in range(1, self.revision + 1)})
         for want in lane.wants_payloads(self.now):
@@ -91,16 +148,12 @@ class WorldMachine(ActingMachine):
         for _ in range(choose([1, 3])):
             started = lane.start(self.now)
             if started is not None:
-                self.check_start(started.seq)
+                self.check_start(lane, started.seq)
                 self.sending.append((lane, started.seq))
 
     def read(self, lane: Lane) -> None:
         lane.hint(len(self.rows))
-        rows = []
-        for seq in range(lane.tail + 1, lane.tail + 1 + lane.wanted()):
-            key, revision = self.rows[seq - 1]
-            settled = seq in self.on_record or seq in self.decided
-            rows.append(row(seq, ordering_key=key, revision=revision, settled=settled, payload=False))
+        rows = [self.read_row(seq) for seq in range(lane.tail + 1, lane.tail + 1 + lane.wanted())]
         lane.loaded(rows, reached_end=False)
 
     def answer(self, choose: Choose) -> None:
@@ -108,7 +161,7 @@ class WorldMachine(ActingMachine):
         if not self.sending:
             return
         lane, seq = self.sending.pop(choose(range(len(self.sending))))
-        fate = choose(["2xx", "2xx", "2xx", "failed", "failed", "exhausted"])
+        fate = choose(["2xx", "2xx", "2xx", "failed", "failed", "failed", "exhausted", "halted"])
         if fate == "2xx":
             self.received.add(seq)
             self.facts.append((lane, seq))
@@ -116,8 +169,12 @@ class WorldMachine(ActingMachine):
         elif fate == "failed":
             lane.failed(seq, self.now + choose([0.0, 1.0]))
         elif lane.deciding(seq) and lane is self.owner and choose([True, True, False]):
-            self.decided.add(seq)
-            lane.decided(seq)
+            if fate == "halted":
+                self.halts.add(seq)
+                lane.halted(seq)
+            else:
+                self.decided.add(seq)
+                lane.decided(seq)
         # else the decision is never known to be committed: the fence keeps former owners from it
 
     def flush(self, choose: Choose) -> None:
@@ -140,12 +197,55 @@ class WorldMachine(ActingMachine):
     def skip(self, choose: Choose) -> None:
         owner = self.owner
         window = range(owner.settled_through + 1, owner.tail + 1)
-        skippable = [seq for seq in window if owner.state_of(seq) in (SlotState.WAITING, SlotState.BACKING_OFF)]
-        if skippable:
-            seq = choose(skippable)
-            assert owner.deciding(seq)
-            self.decided.add(seq)
-            owner.decided(seq)
+        states = (SlotState.WAITING, SlotState.BACKING_OFF, SlotState.HALTED)
+        skippable = [
+            seq for seq in {*window, *self.parked} if owner.state_of(seq) in states and not self.is_settled(seq)
+        ]
+        if skippable and not owner.needs_held:
+            seq = choose(sorted(skippable))
+            if owner.deciding(seq):
+                self.decided.add(seq)
+                self.halts.discard(seq)
+                owner.decided(seq)
+
+    def park(self, choose: Choose) -> None:
+        """Recorded or not; the owner may be lost between the record and its knowing of it."""
+        seqs = [chosen.row.seq for chosen in self.owner.to_park()]
+        if not seqs:
+            return
+        fate = choose(["parked"] * 4 + ["refused", "lost"])
+        if fate == "refused":
+            self.owner.not_parked()
+            return
+        self.parked.update(seqs)
+        if fate == "lost":
+            self.take_over()
+        else:
+            self.owner.parked(seqs)
+
+    def retry_halted(self, choose: Choose) -> None:
+        owner = self.owner
+        pending = sorted(seq for seq in self.halts if not self.is_settled(seq) and not owner.needs_held)
+        if pending:
+            seq = choose(pending)
+            self.halts.discard(seq)
+            owner.retry_now(seq, self.now)
+
+    def expire_halted(self, choose: Choose) -> None:
+        """The retention ends a halted delivery; that releases nothing. The lane is made anew, as after any expiry."""
+        pending = sorted(self.halts - self.decided - self.on_record)
+        if pending:
+            self.decided.add(choose(pending))
+            self.take_over()
+
+    def delete_records(self, choose: Choose) -> None:
+        finished = self.owner.take_finished()
+        if choose([True, True, False]):
+            assert all(self.is_settled(seq) for seq in finished.keys() & self.parked)
+            self.parked -= finished.keys()
+            self.halts -= finished.keys() & self.on_record
+        else:
+            self.owner.not_deleted(finished)
 
     def time_passes(self, _: Choose) -> None:
         self.now += 1
@@ -154,7 +254,33 @@ class WorldMachine(ActingMachine):
     def check(self) -> None:
         """A watermark stands for facts: each row at or below it is on record, not merely believed to be done."""
         for lane in self.lanes:
-            assert set(range(1, lane.settled_through + 1)) <= self.on_record | self.decided
+            assert set(range(1, lane.settled_through + 1)) <= self.on_record | self.decided | self.parked
+
+    def teardown(self) -> None:
+        """Let everything go: all that was published arrives, or is on record as decided."""
+        if not hasattr(self, "rows"):
+            return
+        self.halts.clear()
+        self.take_over()
+        owner = self.owner
+        for _ in range(40 * (len(self.rows) + 1)):
+            if owner.needs_held:
+                self.hold(owner)
+            self.read(owner)
+            owner.configure({number: self.modes[number] for number in range(1, self.revision + 1)})
+            self.read_cold(owner)
+            for want in owner.wants_payloads(self.now):
+                owner.attach(want, payload_of(want))
+            if (started := owner.start(self.now)) is not None:
+                self.check_start(owner, started.seq)
+                self.received.add(started.seq)
+                owner.succeeded(started.seq)
+                self.on_record.add(started.seq)
+                owner.flushed(started.seq)
+            self.parked -= owner.take_finished().keys()
+            self.now += 1
+        assert set(range(1, len(self.rows) + 1)) <= self.on_record | self.decided
+        assert owner.is_idle
 
 
 TestNoRowIsSentOnAGuess = WorldMachine.TestCase

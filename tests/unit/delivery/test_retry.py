@@ -12,14 +12,19 @@ from dispatcher.delivery.retry import (
     Exhausted,
     ExhaustedReason,
     Retry,
+    RetryDefaults,
     RetryPolicy,
     backoff_bound_s,
     next_step,
     parse_retry_after,
+    resolve,
 )
-from dispatcher.model import Outcome
+from dispatcher.model import OrderingMode, Outcome
+from dispatcher.policy import ExponentialBackoff, RetryOverrides, RetrySchedule
 
-POLICY = RetryPolicy(min_s=1, max_s=100, factor=2, attempts_max=10, age_max_s=1000)
+BACKOFF = ExponentialBackoff(1, 100, 2)
+POLICY = RetryPolicy(BACKOFF, attempts_max=10, age_max_s=1000)
+SCHEDULE = RetrySchedule((5, 300, 60))
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 ALMOST_ONE = 0.999999
 FAILURES = [outcome for outcome in Outcome if outcome is not Outcome.SUCCEEDED]
@@ -31,23 +36,29 @@ def step(
     attempt_number: int = 1,
     age_s: float = 0,
     outcome: Outcome = Outcome.HTTP_ERROR,
+    status_code: int | None = 500,
     retry_after_s: float | None = None,
     draw: float = 0.5,
 ) -> Retry | Exhausted:
     return next_step(
-        policy, attempt_number=attempt_number, age_s=age_s, outcome=outcome, retry_after_s=retry_after_s, draw=draw
+        policy,
+        attempt_number=attempt_number,
+        age_s=age_s,
+        outcome=outcome,
+        status_code=status_code,
+        retry_after_s=retry_after_s,
+        draw=draw,
     )
 
 
 def test_waits_grow_by_the_factor_up_to_their_bound_and_chance_shortens_them() -> None:
-    assert [backoff_bound_s(POLICY, number) for number in (1, 2, 3, 7, 8, 9)] == [1, 2, 4, 64, 100, 100]
+    assert [backoff_bound_s(BACKOFF, number) for number in (1, 2, 3, 7, 8, 9)] == [1, 2, 4, 64, 100, 100]
     assert step(attempt_number=3, draw=0.5) == Retry(2)
     assert step(attempt_number=3, draw=0) == Retry(0)
 
 
 def test_a_power_beyond_all_numbers_is_the_longest_wait() -> None:
-    policy = RetryPolicy(min_s=1, max_s=100, factor=10, attempts_max=1000)
-    assert backoff_bound_s(policy, 999) == 100
+    assert backoff_bound_s(ExponentialBackoff(1, 100, 10), 999) == 100
 
 
 def test_the_last_attempt_is_followed_by_the_end() -> None:
@@ -62,7 +73,7 @@ def test_a_wait_beyond_the_age_ends_with_it_and_then_there_is_no_more() -> None:
 
 
 def test_without_a_bound_of_age_only_attempts_count() -> None:
-    policy = RetryPolicy(min_s=1, max_s=100, factor=2, attempts_max=10)
+    policy = RetryPolicy(BACKOFF, attempts_max=10)
     assert isinstance(step(policy, attempt_number=9, age_s=1e9), Retry)
 
 
@@ -81,6 +92,39 @@ def test_a_success_is_not_asked_about() -> None:
         step(outcome=Outcome.SUCCEEDED)
 
 
+def test_a_schedule_names_each_wait_and_chance_lengthens_it_by_a_tenth_at_most() -> None:
+    policy = RetryPolicy(SCHEDULE, attempts_max=4)
+    assert [step(policy, attempt_number=number, draw=0) for number in (1, 2, 3)] == [Retry(5), Retry(300), Retry(60)]
+    assert step(policy, attempt_number=1, draw=0.5) == Retry(5 * 1.05)
+    assert step(policy, retry_after_s=1e9) == Retry(300)
+
+
+def test_a_final_status_ends_it_at_once_and_only_where_there_was_an_answer() -> None:
+    policy = RetryPolicy(BACKOFF, attempts_max=10, final_status_codes=frozenset({400}))
+    assert step(policy, status_code=400) == Exhausted(ExhaustedReason.FINAL_STATUS)
+    assert isinstance(step(policy, status_code=401), Retry)
+    assert isinstance(step(policy, status_code=400, outcome=Outcome.TIMEOUT), Retry)
+
+
+DEFAULTS = RetryDefaults(SCHEDULE, BACKOFF, attempts_max=50, age_max_s=500)
+
+
+def test_the_endpoint_speaks_before_the_tenant_and_the_tenant_before_the_service() -> None:
+    tenant = RetryOverrides(backoff=RetrySchedule((1,)), attempts_max=7, final_status_codes=frozenset({400}))
+    endpoint = RetryOverrides(age_max_s=9)
+    mode = OrderingMode.ORDERED
+    assert resolve(DEFAULTS, tenant, endpoint, mode) == RetryPolicy(RetrySchedule((1,)), 7, 9, frozenset({400}))
+    own = RetryOverrides(ExponentialBackoff(2, 3, 1), attempts_max=1, final_status_codes=frozenset())
+    assert resolve(DEFAULTS, tenant, own, mode) == RetryPolicy(ExponentialBackoff(2, 3, 1), 1, 500)
+
+
+def test_unordered_endpoints_follow_the_schedule_and_the_others_wait_shortly() -> None:
+    nothing = RetryOverrides()
+    assert resolve(DEFAULTS, nothing, nothing, OrderingMode.UNORDERED) == RetryPolicy(SCHEDULE, 4, 500)
+    for mode in (OrderingMode.ORDERED, OrderingMode.ORDERED_BY_KEY):
+        assert resolve(DEFAULTS, nothing, nothing, mode) == RetryPolicy(BACKOFF, 50, 500)
+
+
 @given(
     attempt_number=st.integers(1, 2000),
     age_s=st.floats(0, 1e7),
@@ -92,8 +136,8 @@ def test_a_success_is_not_asked_about() -> None:
 def test_every_wait_is_finite_and_within_the_policy(
     attempt_number: int, age_s: float, outcome: Outcome, retry_after_s: float | None, draw: float, factor: float
 ) -> None:
-    policy = RetryPolicy(min_s=1, max_s=100, factor=factor, attempts_max=1000, age_max_s=1000)
-    after = next_step(
+    policy = RetryPolicy(ExponentialBackoff(1, 100, factor), attempts_max=1000, age_max_s=1000)
+    after = step(
         policy, attempt_number=attempt_number, age_s=age_s, outcome=outcome, retry_after_s=retry_after_s, draw=draw
     )
     is_over = attempt_number >= policy.attempts_max or age_s >= 1000

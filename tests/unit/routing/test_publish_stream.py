@@ -22,6 +22,9 @@ class Commits:
     def __init__(self) -> None:
         self.queued: list[tuple[str, asyncio.Future[RequestResult]]] = []
 
+    async def admit(self, _publication: Publication) -> None:
+        """No quota binds."""
+
     async def route(self, publication: Publication, _chain: object) -> PublishRequest:
         return PublishRequest(UUID(int=1), publication.tenant, UUID(int=1), (), ())
 

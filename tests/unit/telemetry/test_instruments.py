@@ -44,6 +44,7 @@ def record_everything(instruments: Instruments) -> None:
     instruments.flushed(10, 0.001)
     instruments.flush_dropped(1)
     instruments.lease_changed("acquired", 256)
+    instruments.operational_event("dispatcher.circuit.opened")
     instruments.database_operation("publish", 0.001, "UniqueViolationError")
     instruments.worst_endpoints([("acme", "orders", 12, 3.5)])
     for gauge in vars(instruments).values():

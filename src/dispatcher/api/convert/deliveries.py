@@ -5,17 +5,15 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import assert_never
 
-from webhooks.v1 import attempt_pb2, delivery_pb2
+from webhooks.v1 import delivery_pb2
 
+from dispatcher.api.convert.attempts import attempt_message, delivery_name
 from dispatcher.api.convert.times import duration, timestamp
-from dispatcher.config import RetrySettings
-from dispatcher.model import Attempt, DeliveryState, EndpointState, Outcome
+from dispatcher.api.convert.troubles import add_troubles
+from dispatcher.config.groups import RetrySettings
+from dispatcher.model import DeliveryState, EndpointState
 from dispatcher.store.deliveries import Delivery, RecordedDecision
 from dispatcher.store.endpoint_status import EndpointStatus
-
-
-def delivery_name(tenant: str, endpoint: str, seq: int) -> str:
-    return f"tenants/{tenant}/endpoints/{endpoint}/deliveries/{seq}"
 
 
 def delivery_message(tenant: str, delivery: Delivery) -> delivery_pb2.Delivery:
@@ -30,13 +28,15 @@ def delivery_message(tenant: str, delivery: Delivery) -> delivery_pb2.Delivery:
         endpoint_revision=delivery.revision,
         attempt_count=delivery.attempt_count,
         create_time=timestamp(delivery.create_time),
+        replay=delivery.replay_of is not None,
+        replay_of=delivery_name(tenant, delivery.endpoint_name, delivery.replay_of) if delivery.replay_of else "",
     )
     if delivery.last_attempt is not None:
         message.last_attempt.CopyFrom(attempt_message(tenant, delivery.endpoint_name, delivery.last_attempt))
     if delivery.deliver_time is not None:
         message.deliver_time.CopyFrom(timestamp(delivery.deliver_time))
     if delivery.decision is not None:
-        message.decision.CopyFrom(_decision(delivery.decision))
+        message.decision.CopyFrom(decision_message(delivery.decision))
     return message
 
 
@@ -54,30 +54,11 @@ def _state(state: DeliveryState) -> delivery_pb2.Delivery.State.ValueType:
             assert_never(state)
 
 
-def _decision(decision: RecordedDecision) -> delivery_pb2.DeliveryDecision:
+def decision_message(decision: RecordedDecision) -> delivery_pb2.DeliveryDecision:
+    """Why a delivery ended without success."""
     return delivery_pb2.DeliveryDecision(
         reason=decision.reason, actor=decision.actor, decide_time=timestamp(decision.time)
     )
-
-
-def attempt_message(tenant: str, endpoint: str, attempt: Attempt) -> attempt_pb2.Attempt:
-    """An attempt; the last segment of its name is epoch and number, unique within the delivery save after a crash."""
-    started_us = round(attempt.start_time.timestamp() * 1e6)
-    return attempt_pb2.Attempt(
-        name=f"{delivery_name(tenant, endpoint, attempt.seq)}/attempts/{attempt.epoch}-{attempt.number}-{started_us:x}",
-        attempt_number=attempt.number,
-        start_time=timestamp(attempt.start_time),
-        duration=duration(attempt.duration_s),
-        outcome=_outcome(attempt.outcome),
-        status_code=attempt.status_code or 0,
-        error=attempt.error or "",
-        response_excerpt=attempt.response_excerpt or b"",
-        epoch=attempt.epoch,
-    )
-
-
-def _outcome(outcome: Outcome) -> attempt_pb2.AttemptOutcome.ValueType:
-    return attempt_pb2.AttemptOutcome.Value(f"ATTEMPT_OUTCOME_{outcome.name}")
 
 
 def status_message(tenant: str, status: EndpointStatus, retry: RetrySettings) -> delivery_pb2.EndpointStatus:
@@ -95,6 +76,7 @@ def status_message(tenant: str, status: EndpointStatus, retry: RetrySettings) ->
     if status.blocked_by is not None:
         is_active = status.endpoint.state is EndpointState.ACTIVE and status.endpoint.delete_time is None
         message.blocked_by.CopyFrom(_blocking(tenant, status.blocked_by, retry, is_active=is_active))
+    add_troubles(message, tenant, status.endpoint, status.troubles)
     return message
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from webhooks.v1 import attempt_pb2, endpoint_pb2
 
-from dispatcher.api.convert import checks
+from dispatcher.api.convert import checks, policies
 from dispatcher.api.convert.checks import Violations
 from dispatcher.api.convert.masks import Maskable, leaves_to_change
 from dispatcher.api.convert.names import new_id, read_name
@@ -27,6 +27,13 @@ from dispatcher.model import (
     SealedSigningKey,
     TracePropagation,
 )
+from dispatcher.policy import (
+    AutoDisableOverrides,
+    CircuitOverrides,
+    ExhaustionPolicy,
+    RateLimit,
+    RetryOverrides,
+)
 from dispatcher.routing.patterns import validate_pattern
 from dispatcher.security.egress import EgressPolicy, UrlRefusedError, check_url, parse_url
 from dispatcher.security.headers import check_endpoint_headers
@@ -39,6 +46,7 @@ STATE_REASON_CHARS_MAX = 256
 TIMEOUT_MIN_S = 0.1
 IN_FLIGHT_MAX = 1000
 OVERLAP_MAX_S = 30 * 86_400
+FALLBACK_URLS_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +69,29 @@ def _description(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: 
 
 
 def _url(endpoint: endpoint_pb2.Endpoint, rules: EndpointRules, violations: Violations) -> str:
+    return _checked_url(endpoint.http.url, "endpoint.http.url", rules, violations)
+
+
+def _checked_url(text: str, field: str, rules: EndpointRules, violations: Violations) -> str:
     """The URL in its normal form, as it is stored and shown."""
     try:
-        url = parse_url(endpoint.http.url)
+        url = parse_url(text)
         check_url(url, rules.egress)
     except UrlRefusedError as error:
-        violations.add("endpoint.http.url", error.description)
+        violations.add(field, error.description)
         return ""
     return url.text
+
+
+def _fallback_urls(endpoint: endpoint_pb2.Endpoint, rules: EndpointRules, violations: Violations) -> tuple[str, ...]:
+    field, given = "endpoint.http.fallback_urls", endpoint.http.fallback_urls
+    if len(given) > FALLBACK_URLS_MAX:
+        violations.add(field, f"must hold at most {FALLBACK_URLS_MAX} URLs, holds {len(given)}")
+        return ()
+    urls = tuple(_checked_url(text, f"{field}[{i}]", rules, violations) for i, text in enumerate(given))
+    if len(set(urls)) < len(urls):
+        violations.add(field, "must be distinct")
+    return urls
 
 
 def _event_types(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> tuple[str, ...]:
@@ -136,6 +159,33 @@ def _trace_propagation(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violat
     return found or TracePropagation.NONE
 
 
+def _retry(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> RetryOverrides:
+    settings = endpoint.delivery_settings
+    return policies.read_retry(settings.retry_policy, "endpoint.delivery_settings.retry_policy", violations)
+
+
+def _exhaustion(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> ExhaustionPolicy:
+    value = endpoint.delivery_settings.exhaustion_policy
+    return policies.read_exhaustion(value, "endpoint.delivery_settings.exhaustion_policy", violations)
+
+
+def _rate_limit(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> RateLimit | None:
+    settings = endpoint.delivery_settings
+    if not settings.HasField("rate_limit"):
+        return None
+    return policies.read_rate_limit(settings.rate_limit, "endpoint.delivery_settings.rate_limit", violations)
+
+
+def _circuit(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> CircuitOverrides:
+    settings = endpoint.delivery_settings
+    return policies.read_circuit(settings.circuit_breaker, "endpoint.delivery_settings.circuit_breaker", violations)
+
+
+def _auto_disable(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> AutoDisableOverrides:
+    settings = endpoint.delivery_settings
+    return policies.read_auto_disable(settings.auto_disable, "endpoint.delivery_settings.auto_disable", violations)
+
+
 _STATES: dict[int, EndpointState] = {
     endpoint_pb2.Endpoint.STATE_UNSPECIFIED: EndpointState.ACTIVE,
     endpoint_pb2.Endpoint.STATE_ACTIVE: EndpointState.ACTIVE,
@@ -169,6 +219,12 @@ _SETTINGS: dict[str, tuple[str, _Reader]] = {
     "delivery_settings.max_in_flight": ("max_in_flight", _max_in_flight),
     "delivery_settings.ordering_mode": ("ordering_mode", _ordering_mode),
     "delivery_settings.trace_propagation": ("trace_propagation", _trace_propagation),
+    "http.fallback_urls": ("fallback_urls", _fallback_urls),
+    "delivery_settings.retry_policy": ("retry", _retry),
+    "delivery_settings.exhaustion_policy": ("exhaustion", _exhaustion),
+    "delivery_settings.rate_limit": ("rate_limit", _rate_limit),
+    "delivery_settings.circuit_breaker": ("circuit", _circuit),
+    "delivery_settings.auto_disable": ("auto_disable", _auto_disable),
 }
 MASKABLE = Maskable(
     (*_OWN, *_SETTINGS),
@@ -248,6 +304,28 @@ def read_rotation(
     return tenant, name, secret, timedelta(seconds=overlap_s or 0.0)
 
 
+def read_pause(request: endpoint_pb2.PauseEndpointRequest) -> tuple[str, str, str]:
+    """The ids of tenant and endpoint, and the reason. Errors: InvalidRequestError."""
+    violations = Violations()
+    tenant, name = read_name(request.name, PATTERN, violations)
+    checks.etag(request.etag, "etag", violations)
+    reason = checks.text(request.reason, "reason", violations, chars_max=STATE_REASON_CHARS_MAX)
+    violations.raise_if_any()
+    return tenant, name, reason
+
+
+def read_resume(
+    request: endpoint_pb2.ResumeEndpointRequest | endpoint_pb2.EnableEndpointRequest,
+) -> tuple[str, str, float | None]:
+    """The ids of tenant and endpoint, and the rate to catch up at. Errors: InvalidRequestError."""
+    violations = Violations()
+    tenant, name = read_name(request.name, PATTERN, violations)
+    checks.etag(request.etag, "etag", violations)
+    rate = policies.read_rate(request.max_per_second, "max_per_second", violations)
+    violations.raise_if_any()
+    return tenant, name, rate
+
+
 def endpoint_message(
     tenant: str, endpoint: Endpoint, keys: Sequence[SealedSigningKey], secrets: dict[str, str] | None = None
 ) -> endpoint_pb2.Endpoint:
@@ -256,7 +334,7 @@ def endpoint_message(
         name=f"tenants/{tenant}/endpoints/{endpoint.name}",
         uid=str(endpoint.key.endpoint_id),
         description=endpoint.description,
-        http=endpoint_pb2.HttpTarget(url=endpoint.settings.url),
+        http=endpoint_pb2.HttpTarget(url=endpoint.settings.url, fallback_urls=endpoint.settings.fallback_urls),
         event_types=endpoint.event_types,
         state=endpoint_pb2.Endpoint.State.Value(f"STATE_{endpoint.state.value}"),
         state_reason=endpoint.state_reason,
@@ -277,6 +355,11 @@ def _settings_message(settings: EndpointSettings) -> endpoint_pb2.DeliverySettin
         max_in_flight=settings.max_in_flight,
         ordering_mode=endpoint_pb2.OrderingMode.Value(f"ORDERING_MODE_{settings.ordering_mode.value}"),
         trace_propagation=endpoint_pb2.TracePropagation.Value(f"TRACE_PROPAGATION_{settings.trace_propagation.value}"),
+        retry_policy=policies.retry_message(settings.retry),
+        exhaustion_policy=policies.exhaustion_word(settings.exhaustion),
+        rate_limit=policies.rate_limit_message(settings.rate_limit),
+        circuit_breaker=policies.circuit_message(settings.circuit),
+        auto_disable=policies.auto_disable_message(settings.auto_disable),
     )
 
 

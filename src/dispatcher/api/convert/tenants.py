@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 from webhooks.v1 import tenant_pb2
 
-from dispatcher.api.convert import checks
+from dispatcher.api.convert import checks, policies
 from dispatcher.api.convert.checks import Violations
 from dispatcher.api.convert.masks import Maskable, leaves_to_change
 from dispatcher.api.convert.names import new_id, read_name
 from dispatcher.api.convert.times import timestamp
 from dispatcher.model import Tenant
+from dispatcher.policy import PublishQuota, RetryOverrides
 from dispatcher.store.tenants import NewTenant
 
 PATTERN = "tenants/{tenant}"
+STATE_REASON_CHARS_MAX = 256
 
 
 def _display_name(tenant: tenant_pb2.Tenant, violations: Violations) -> str:
@@ -31,12 +33,26 @@ def _require_registered(tenant: tenant_pb2.Tenant, _: Violations) -> bool:
     return tenant.require_registered_event_types
 
 
+def _retry(tenant: tenant_pb2.Tenant, violations: Violations) -> RetryOverrides:
+    return policies.read_retry(tenant.default_retry_policy, "tenant.default_retry_policy", violations)
+
+
+def _quota(tenant: tenant_pb2.Tenant, violations: Violations) -> PublishQuota:
+    return policies.read_quota(tenant.publish_quota, "tenant.publish_quota", violations)
+
+
 _READERS: dict[str, Callable[[tenant_pb2.Tenant, Violations], Any]] = {
     "display_name": _display_name,
     "labels": _labels,
     "require_registered_event_types": _require_registered,
+    "default_retry_policy": _retry,
+    "publish_quota": _quota,
 }
-MASKABLE = Maskable(tuple(_READERS))
+# A leaf's field of the record where it has another name.
+_FIELDS = {"default_retry_policy": "retry"}
+MASKABLE = Maskable(
+    tuple(_READERS), frozenset({"name", "uid", "create_time", "update_time", "etag", "state", "state_reason"})
+)
 
 
 def read_create(request: tenant_pb2.CreateTenantRequest) -> NewTenant:
@@ -45,7 +61,7 @@ def read_create(request: tenant_pb2.CreateTenantRequest) -> NewTenant:
     if not request.HasField("tenant"):
         violations.add("tenant", "must be set")
     name = new_id(request.tenant_id, "tenant_id", violations)
-    values = {leaf: read(request.tenant, violations) for leaf, read in _READERS.items()}
+    values = _read(_READERS, request.tenant, violations)
     violations.raise_if_any()
     return NewTenant(name=name, **values)
 
@@ -56,9 +72,33 @@ def read_update(request: tenant_pb2.UpdateTenantRequest) -> tuple[str, Callable[
     (name,) = read_name(request.tenant.name, PATTERN, violations, field="tenant.name")
     checks.etag(request.tenant.etag, "tenant.etag", violations)
     changed = leaves_to_change(request.update_mask, request.tenant, MASKABLE, violations)
-    values = {leaf: _READERS[leaf](request.tenant, violations) for leaf in sorted(changed)}
+    values = _read(sorted(changed), request.tenant, violations)
     violations.raise_if_any()
     return name, lambda before: replace(before, **values)
+
+
+def _read(leaves: Iterable[str], tenant: tenant_pb2.Tenant, violations: Violations) -> dict[str, Any]:
+    return {_FIELDS.get(leaf, leaf): _READERS[leaf](tenant, violations) for leaf in leaves}
+
+
+def read_pause(request: tenant_pb2.PauseTenantRequest) -> tuple[str, str]:
+    """The tenant's id, and the reason. Errors: InvalidRequestError."""
+    violations = Violations()
+    (name,) = read_name(request.name, PATTERN, violations)
+    checks.etag(request.etag, "etag", violations)
+    reason = checks.text(request.reason, "reason", violations, chars_max=STATE_REASON_CHARS_MAX)
+    violations.raise_if_any()
+    return name, reason
+
+
+def read_resume(request: tenant_pb2.ResumeTenantRequest) -> tuple[str, float | None]:
+    """The tenant's id, and the rate to catch up at. Errors: InvalidRequestError."""
+    violations = Violations()
+    (name,) = read_name(request.name, PATTERN, violations)
+    checks.etag(request.etag, "etag", violations)
+    rate = policies.read_rate(request.max_per_second, "max_per_second", violations)
+    violations.raise_if_any()
+    return name, rate
 
 
 def tenant_message(tenant: Tenant) -> tenant_pb2.Tenant:
@@ -72,4 +112,8 @@ def tenant_message(tenant: Tenant) -> tenant_pb2.Tenant:
         create_time=timestamp(tenant.create_time),
         update_time=timestamp(tenant.update_time),
         etag=str(tenant.etag),
+        default_retry_policy=policies.retry_message(tenant.retry),
+        publish_quota=policies.quota_message(tenant.publish_quota),
+        state=tenant_pb2.Tenant.State.Value(f"STATE_{tenant.state.value}"),
+        state_reason=tenant.state_reason,
     )

@@ -86,6 +86,7 @@ class Attempt(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     RESPONSE_EXCERPT_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    URL_INDEX_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/endpoints/{endpoint}/deliveries/{delivery}/attempts/{attempt}`; the last segment is opaque and
     unique within the delivery.
@@ -104,6 +105,8 @@ class Attempt(_message.Message):
     """
     epoch: _builtins.int
     """The epoch of the lease under which the attempt was made: it grows whenever the endpoint moves to another instance."""
+    url_index: _builtins.int
+    """Where it went: 0 for the endpoint's `http.url`, n for the n-th of its `http.fallback_urls` at that time."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the attempt began, by the clock of the instance that made it."""
@@ -124,10 +127,11 @@ class Attempt(_message.Message):
         error: _builtins.str = ...,
         response_excerpt: _builtins.bytes = ...,
         epoch: _builtins.int = ...,
+        url_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_number", b"attempt_number", "duration", b"duration", "epoch", b"epoch", "error", b"error", "name", b"name", "outcome", b"outcome", "response_excerpt", b"response_excerpt", "start_time", b"start_time", "status_code", b"status_code"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_number", b"attempt_number", "duration", b"duration", "epoch", b"epoch", "error", b"error", "name", b"name", "outcome", b"outcome", "response_excerpt", b"response_excerpt", "start_time", b"start_time", "status_code", b"status_code", "url_index", b"url_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

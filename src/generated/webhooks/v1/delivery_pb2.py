@@ -29,10 +29,11 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from webhooks.v1 import attempt_pb2 as webhooks_dot_v1_dot_attempt__pb2
+from webhooks.v1 import endpoint_pb2 as webhooks_dot_v1_dot_endpoint__pb2
 from webhooks.v1 import event_pb2 as webhooks_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1awebhooks/v1/delivery.proto\x12\x0bwebhooks.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19webhooks/v1/attempt.proto\x1a\x17webhooks/v1/event.proto\"\xd1\x05\n\x08\x44\x65livery\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x16\n\x08sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x31\n\x05\x65vent\x18\x03 \x01(\tB\"\xe2\x41\x01\x03\xfa\x41\x1b\n\x19webhooks.dispatcher/Event\x12\x18\n\nevent_type\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cordering_key\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x30\n\x05state\x18\x06 \x01(\x0e\x32\x1b.webhooks.v1.Delivery.StateB\x04\xe2\x41\x01\x03\x12\x1f\n\x11\x65ndpoint_revision\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rattempt_count\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x30\n\x0clast_attempt\x18\t \x01(\x0b\x32\x14.webhooks.v1.AttemptB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x36\n\x0c\x64\x65liver_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x08\x64\x65\x63ision\x18\x0c \x01(\x0b\x32\x1d.webhooks.v1.DeliveryDecisionB\x04\xe2\x41\x01\x03\"r\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x13\n\x0fSTATE_DELIVERED\x10\x02\x12\x17\n\x13STATE_DEAD_LETTERED\x10\x03\x12\x11\n\rSTATE_SKIPPED\x10\x04:t\xea\x41q\n\x1cwebhooks.dispatcher/Delivery\x12;tenants/{tenant}/endpoints/{endpoint}/deliveries/{delivery}*\ndeliveries2\x08\x64\x65livery\"t\n\x10\x44\x65liveryDecision\x12\x14\n\x06reason\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x61\x63tor\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x64\x65\x63ide_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"\xac\x03\n\x0e\x45ndpointStatus\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1b\n\rlast_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1e\n\x10settled_sequence\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rbacklog_count\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12=\n\x13oldest_pending_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12;\n\x12oldest_pending_age\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x12\x37\n\nblocked_by\x18\x07 \x01(\x0b\x32\x1d.webhooks.v1.BlockingDeliveryB\x04\xe2\x41\x01\x03:w\xea\x41t\n\"webhooks.dispatcher/EndpointStatus\x12,tenants/{tenant}/endpoints/{endpoint}/status*\x10\x65ndpointStatuses2\x0e\x65ndpointStatus\"\x8a\x02\n\x10\x42lockingDelivery\x12\x37\n\x08\x64\x65livery\x18\x01 \x01(\tB%\xe2\x41\x01\x03\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Delivery\x12\x31\n\x05\x65vent\x18\x02 \x01(\tB\"\xe2\x41\x01\x03\xfa\x41\x1b\n\x19webhooks.dispatcher/Event\x12\x1b\n\rattempt_count\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x30\n\x0clast_attempt\x18\x04 \x01(\x0b\x32\x14.webhooks.v1.AttemptB\x04\xe2\x41\x01\x03\x12;\n\x11next_attempt_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"o\n\x0fGetEventRequest\x12\x30\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19webhooks.dispatcher/Event\x12*\n\x04view\x18\x02 \x01(\x0e\x32\x16.webhooks.v1.EventViewB\x04\xe2\x41\x01\x01\"\xbc\x01\n\x11ListEventsRequest\x12\x32\n\x06parent\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\x12\x19webhooks.dispatcher/Event\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12*\n\x04view\x18\x05 \x01(\x0e\x32\x16.webhooks.v1.EventViewB\x04\xe2\x41\x01\x01\"]\n\x12ListEventsResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x12.webhooks.v1.EventB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"I\n\x12GetDeliveryRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Delivery\"\x97\x01\n\x15ListDeliveriesRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\x12\x1cwebhooks.dispatcher/Delivery\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"h\n\x16ListDeliveriesResponse\x12/\n\ndeliveries\x18\x01 \x03(\x0b\x32\x15.webhooks.v1.DeliveryB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\x94\x01\n\x13ListAttemptsRequest\x12\x34\n\x06parent\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\x12\x1bwebhooks.dispatcher/Attempt\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"c\n\x14ListAttemptsResponse\x12,\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x14.webhooks.v1.AttemptB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"U\n\x18GetEndpointStatusRequest\x12\x39\n\x04name\x18\x01 \x01(\tB+\xe2\x41\x01\x02\xfa\x41$\n\"webhooks.dispatcher/EndpointStatus2\xd1\x06\n\x0f\x44\x65liveryService\x12j\n\x08GetEvent\x12\x1c.webhooks.v1.GetEventRequest\x1a\x12.webhooks.v1.Event\",\xda\x41\x04name\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{name=tenants/*/events/*}\x12}\n\nListEvents\x12\x1e.webhooks.v1.ListEventsRequest\x1a\x1f.webhooks.v1.ListEventsResponse\".\xda\x41\x06parent\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{parent=tenants/*}/events\x12\x83\x01\n\x0bGetDelivery\x12\x1f.webhooks.v1.GetDeliveryRequest\x1a\x15.webhooks.v1.Delivery\"<\xda\x41\x04name\x82\xd3\xe4\x93\x02/\x12-/v1/{name=tenants/*/endpoints/*/deliveries/*}\x12\x99\x01\n\x0eListDeliveries\x12\".webhooks.v1.ListDeliveriesRequest\x1a#.webhooks.v1.ListDeliveriesResponse\">\xda\x41\x06parent\x82\xd3\xe4\x93\x02/\x12-/v1/{parent=tenants/*/endpoints/*}/deliveries\x12\x9e\x01\n\x0cListAttempts\x12 .webhooks.v1.ListAttemptsRequest\x1a!.webhooks.v1.ListAttemptsResponse\"I\xda\x41\x06parent\x82\xd3\xe4\x93\x02:\x12\x38/v1/{parent=tenants/*/endpoints/*/deliveries/*}/attempts\x12\x8f\x01\n\x11GetEndpointStatus\x12%.webhooks.v1.GetEndpointStatusRequest\x1a\x1b.webhooks.v1.EndpointStatus\"6\xda\x41\x04name\x82\xd3\xe4\x93\x02)\x12\'/v1/{name=tenants/*/endpoints/*/status}Be\n\x16\x64ispatcher.webhooks.v1B\rDeliveryProtoP\x01Z!dispatcher/webhooks/v1;webhooksv1\xaa\x02\x16\x44ispatcher.Webhooks.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1awebhooks/v1/delivery.proto\x12\x0bwebhooks.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19webhooks/v1/attempt.proto\x1a\x1awebhooks/v1/endpoint.proto\x1a\x17webhooks/v1/event.proto\"\xa1\x06\n\x08\x44\x65livery\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x16\n\x08sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x31\n\x05\x65vent\x18\x03 \x01(\tB\"\xe2\x41\x01\x03\xfa\x41\x1b\n\x19webhooks.dispatcher/Event\x12\x18\n\nevent_type\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cordering_key\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x30\n\x05state\x18\x06 \x01(\x0e\x32\x1b.webhooks.v1.Delivery.StateB\x04\xe2\x41\x01\x03\x12\x1f\n\x11\x65ndpoint_revision\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rattempt_count\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x30\n\x0clast_attempt\x18\t \x01(\x0b\x32\x14.webhooks.v1.AttemptB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x36\n\x0c\x64\x65liver_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x08\x64\x65\x63ision\x18\x0c \x01(\x0b\x32\x1d.webhooks.v1.DeliveryDecisionB\x04\xe2\x41\x01\x03\x12\x14\n\x06replay\x18\r \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x38\n\treplay_of\x18\x0e \x01(\tB%\xe2\x41\x01\x03\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Delivery\"r\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x13\n\x0fSTATE_DELIVERED\x10\x02\x12\x17\n\x13STATE_DEAD_LETTERED\x10\x03\x12\x11\n\rSTATE_SKIPPED\x10\x04:t\xea\x41q\n\x1cwebhooks.dispatcher/Delivery\x12;tenants/{tenant}/endpoints/{endpoint}/deliveries/{delivery}*\ndeliveries2\x08\x64\x65livery\"t\n\x10\x44\x65liveryDecision\x12\x14\n\x06reason\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x61\x63tor\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x64\x65\x63ide_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"\xf7\x06\n\x0e\x45ndpointStatus\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1b\n\rlast_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1e\n\x10settled_sequence\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rbacklog_count\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12=\n\x13oldest_pending_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12;\n\x12oldest_pending_age\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x12\x37\n\nblocked_by\x18\x07 \x01(\x0b\x32\x1d.webhooks.v1.BlockingDeliveryB\x04\xe2\x41\x01\x03\x12%\n\x04halt\x18\x08 \x01(\x0b\x32\x11.webhooks.v1.HaltB\x04\xe2\x41\x01\x03\x12\x18\n\nhalt_count\x18\t \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x37\n\ropen_circuits\x18\n \x03(\x0b\x32\x1a.webhooks.v1.CircuitStatusB\x04\xe2\x41\x01\x03\x12\"\n\x14throttled_per_second\x18\x0b \x01(\x01\x42\x04\xe2\x41\x01\x03\x12<\n\x12\x66\x61iling_since_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x1d\n\x0f\x65xhausted_count\x18\r \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cparked_count\x18\x0e \x01(\x03\x42\x04\xe2\x41\x01\x03\x12!\n\x13\x63\x61tch_up_per_second\x18\x0f \x01(\x01\x42\x04\xe2\x41\x01\x03\x12\x37\n\rcatch_up_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x39\n\x0e\x65ndpoint_state\x18\x11 \x01(\x0e\x32\x1b.webhooks.v1.Endpoint.StateB\x04\xe2\x41\x01\x03\x12\x1b\n\rtenant_paused\x18\x12 \x01(\x08\x42\x04\xe2\x41\x01\x03:w\xea\x41t\n\"webhooks.dispatcher/EndpointStatus\x12,tenants/{tenant}/endpoints/{endpoint}/status*\x10\x65ndpointStatuses2\x0e\x65ndpointStatus\"\xc0\x02\n\x04Halt\x12\x37\n\x08\x64\x65livery\x18\x01 \x01(\tB%\xe2\x41\x01\x03\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Delivery\x12\x31\n\x05\x65vent\x18\x02 \x01(\tB\"\xe2\x41\x01\x03\xfa\x41\x1b\n\x19webhooks.dispatcher/Event\x12\x16\n\x08sequence\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1a\n\x0cordering_key\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06reason\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x33\n\thalt_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x30\n\x0clast_attempt\x18\x07 \x01(\x0b\x32\x14.webhooks.v1.AttemptB\x04\xe2\x41\x01\x03\x12\x1b\n\rwaiting_count\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\"\x8f\x02\n\rCircuitStatus\x12\x17\n\turl_index\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32 .webhooks.v1.CircuitStatus.StateB\x04\xe2\x41\x01\x03\x12\x33\n\topen_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nprobe_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"C\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_OPEN\x10\x01\x12\x13\n\x0fSTATE_HALF_OPEN\x10\x02\"\x8a\x02\n\x10\x42lockingDelivery\x12\x37\n\x08\x64\x65livery\x18\x01 \x01(\tB%\xe2\x41\x01\x03\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Delivery\x12\x31\n\x05\x65vent\x18\x02 \x01(\tB\"\xe2\x41\x01\x03\xfa\x41\x1b\n\x19webhooks.dispatcher/Event\x12\x1b\n\rattempt_count\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x30\n\x0clast_attempt\x18\x04 \x01(\x0b\x32\x14.webhooks.v1.AttemptB\x04\xe2\x41\x01\x03\x12;\n\x11next_attempt_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"o\n\x0fGetEventRequest\x12\x30\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19webhooks.dispatcher/Event\x12*\n\x04view\x18\x02 \x01(\x0e\x32\x16.webhooks.v1.EventViewB\x04\xe2\x41\x01\x01\"\xbc\x01\n\x11ListEventsRequest\x12\x32\n\x06parent\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\x12\x19webhooks.dispatcher/Event\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12*\n\x04view\x18\x05 \x01(\x0e\x32\x16.webhooks.v1.EventViewB\x04\xe2\x41\x01\x01\"]\n\x12ListEventsResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x12.webhooks.v1.EventB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"I\n\x12GetDeliveryRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Delivery\"\x97\x01\n\x15ListDeliveriesRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\x12\x1cwebhooks.dispatcher/Delivery\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"h\n\x16ListDeliveriesResponse\x12/\n\ndeliveries\x18\x01 \x03(\x0b\x32\x15.webhooks.v1.DeliveryB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\x94\x01\n\x13ListAttemptsRequest\x12\x34\n\x06parent\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\x12\x1bwebhooks.dispatcher/Attempt\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"c\n\x14ListAttemptsResponse\x12,\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x14.webhooks.v1.AttemptB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"U\n\x18GetEndpointStatusRequest\x12\x39\n\x04name\x18\x01 \x01(\tB+\xe2\x41\x01\x02\xfa\x41$\n\"webhooks.dispatcher/EndpointStatus\"`\n\x13SkipDeliveryRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Delivery\x12\x14\n\x06reason\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"K\n\x14RetryDeliveryRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Delivery2\xfb\x08\n\x0f\x44\x65liveryService\x12j\n\x08GetEvent\x12\x1c.webhooks.v1.GetEventRequest\x1a\x12.webhooks.v1.Event\",\xda\x41\x04name\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{name=tenants/*/events/*}\x12}\n\nListEvents\x12\x1e.webhooks.v1.ListEventsRequest\x1a\x1f.webhooks.v1.ListEventsResponse\".\xda\x41\x06parent\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{parent=tenants/*}/events\x12\x83\x01\n\x0bGetDelivery\x12\x1f.webhooks.v1.GetDeliveryRequest\x1a\x15.webhooks.v1.Delivery\"<\xda\x41\x04name\x82\xd3\xe4\x93\x02/\x12-/v1/{name=tenants/*/endpoints/*/deliveries/*}\x12\x99\x01\n\x0eListDeliveries\x12\".webhooks.v1.ListDeliveriesRequest\x1a#.webhooks.v1.ListDeliveriesResponse\">\xda\x41\x06parent\x82\xd3\xe4\x93\x02/\x12-/v1/{parent=tenants/*/endpoints/*}/deliveries\x12\x9e\x01\n\x0cListAttempts\x12 .webhooks.v1.ListAttemptsRequest\x1a!.webhooks.v1.ListAttemptsResponse\"I\xda\x41\x06parent\x82\xd3\xe4\x93\x02:\x12\x38/v1/{parent=tenants/*/endpoints/*/deliveries/*}/attempts\x12\x94\x01\n\x0cSkipDelivery\x12 .webhooks.v1.SkipDeliveryRequest\x1a\x15.webhooks.v1.Delivery\"K\xda\x41\x0bname,reason\x82\xd3\xe4\x93\x02\x37\"2/v1/{name=tenants/*/endpoints/*/deliveries/*}:skip:\x01*\x12\x90\x01\n\rRetryDelivery\x12!.webhooks.v1.RetryDeliveryRequest\x1a\x15.webhooks.v1.Delivery\"E\xda\x41\x04name\x82\xd3\xe4\x93\x02\x38\"3/v1/{name=tenants/*/endpoints/*/deliveries/*}:retry:\x01*\x12\x8f\x01\n\x11GetEndpointStatus\x12%.webhooks.v1.GetEndpointStatusRequest\x1a\x1b.webhooks.v1.EndpointStatus\"6\xda\x41\x04name\x82\xd3\xe4\x93\x02)\x12\'/v1/{name=tenants/*/endpoints/*/status}Be\n\x16\x64ispatcher.webhooks.v1B\rDeliveryProtoP\x01Z!dispatcher/webhooks/v1;webhooksv1\xaa\x02\x16\x44ispatcher.Webhooks.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -64,6 +65,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELIVERY'].fields_by_name['deliver_time']._serialized_options = b'\342A\001\003'
   _globals['_DELIVERY'].fields_by_name['decision']._loaded_options = None
   _globals['_DELIVERY'].fields_by_name['decision']._serialized_options = b'\342A\001\003'
+  _globals['_DELIVERY'].fields_by_name['replay']._loaded_options = None
+  _globals['_DELIVERY'].fields_by_name['replay']._serialized_options = b'\342A\001\003'
+  _globals['_DELIVERY'].fields_by_name['replay_of']._loaded_options = None
+  _globals['_DELIVERY'].fields_by_name['replay_of']._serialized_options = b'\342A\001\003\372A\036\n\034webhooks.dispatcher/Delivery'
   _globals['_DELIVERY']._loaded_options = None
   _globals['_DELIVERY']._serialized_options = b'\352Aq\n\034webhooks.dispatcher/Delivery\022;tenants/{tenant}/endpoints/{endpoint}/deliveries/{delivery}*\ndeliveries2\010delivery'
   _globals['_DELIVERYDECISION'].fields_by_name['reason']._loaded_options = None
@@ -86,8 +91,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENDPOINTSTATUS'].fields_by_name['oldest_pending_age']._serialized_options = b'\342A\001\003'
   _globals['_ENDPOINTSTATUS'].fields_by_name['blocked_by']._loaded_options = None
   _globals['_ENDPOINTSTATUS'].fields_by_name['blocked_by']._serialized_options = b'\342A\001\003'
+  _globals['_ENDPOINTSTATUS'].fields_by_name['halt']._loaded_options = None
+  _globals['_ENDPOINTSTATUS'].fields_by_name['halt']._serialized_options = b'\342A\001\003'
+  _globals['_ENDPOINTSTATUS'].fields_by_name['halt_count']._loaded_options = None
+  _globals['_ENDPOINTSTATUS'].fields_by_name['halt_count']._serialized_options = b'\342A\001\003'
+  _globals['_ENDPOINTSTATUS'].fields_by_name['open_circuits']._loaded_options = None
+  _globals['_ENDPOINTSTATUS'].fields_by_name['open_circuits']._serialized_options = b'\342A\001\003'
+  _globals['_ENDPOINTSTATUS'].fields_by_name['throttled_per_second']._loaded_options = None
+  _globals['_ENDPOINTSTATUS'].fields_by_name['throttled_per_second']._serialized_options = b'\342A\001\003'
+  _globals['_ENDPOINTSTATUS'].fields_by_name['failing_since_time']._loaded_options = None
+  _globals['_ENDPOINTSTATUS'].fields_by_name['failing_since_time']._serialized_options = b'\342A\001\003'
+  _globals['_ENDPOINTSTATUS'].fields_by_name['exhausted_count']._loaded_options = None
+  _globals['_ENDPOINTSTATUS'].fields_by_name['exhausted_count']._serialized_options = b'\342A\001\003'
+  _globals['_ENDPOINTSTATUS'].fields_by_name['parked_count']._loaded_options = None
+  _globals['_ENDPOINTSTATUS'].fields_by_name['parked_count']._serialized_options = b'\342A\001\003'
+  _globals['_ENDPOINTSTATUS'].fields_by_name['catch_up_per_second']._loaded_options = None
+  _globals['_ENDPOINTSTATUS'].fields_by_name['catch_up_per_second']._serialized_options = b'\342A\001\003'
+  _globals['_ENDPOINTSTATUS'].fields_by_name['catch_up_time']._loaded_options = None
+  _globals['_ENDPOINTSTATUS'].fields_by_name['catch_up_time']._serialized_options = b'\342A\001\003'
+  _globals['_ENDPOINTSTATUS'].fields_by_name['endpoint_state']._loaded_options = None
+  _globals['_ENDPOINTSTATUS'].fields_by_name['endpoint_state']._serialized_options = b'\342A\001\003'
+  _globals['_ENDPOINTSTATUS'].fields_by_name['tenant_paused']._loaded_options = None
+  _globals['_ENDPOINTSTATUS'].fields_by_name['tenant_paused']._serialized_options = b'\342A\001\003'
   _globals['_ENDPOINTSTATUS']._loaded_options = None
   _globals['_ENDPOINTSTATUS']._serialized_options = b'\352At\n\"webhooks.dispatcher/EndpointStatus\022,tenants/{tenant}/endpoints/{endpoint}/status*\020endpointStatuses2\016endpointStatus'
+  _globals['_HALT'].fields_by_name['delivery']._loaded_options = None
+  _globals['_HALT'].fields_by_name['delivery']._serialized_options = b'\342A\001\003\372A\036\n\034webhooks.dispatcher/Delivery'
+  _globals['_HALT'].fields_by_name['event']._loaded_options = None
+  _globals['_HALT'].fields_by_name['event']._serialized_options = b'\342A\001\003\372A\033\n\031webhooks.dispatcher/Event'
+  _globals['_HALT'].fields_by_name['sequence']._loaded_options = None
+  _globals['_HALT'].fields_by_name['sequence']._serialized_options = b'\342A\001\003'
+  _globals['_HALT'].fields_by_name['ordering_key']._loaded_options = None
+  _globals['_HALT'].fields_by_name['ordering_key']._serialized_options = b'\342A\001\003'
+  _globals['_HALT'].fields_by_name['reason']._loaded_options = None
+  _globals['_HALT'].fields_by_name['reason']._serialized_options = b'\342A\001\003'
+  _globals['_HALT'].fields_by_name['halt_time']._loaded_options = None
+  _globals['_HALT'].fields_by_name['halt_time']._serialized_options = b'\342A\001\003'
+  _globals['_HALT'].fields_by_name['last_attempt']._loaded_options = None
+  _globals['_HALT'].fields_by_name['last_attempt']._serialized_options = b'\342A\001\003'
+  _globals['_HALT'].fields_by_name['waiting_count']._loaded_options = None
+  _globals['_HALT'].fields_by_name['waiting_count']._serialized_options = b'\342A\001\003'
+  _globals['_CIRCUITSTATUS'].fields_by_name['url_index']._loaded_options = None
+  _globals['_CIRCUITSTATUS'].fields_by_name['url_index']._serialized_options = b'\342A\001\003'
+  _globals['_CIRCUITSTATUS'].fields_by_name['state']._loaded_options = None
+  _globals['_CIRCUITSTATUS'].fields_by_name['state']._serialized_options = b'\342A\001\003'
+  _globals['_CIRCUITSTATUS'].fields_by_name['open_time']._loaded_options = None
+  _globals['_CIRCUITSTATUS'].fields_by_name['open_time']._serialized_options = b'\342A\001\003'
+  _globals['_CIRCUITSTATUS'].fields_by_name['probe_time']._loaded_options = None
+  _globals['_CIRCUITSTATUS'].fields_by_name['probe_time']._serialized_options = b'\342A\001\003'
   _globals['_BLOCKINGDELIVERY'].fields_by_name['delivery']._loaded_options = None
   _globals['_BLOCKINGDELIVERY'].fields_by_name['delivery']._serialized_options = b'\342A\001\003\372A\036\n\034webhooks.dispatcher/Delivery'
   _globals['_BLOCKINGDELIVERY'].fields_by_name['event']._loaded_options = None
@@ -144,6 +195,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTATTEMPTSRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
   _globals['_GETENDPOINTSTATUSREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETENDPOINTSTATUSREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A$\n\"webhooks.dispatcher/EndpointStatus'
+  _globals['_SKIPDELIVERYREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_SKIPDELIVERYREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\036\n\034webhooks.dispatcher/Delivery'
+  _globals['_SKIPDELIVERYREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_SKIPDELIVERYREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\002'
+  _globals['_RETRYDELIVERYREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_RETRYDELIVERYREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\036\n\034webhooks.dispatcher/Delivery'
   _globals['_DELIVERYSERVICE'].methods_by_name['GetEvent']._loaded_options = None
   _globals['_DELIVERYSERVICE'].methods_by_name['GetEvent']._serialized_options = b'\332A\004name\202\323\344\223\002\037\022\035/v1/{name=tenants/*/events/*}'
   _globals['_DELIVERYSERVICE'].methods_by_name['ListEvents']._loaded_options = None
@@ -154,36 +211,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELIVERYSERVICE'].methods_by_name['ListDeliveries']._serialized_options = b'\332A\006parent\202\323\344\223\002/\022-/v1/{parent=tenants/*/endpoints/*}/deliveries'
   _globals['_DELIVERYSERVICE'].methods_by_name['ListAttempts']._loaded_options = None
   _globals['_DELIVERYSERVICE'].methods_by_name['ListAttempts']._serialized_options = b'\332A\006parent\202\323\344\223\002:\0228/v1/{parent=tenants/*/endpoints/*/deliveries/*}/attempts'
+  _globals['_DELIVERYSERVICE'].methods_by_name['SkipDelivery']._loaded_options = None
+  _globals['_DELIVERYSERVICE'].methods_by_name['SkipDelivery']._serialized_options = b'\332A\013name,reason\202\323\344\223\0027\"2/v1/{name=tenants/*/endpoints/*/deliveries/*}:skip:\001*'
+  _globals['_DELIVERYSERVICE'].methods_by_name['RetryDelivery']._loaded_options = None
+  _globals['_DELIVERYSERVICE'].methods_by_name['RetryDelivery']._serialized_options = b'\332A\004name\202\323\344\223\0028\"3/v1/{name=tenants/*/endpoints/*/deliveries/*}:retry:\001*'
   _globals['_DELIVERYSERVICE'].methods_by_name['GetEndpointStatus']._loaded_options = None
   _globals['_DELIVERYSERVICE'].methods_by_name['GetEndpointStatus']._serialized_options = b'\332A\004name\202\323\344\223\002)\022\'/v1/{name=tenants/*/endpoints/*/status}'
-  _globals['_DELIVERY']._serialized_start=276
-  _globals['_DELIVERY']._serialized_end=997
-  _globals['_DELIVERY_STATE']._serialized_start=765
-  _globals['_DELIVERY_STATE']._serialized_end=879
-  _globals['_DELIVERYDECISION']._serialized_start=999
-  _globals['_DELIVERYDECISION']._serialized_end=1115
-  _globals['_ENDPOINTSTATUS']._serialized_start=1118
-  _globals['_ENDPOINTSTATUS']._serialized_end=1546
-  _globals['_BLOCKINGDELIVERY']._serialized_start=1549
-  _globals['_BLOCKINGDELIVERY']._serialized_end=1815
-  _globals['_GETEVENTREQUEST']._serialized_start=1817
-  _globals['_GETEVENTREQUEST']._serialized_end=1928
-  _globals['_LISTEVENTSREQUEST']._serialized_start=1931
-  _globals['_LISTEVENTSREQUEST']._serialized_end=2119
-  _globals['_LISTEVENTSRESPONSE']._serialized_start=2121
-  _globals['_LISTEVENTSRESPONSE']._serialized_end=2214
-  _globals['_GETDELIVERYREQUEST']._serialized_start=2216
-  _globals['_GETDELIVERYREQUEST']._serialized_end=2289
-  _globals['_LISTDELIVERIESREQUEST']._serialized_start=2292
-  _globals['_LISTDELIVERIESREQUEST']._serialized_end=2443
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=2445
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=2549
-  _globals['_LISTATTEMPTSREQUEST']._serialized_start=2552
-  _globals['_LISTATTEMPTSREQUEST']._serialized_end=2700
-  _globals['_LISTATTEMPTSRESPONSE']._serialized_start=2702
-  _globals['_LISTATTEMPTSRESPONSE']._serialized_end=2801
-  _globals['_GETENDPOINTSTATUSREQUEST']._serialized_start=2803
-  _globals['_GETENDPOINTSTATUSREQUEST']._serialized_end=2888
-  _globals['_DELIVERYSERVICE']._serialized_start=2891
-  _globals['_DELIVERYSERVICE']._serialized_end=3740
+  _globals['_DELIVERY']._serialized_start=304
+  _globals['_DELIVERY']._serialized_end=1105
+  _globals['_DELIVERY_STATE']._serialized_start=873
+  _globals['_DELIVERY_STATE']._serialized_end=987
+  _globals['_DELIVERYDECISION']._serialized_start=1107
+  _globals['_DELIVERYDECISION']._serialized_end=1223
+  _globals['_ENDPOINTSTATUS']._serialized_start=1226
+  _globals['_ENDPOINTSTATUS']._serialized_end=2113
+  _globals['_HALT']._serialized_start=2116
+  _globals['_HALT']._serialized_end=2436
+  _globals['_CIRCUITSTATUS']._serialized_start=2439
+  _globals['_CIRCUITSTATUS']._serialized_end=2710
+  _globals['_CIRCUITSTATUS_STATE']._serialized_start=2643
+  _globals['_CIRCUITSTATUS_STATE']._serialized_end=2710
+  _globals['_BLOCKINGDELIVERY']._serialized_start=2713
+  _globals['_BLOCKINGDELIVERY']._serialized_end=2979
+  _globals['_GETEVENTREQUEST']._serialized_start=2981
+  _globals['_GETEVENTREQUEST']._serialized_end=3092
+  _globals['_LISTEVENTSREQUEST']._serialized_start=3095
+  _globals['_LISTEVENTSREQUEST']._serialized_end=3283
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=3285
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=3378
+  _globals['_GETDELIVERYREQUEST']._serialized_start=3380
+  _globals['_GETDELIVERYREQUEST']._serialized_end=3453
+  _globals['_LISTDELIVERIESREQUEST']._serialized_start=3456
+  _globals['_LISTDELIVERIESREQUEST']._serialized_end=3607
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=3609
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=3713
+  _globals['_LISTATTEMPTSREQUEST']._serialized_start=3716
+  _globals['_LISTATTEMPTSREQUEST']._serialized_end=3864
+  _globals['_LISTATTEMPTSRESPONSE']._serialized_start=3866
+  _globals['_LISTATTEMPTSRESPONSE']._serialized_end=3965
+  _globals['_GETENDPOINTSTATUSREQUEST']._serialized_start=3967
+  _globals['_GETENDPOINTSTATUSREQUEST']._serialized_end=4052
+  _globals['_SKIPDELIVERYREQUEST']._serialized_start=4054
+  _globals['_SKIPDELIVERYREQUEST']._serialized_end=4150
+  _globals['_RETRYDELIVERYREQUEST']._serialized_start=4152
+  _globals['_RETRYDELIVERYREQUEST']._serialized_end=4227
+  _globals['_DELIVERYSERVICE']._serialized_start=4230
+  _globals['_DELIVERYSERVICE']._serialized_end=5377
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from webhooks.v1 import attempt_pb2 as _attempt_pb2
+from webhooks.v1 import endpoint_pb2 as _endpoint_pb2
 from webhooks.v1 import event_pb2 as _event_pb2
 import builtins as _builtins
 import sys
@@ -72,6 +73,8 @@ class Delivery(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     DELIVER_TIME_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
+    REPLAY_FIELD_NUMBER: _builtins.int
+    REPLAY_OF_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/endpoints/{endpoint}/deliveries/{delivery}`; the last segment is the sequence."""
     sequence: _builtins.int
@@ -90,6 +93,12 @@ class Delivery(_message.Message):
     """The endpoint's revision at the time of publishing, under which it is sent."""
     attempt_count: _builtins.int
     """The attempts on record so far."""
+    replay: _builtins.bool
+    """Whether a replay, a backfill or a redrive made it; sent as `webhook-replay: true`."""
+    replay_of: _builtins.str
+    """The delivery that it repeats: `tenants/{tenant}/endpoints/{endpoint}/deliveries/{delivery}`; empty for one of a
+    publish or a backfill.
+    """
     @_builtins.property
     def last_attempt(self) -> _attempt_pb2.Attempt:
         """The latest attempt; not set before the first one has ended."""
@@ -121,10 +130,12 @@ class Delivery(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         deliver_time: _timestamp_pb2.Timestamp | None = ...,
         decision: Global___DeliveryDecision | None = ...,
+        replay: _builtins.bool = ...,
+        replay_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "decision", b"decision", "deliver_time", b"deliver_time", "last_attempt", b"last_attempt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "create_time", b"create_time", "decision", b"decision", "deliver_time", b"deliver_time", "endpoint_revision", b"endpoint_revision", "event", b"event", "event_type", b"event_type", "last_attempt", b"last_attempt", "name", b"name", "ordering_key", b"ordering_key", "sequence", b"sequence", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_count", b"attempt_count", "create_time", b"create_time", "decision", b"decision", "deliver_time", b"deliver_time", "endpoint_revision", b"endpoint_revision", "event", b"event", "event_type", b"event_type", "last_attempt", b"last_attempt", "name", b"name", "ordering_key", b"ordering_key", "replay", b"replay", "replay_of", b"replay_of", "sequence", b"sequence", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -140,8 +151,8 @@ class DeliveryDecision(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     DECIDE_TIME_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """A word for machines: ATTEMPTS_EXHAUSTED (attempts or time are used up), ENDPOINT_DELETED, or EXPIRED (older than
-    the retention). More may come.
+    """A word for machines: ATTEMPTS_EXHAUSTED, AGE_EXCEEDED, FINAL_STATUS, ENDPOINT_DELETED, or EXPIRED (older than the
+    retention); or, of a delivery that was skipped, the reason that SkipDelivery was given. More may come.
     """
     actor: _builtins.str
     """Who decided: `dispatcher`, or the caller on whose request it was."""
@@ -179,6 +190,17 @@ class EndpointStatus(_message.Message):
     OLDEST_PENDING_TIME_FIELD_NUMBER: _builtins.int
     OLDEST_PENDING_AGE_FIELD_NUMBER: _builtins.int
     BLOCKED_BY_FIELD_NUMBER: _builtins.int
+    HALT_FIELD_NUMBER: _builtins.int
+    HALT_COUNT_FIELD_NUMBER: _builtins.int
+    OPEN_CIRCUITS_FIELD_NUMBER: _builtins.int
+    THROTTLED_PER_SECOND_FIELD_NUMBER: _builtins.int
+    FAILING_SINCE_TIME_FIELD_NUMBER: _builtins.int
+    EXHAUSTED_COUNT_FIELD_NUMBER: _builtins.int
+    PARKED_COUNT_FIELD_NUMBER: _builtins.int
+    CATCH_UP_PER_SECOND_FIELD_NUMBER: _builtins.int
+    CATCH_UP_TIME_FIELD_NUMBER: _builtins.int
+    ENDPOINT_STATE_FIELD_NUMBER: _builtins.int
+    TENANT_PAUSED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/endpoints/{endpoint}/status`."""
     last_sequence: _builtins.int
@@ -191,6 +213,20 @@ class EndpointStatus(_message.Message):
     """The deliveries that are PENDING, counted exactly as far as 100,000 rows are above the low watermark; of more, only
     those are counted.
     """
+    halt_count: _builtins.int
+    """The deliveries at which it is halted: several are possible unless it is ORDERED."""
+    throttled_per_second: _builtins.float
+    """The rate that 429 and 503 answers have reduced the endpoint to, in attempts per second; 0 where none is."""
+    exhausted_count: _builtins.int
+    """Deliveries exhausted since the last success, which count towards disabling the endpoint."""
+    parked_count: _builtins.int
+    """The deliveries, PENDING as well, that wait aside for a retry or behind a failing one of their ordering key."""
+    catch_up_per_second: _builtins.float
+    """The limit, in attempts per second, under which what waited for a resume goes out; 0 where there is none."""
+    endpoint_state: _endpoint_pb2.Endpoint.State.ValueType
+    """Whether the endpoint itself is ACTIVE, PAUSED or DISABLED."""
+    tenant_paused: _builtins.bool
+    """Whether the tenant is PAUSED, which holds this endpoint too."""
     @_builtins.property
     def oldest_pending_time(self) -> _timestamp_pb2.Timestamp:
         """When the oldest PENDING delivery was committed; not set without a backlog."""
@@ -205,6 +241,22 @@ class EndpointStatus(_message.Message):
         nothing fails.
         """
 
+    @_builtins.property
+    def halt(self) -> Global___Halt:
+        """The lowest delivery at which the endpoint, or one of its ordering keys, is halted; not set where none is."""
+
+    @_builtins.property
+    def open_circuits(self) -> _containers.RepeatedCompositeFieldContainer[Global___CircuitStatus]:
+        """The circuits that are not closed, as their owner last told (within 2 s, a setting of the service)."""
+
+    @_builtins.property
+    def failing_since_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when all attempts have failed; not set where the last one succeeded."""
+
+    @_builtins.property
+    def catch_up_time(self) -> _timestamp_pb2.Timestamp:
+        """Deliveries committed before this time go out under `catch_up_per_second`."""
+
     def __init__(
         self,
         *,
@@ -215,14 +267,140 @@ class EndpointStatus(_message.Message):
         oldest_pending_time: _timestamp_pb2.Timestamp | None = ...,
         oldest_pending_age: _duration_pb2.Duration | None = ...,
         blocked_by: Global___BlockingDelivery | None = ...,
+        halt: Global___Halt | None = ...,
+        halt_count: _builtins.int = ...,
+        open_circuits: _abc.Iterable[Global___CircuitStatus] | None = ...,
+        throttled_per_second: _builtins.float = ...,
+        failing_since_time: _timestamp_pb2.Timestamp | None = ...,
+        exhausted_count: _builtins.int = ...,
+        parked_count: _builtins.int = ...,
+        catch_up_per_second: _builtins.float = ...,
+        catch_up_time: _timestamp_pb2.Timestamp | None = ...,
+        endpoint_state: _endpoint_pb2.Endpoint.State.ValueType = ...,
+        tenant_paused: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["blocked_by", b"blocked_by", "oldest_pending_age", b"oldest_pending_age", "oldest_pending_time", b"oldest_pending_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blocked_by", b"blocked_by", "catch_up_time", b"catch_up_time", "failing_since_time", b"failing_since_time", "halt", b"halt", "oldest_pending_age", b"oldest_pending_age", "oldest_pending_time", b"oldest_pending_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog_count", b"backlog_count", "blocked_by", b"blocked_by", "last_sequence", b"last_sequence", "name", b"name", "oldest_pending_age", b"oldest_pending_age", "oldest_pending_time", b"oldest_pending_time", "settled_sequence", b"settled_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog_count", b"backlog_count", "blocked_by", b"blocked_by", "catch_up_per_second", b"catch_up_per_second", "catch_up_time", b"catch_up_time", "endpoint_state", b"endpoint_state", "exhausted_count", b"exhausted_count", "failing_since_time", b"failing_since_time", "halt", b"halt", "halt_count", b"halt_count", "last_sequence", b"last_sequence", "name", b"name", "oldest_pending_age", b"oldest_pending_age", "oldest_pending_time", b"oldest_pending_time", "open_circuits", b"open_circuits", "parked_count", b"parked_count", "settled_sequence", b"settled_sequence", "tenant_paused", b"tenant_paused", "throttled_per_second", b"throttled_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EndpointStatus: _TypeAlias = EndpointStatus  # noqa: Y015
+
+@_typing.final
+class Halt(_message.Message):
+    """A delivery at which nothing goes on until an operator has decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERY_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    ORDERING_KEY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    HALT_TIME_FIELD_NUMBER: _builtins.int
+    LAST_ATTEMPT_FIELD_NUMBER: _builtins.int
+    WAITING_COUNT_FIELD_NUMBER: _builtins.int
+    delivery: _builtins.str
+    """The delivery: `tenants/{tenant}/endpoints/{endpoint}/deliveries/{delivery}`."""
+    event: _builtins.str
+    """Its event: `tenants/{tenant}/events/{event}`."""
+    sequence: _builtins.int
+    """Its sequence."""
+    ordering_key: _builtins.str
+    """Its ordering key; empty where it has none."""
+    reason: _builtins.str
+    """Why there is no further attempt: ATTEMPTS_EXHAUSTED, AGE_EXCEEDED or FINAL_STATUS. More may come."""
+    waiting_count: _builtins.int
+    """The PENDING deliveries that wait behind it, counted as far as `backlog_count` is."""
+    @_builtins.property
+    def halt_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    @_builtins.property
+    def last_attempt(self) -> _attempt_pb2.Attempt:
+        """The latest attempt: its outcome, status and error."""
+
+    def __init__(
+        self,
+        *,
+        delivery: _builtins.str = ...,
+        event: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        ordering_key: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        halt_time: _timestamp_pb2.Timestamp | None = ...,
+        last_attempt: _attempt_pb2.Attempt | None = ...,
+        waiting_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["halt_time", b"halt_time", "last_attempt", b"last_attempt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery", "event", b"event", "halt_time", b"halt_time", "last_attempt", b"last_attempt", "ordering_key", b"ordering_key", "reason", b"reason", "sequence", b"sequence", "waiting_count", b"waiting_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Halt: _TypeAlias = Halt  # noqa: Y015
+
+@_typing.final
+class CircuitStatus(_message.Message):
+    """A circuit that is not closed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[CircuitStatus._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: CircuitStatus._State.ValueType  # 0
+        """Not set."""
+        STATE_OPEN: CircuitStatus._State.ValueType  # 1
+        """Nothing is sent to this URL until `probe_time`."""
+        STATE_HALF_OPEN: CircuitStatus._State.ValueType  # 2
+        """One attempt probes the receiver."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """How it is."""
+
+    STATE_UNSPECIFIED: CircuitStatus.State.ValueType  # 0
+    """Not set."""
+    STATE_OPEN: CircuitStatus.State.ValueType  # 1
+    """Nothing is sent to this URL until `probe_time`."""
+    STATE_HALF_OPEN: CircuitStatus.State.ValueType  # 2
+    """One attempt probes the receiver."""
+
+    URL_INDEX_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    OPEN_TIME_FIELD_NUMBER: _builtins.int
+    PROBE_TIME_FIELD_NUMBER: _builtins.int
+    url_index: _builtins.int
+    """Which URL: 0 for the endpoint's `http.url`, n for the n-th of its `http.fallback_urls`."""
+    state: Global___CircuitStatus.State.ValueType
+    """How it is."""
+    @_builtins.property
+    def open_time(self) -> _timestamp_pb2.Timestamp:
+        """When it opened."""
+
+    @_builtins.property
+    def probe_time(self) -> _timestamp_pb2.Timestamp:
+        """When the receiver is probed next."""
+
+    def __init__(
+        self,
+        *,
+        url_index: _builtins.int = ...,
+        state: Global___CircuitStatus.State.ValueType = ...,
+        open_time: _timestamp_pb2.Timestamp | None = ...,
+        probe_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["open_time", b"open_time", "probe_time", b"probe_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["open_time", b"open_time", "probe_time", b"probe_time", "state", b"state", "url_index", b"url_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CircuitStatus: _TypeAlias = CircuitStatus  # noqa: Y015
 
 @_typing.final
 class BlockingDelivery(_message.Message):
@@ -407,8 +585,8 @@ class ListDeliveriesRequest(_message.Message):
     """`next_page_token` of the page before, with the same parent and filter. Empty: the first page."""
     filter: _builtins.str
     """An AIP-160 subset: comparisons joined by `AND`. Fields: `event` (its name), `event_type` and `ordering_key` with
-    `=`, `state` (`PENDING` and its like) with `=`, `create_time` with `>=` and `<`. With the parent `endpoints/-`
-    either `event` or a `create_time` range of at most 24 h is required. Example: `event =
+    `=`, `state` (`PENDING` and its like) with `=`, `last_status_code` with `=`, `create_time` with `>=` and `<`. With
+    the parent `endpoints/-` either `event` or a `create_time` range of at most 24 h is required. Example: `event =
     "tenants/acme/events/order-17"`. Empty: all of the endpoint.
     """
     def __init__(
@@ -476,9 +654,10 @@ class ListAttemptsRequest(_message.Message):
     page_token: _builtins.str
     """`next_page_token` of the page before, with the same parent and filter. Empty: the first page."""
     filter: _builtins.str
-    """An AIP-160 subset: comparisons joined by `AND`. Fields: `outcome` with `=` and `!=`, `start_time` with `>=` and
-    `<`. With the parent `endpoints/-/deliveries/-` a `start_time` range of at most 24 h is required. Example:
-    `outcome != SUCCEEDED`. Empty: all of the delivery or endpoint.
+    """An AIP-160 subset: comparisons joined by `AND`. Fields: `outcome` with `=` and `!=`, `status_code`, `event_type` and
+    `event` (its name) with `=`, `start_time` with `>=` and `<`. With the parent `endpoints/-/deliveries/-` a
+    `start_time` range of at most 24 h is required. Example: `outcome != SUCCEEDED AND status_code = 503`. Empty: all of
+    the delivery or endpoint.
     """
     def __init__(
         self,
@@ -545,3 +724,51 @@ class GetEndpointStatusRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetEndpointStatusRequest: _TypeAlias = GetEndpointStatusRequest  # noqa: Y015
+
+@_typing.final
+class SkipDeliveryRequest(_message.Message):
+    """Request of SkipDelivery."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}/endpoints/{endpoint}/deliveries/{delivery}`."""
+    reason: _builtins.str
+    """Why, for people: 1 to 256 characters, no control characters. It stays on record."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkipDeliveryRequest: _TypeAlias = SkipDeliveryRequest  # noqa: Y015
+
+@_typing.final
+class RetryDeliveryRequest(_message.Message):
+    """Request of RetryDelivery."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}/endpoints/{endpoint}/deliveries/{delivery}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryDeliveryRequest: _TypeAlias = RetryDeliveryRequest  # noqa: Y015

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class DeliveryServiceStub:
-    """Tells what was published and what became of it. Read-only; everything is kept for 30 days (a setting of the service).
+    """Tells what was published and what became of it, and lets operators free a delivery that is stuck. Everything is kept
+    for 30 days (a setting of the service).
     """
 
     def __init__(self, channel):
@@ -61,6 +62,16 @@ class DeliveryServiceStub:
                 request_serializer=webhooks_dot_v1_dot_delivery__pb2.ListAttemptsRequest.SerializeToString,
                 response_deserializer=webhooks_dot_v1_dot_delivery__pb2.ListAttemptsResponse.FromString,
                 _registered_method=True)
+        self.SkipDelivery = channel.unary_unary(
+                '/webhooks.v1.DeliveryService/SkipDelivery',
+                request_serializer=webhooks_dot_v1_dot_delivery__pb2.SkipDeliveryRequest.SerializeToString,
+                response_deserializer=webhooks_dot_v1_dot_delivery__pb2.Delivery.FromString,
+                _registered_method=True)
+        self.RetryDelivery = channel.unary_unary(
+                '/webhooks.v1.DeliveryService/RetryDelivery',
+                request_serializer=webhooks_dot_v1_dot_delivery__pb2.RetryDeliveryRequest.SerializeToString,
+                response_deserializer=webhooks_dot_v1_dot_delivery__pb2.Delivery.FromString,
+                _registered_method=True)
         self.GetEndpointStatus = channel.unary_unary(
                 '/webhooks.v1.DeliveryService/GetEndpointStatus',
                 request_serializer=webhooks_dot_v1_dot_delivery__pb2.GetEndpointStatusRequest.SerializeToString,
@@ -69,7 +80,8 @@ class DeliveryServiceStub:
 
 
 class DeliveryServiceServicer:
-    """Tells what was published and what became of it. Read-only; everything is kept for 30 days (a setting of the service).
+    """Tells what was published and what became of it, and lets operators free a delivery that is stuck. Everything is kept
+    for 30 days (a setting of the service).
     """
 
     def GetEvent(self, request, context):
@@ -114,6 +126,30 @@ class DeliveryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SkipDelivery(self, request, context):
+        """Passes over a PENDING delivery, on record with a reason, and ends a halt at it: what waited behind it goes on. Where
+        an attempt is in flight, its end is waited for. Any instance takes the call; the endpoint's owner executes it, and
+        the call waits for that.
+
+        Errors: INVALID_ARGUMENT (no reason); NOT_FOUND; FAILED_PRECONDITION, reason DELIVERY_SETTLED (delivered,
+        dead-lettered or skipped already, and no halt); DEADLINE_EXCEEDED (it may still be executed: ask GetDelivery).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryDelivery(self, request, context):
+        """Makes the next attempt of a PENDING delivery due now, and ends a halt at it for this one attempt: a failure halts
+        again. It still waits for deliveries before it, for a pause, a rate or an open circuit. Any instance takes the call;
+        the endpoint's owner executes it, and the call waits for that, not for the attempt.
+
+        Errors: NOT_FOUND; FAILED_PRECONDITION, reason DELIVERY_SETTLED (delivered, dead-lettered or skipped already: a dead
+        letter is redriven instead); DEADLINE_EXCEEDED (it may still be executed).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetEndpointStatus(self, request, context):
         """Tells how far an endpoint has come and what it waits for. Errors: NOT_FOUND.
         """
@@ -149,6 +185,16 @@ def add_DeliveryServiceServicer_to_server(servicer, server):
                     request_deserializer=webhooks_dot_v1_dot_delivery__pb2.ListAttemptsRequest.FromString,
                     response_serializer=webhooks_dot_v1_dot_delivery__pb2.ListAttemptsResponse.SerializeToString,
             ),
+            'SkipDelivery': grpc.unary_unary_rpc_method_handler(
+                    servicer.SkipDelivery,
+                    request_deserializer=webhooks_dot_v1_dot_delivery__pb2.SkipDeliveryRequest.FromString,
+                    response_serializer=webhooks_dot_v1_dot_delivery__pb2.Delivery.SerializeToString,
+            ),
+            'RetryDelivery': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryDelivery,
+                    request_deserializer=webhooks_dot_v1_dot_delivery__pb2.RetryDeliveryRequest.FromString,
+                    response_serializer=webhooks_dot_v1_dot_delivery__pb2.Delivery.SerializeToString,
+            ),
             'GetEndpointStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetEndpointStatus,
                     request_deserializer=webhooks_dot_v1_dot_delivery__pb2.GetEndpointStatusRequest.FromString,
@@ -163,7 +209,8 @@ def add_DeliveryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DeliveryService:
-    """Tells what was published and what became of it. Read-only; everything is kept for 30 days (a setting of the service).
+    """Tells what was published and what became of it, and lets operators free a delivery that is stuck. Everything is kept
+    for 30 days (a setting of the service).
     """
 
     @staticmethod
@@ -291,6 +338,60 @@ class DeliveryService:
             '/webhooks.v1.DeliveryService/ListAttempts',
             webhooks_dot_v1_dot_delivery__pb2.ListAttemptsRequest.SerializeToString,
             webhooks_dot_v1_dot_delivery__pb2.ListAttemptsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SkipDelivery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/webhooks.v1.DeliveryService/SkipDelivery',
+            webhooks_dot_v1_dot_delivery__pb2.SkipDeliveryRequest.SerializeToString,
+            webhooks_dot_v1_dot_delivery__pb2.Delivery.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryDelivery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/webhooks.v1.DeliveryService/RetryDelivery',
+            webhooks_dot_v1_dot_delivery__pb2.RetryDeliveryRequest.SerializeToString,
+            webhooks_dot_v1_dot_delivery__pb2.Delivery.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,7 +28,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DeliveryServiceStub:
-    """Tells what was published and what became of it. Read-only; everything is kept for 30 days (a setting of the service)."""
+    """Tells what was published and what became of it, and lets operators free a delivery that is stuck. Everything is kept
+    for 30 days (a setting of the service).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -55,12 +57,30 @@ class DeliveryServiceStub:
     delivery the newest first. A page may be short, even empty, and still have a next one. Errors: INVALID_ARGUMENT
     (page token or filter); NOT_FOUND (no such tenant, endpoint or delivery).
     """
+    SkipDelivery: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.SkipDeliveryRequest, _delivery_pb2.Delivery]
+    """Passes over a PENDING delivery, on record with a reason, and ends a halt at it: what waited behind it goes on. Where
+    an attempt is in flight, its end is waited for. Any instance takes the call; the endpoint's owner executes it, and
+    the call waits for that.
+
+    Errors: INVALID_ARGUMENT (no reason); NOT_FOUND; FAILED_PRECONDITION, reason DELIVERY_SETTLED (delivered,
+    dead-lettered or skipped already, and no halt); DEADLINE_EXCEEDED (it may still be executed: ask GetDelivery).
+    """
+    RetryDelivery: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.RetryDeliveryRequest, _delivery_pb2.Delivery]
+    """Makes the next attempt of a PENDING delivery due now, and ends a halt at it for this one attempt: a failure halts
+    again. It still waits for deliveries before it, for a pause, a rate or an open circuit. Any instance takes the call;
+    the endpoint's owner executes it, and the call waits for that, not for the attempt.
+
+    Errors: NOT_FOUND; FAILED_PRECONDITION, reason DELIVERY_SETTLED (delivered, dead-lettered or skipped already: a dead
+    letter is redriven instead); DEADLINE_EXCEEDED (it may still be executed).
+    """
     GetEndpointStatus: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.GetEndpointStatusRequest, _delivery_pb2.EndpointStatus]
     """Tells how far an endpoint has come and what it waits for. Errors: NOT_FOUND."""
 
 @_typing.type_check_only
 class DeliveryServiceAsyncStub(DeliveryServiceStub):
-    """Tells what was published and what became of it. Read-only; everything is kept for 30 days (a setting of the service)."""
+    """Tells what was published and what became of it, and lets operators free a delivery that is stuck. Everything is kept
+    for 30 days (a setting of the service).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetEvent: _aio.UnaryUnaryMultiCallable[_delivery_pb2.GetEventRequest, _event_pb2.Event]  # type: ignore[assignment]
@@ -84,11 +104,29 @@ class DeliveryServiceAsyncStub(DeliveryServiceStub):
     delivery the newest first. A page may be short, even empty, and still have a next one. Errors: INVALID_ARGUMENT
     (page token or filter); NOT_FOUND (no such tenant, endpoint or delivery).
     """
+    SkipDelivery: _aio.UnaryUnaryMultiCallable[_delivery_pb2.SkipDeliveryRequest, _delivery_pb2.Delivery]  # type: ignore[assignment]
+    """Passes over a PENDING delivery, on record with a reason, and ends a halt at it: what waited behind it goes on. Where
+    an attempt is in flight, its end is waited for. Any instance takes the call; the endpoint's owner executes it, and
+    the call waits for that.
+
+    Errors: INVALID_ARGUMENT (no reason); NOT_FOUND; FAILED_PRECONDITION, reason DELIVERY_SETTLED (delivered,
+    dead-lettered or skipped already, and no halt); DEADLINE_EXCEEDED (it may still be executed: ask GetDelivery).
+    """
+    RetryDelivery: _aio.UnaryUnaryMultiCallable[_delivery_pb2.RetryDeliveryRequest, _delivery_pb2.Delivery]  # type: ignore[assignment]
+    """Makes the next attempt of a PENDING delivery due now, and ends a halt at it for this one attempt: a failure halts
+    again. It still waits for deliveries before it, for a pause, a rate or an open circuit. Any instance takes the call;
+    the endpoint's owner executes it, and the call waits for that, not for the attempt.
+
+    Errors: NOT_FOUND; FAILED_PRECONDITION, reason DELIVERY_SETTLED (delivered, dead-lettered or skipped already: a dead
+    letter is redriven instead); DEADLINE_EXCEEDED (it may still be executed).
+    """
     GetEndpointStatus: _aio.UnaryUnaryMultiCallable[_delivery_pb2.GetEndpointStatusRequest, _delivery_pb2.EndpointStatus]  # type: ignore[assignment]
     """Tells how far an endpoint has come and what it waits for. Errors: NOT_FOUND."""
 
 class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Tells what was published and what became of it. Read-only; everything is kept for 30 days (a setting of the service)."""
+    """Tells what was published and what became of it, and lets operators free a delivery that is stuck. Everything is kept
+    for 30 days (a setting of the service).
+    """
 
     @_abc_1.abstractmethod
     def GetEvent(
@@ -139,6 +177,34 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists the attempts of one delivery, of an endpoint or of a tenant: by delivery as ListDeliveries does, and of each
         delivery the newest first. A page may be short, even empty, and still have a next one. Errors: INVALID_ARGUMENT
         (page token or filter); NOT_FOUND (no such tenant, endpoint or delivery).
+        """
+
+    @_abc_1.abstractmethod
+    def SkipDelivery(
+        self,
+        request: _delivery_pb2.SkipDeliveryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_delivery_pb2.Delivery, _abc.Awaitable[_delivery_pb2.Delivery]]:
+        """Passes over a PENDING delivery, on record with a reason, and ends a halt at it: what waited behind it goes on. Where
+        an attempt is in flight, its end is waited for. Any instance takes the call; the endpoint's owner executes it, and
+        the call waits for that.
+
+        Errors: INVALID_ARGUMENT (no reason); NOT_FOUND; FAILED_PRECONDITION, reason DELIVERY_SETTLED (delivered,
+        dead-lettered or skipped already, and no halt); DEADLINE_EXCEEDED (it may still be executed: ask GetDelivery).
+        """
+
+    @_abc_1.abstractmethod
+    def RetryDelivery(
+        self,
+        request: _delivery_pb2.RetryDeliveryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_delivery_pb2.Delivery, _abc.Awaitable[_delivery_pb2.Delivery]]:
+        """Makes the next attempt of a PENDING delivery due now, and ends a halt at it for this one attempt: a failure halts
+        again. It still waits for deliveries before it, for a pause, a rate or an open circuit. Any instance takes the call;
+        the endpoint's owner executes it, and the call waits for that, not for the attempt.
+
+        Errors: NOT_FOUND; FAILED_PRECONDITION, reason DELIVERY_SETTLED (delivered, dead-lettered or skipped already: a dead
+        letter is redriven instead); DEADLINE_EXCEEDED (it may still be executed).
         """
 
     @_abc_1.abstractmethod

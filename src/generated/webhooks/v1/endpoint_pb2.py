@@ -31,9 +31,10 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from webhooks.v1 import attempt_pb2 as webhooks_dot_v1_dot_attempt__pb2
+from webhooks.v1 import policy_pb2 as webhooks_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1awebhooks/v1/endpoint.proto\x12\x0bwebhooks.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19webhooks/v1/attempt.proto\"\x9c\x06\n\x08\x45ndpoint\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x11\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12-\n\x04http\x18\x04 \x01(\x0b\x32\x17.webhooks.v1.HttpTargetB\x04\xe2\x41\x01\x01H\x00\x12\x19\n\x0b\x65vent_types\x18\x05 \x03(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x05state\x18\x06 \x01(\x0e\x32\x1b.webhooks.v1.Endpoint.StateB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cstate_reason\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x12>\n\x11\x64\x65livery_settings\x18\x08 \x01(\x0b\x32\x1d.webhooks.v1.DeliverySettingsB\x04\xe2\x41\x01\x01\x12\x37\n\x06labels\x18\t \x03(\x0b\x32!.webhooks.v1.Endpoint.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x33\n\x0csigning_keys\x18\n \x03(\x0b\x32\x17.webhooks.v1.SigningKeyB\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x0b \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x0e \x01(\tB\x04\xe2\x41\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"V\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x10\n\x0cSTATE_PAUSED\x10\x02\x12\x12\n\x0eSTATE_DISABLED\x10\x03:]\xea\x41Z\n\x1cwebhooks.dispatcher/Endpoint\x12%tenants/{tenant}/endpoints/{endpoint}*\tendpoints2\x08\x65ndpointB\x08\n\x06target\"\x1f\n\nHttpTarget\x12\x11\n\x03url\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xcc\x02\n\x10\x44\x65liverySettings\x12\x30\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x41\n\x07headers\x18\x02 \x03(\x0b\x32*.webhooks.v1.DeliverySettings.HeadersEntryB\x04\xe2\x41\x01\x01\x12\x1b\n\rmax_in_flight\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x36\n\rordering_mode\x18\x04 \x01(\x0e\x32\x19.webhooks.v1.OrderingModeB\x04\xe2\x41\x01\x01\x12>\n\x11trace_propagation\x18\x05 \x01(\x0e\x32\x1d.webhooks.v1.TracePropagationB\x04\xe2\x41\x01\x01\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf1\x02\n\nSigningKey\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x36\n\talgorithm\x18\x02 \x01(\x0e\x32\x1d.webhooks.v1.SigningAlgorithmB\x04\xe2\x41\x01\x03\x12\x32\n\x05state\x18\x03 \x01(\x0e\x32\x1d.webhooks.v1.SigningKey.StateB\x04\xe2\x41\x01\x03\x12\x18\n\npublic_key\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\x06secret\x18\x05 \x01(\tB\x07\x80\x01\x01\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"D\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x12\n\x0eSTATE_RETIRING\x10\x02\"\xd7\x01\n\x15\x43reateEndpointRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\x12\x1cwebhooks.dispatcher/Endpoint\x12\x19\n\x0b\x65ndpoint_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12-\n\x08\x65ndpoint\x18\x03 \x01(\x0b\x32\x15.webhooks.v1.EndpointB\x04\xe2\x41\x01\x02\x12 \n\x0esigning_secret\x18\x04 \x01(\tB\x08\x80\x01\x01\xe2\x41\x02\x01\x04\x12\x1b\n\rvalidate_only\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"I\n\x12GetEndpointRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Endpoint\"\x96\x01\n\x14ListEndpointsRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\x12\x1cwebhooks.dispatcher/Endpoint\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"f\n\x15ListEndpointsResponse\x12.\n\tendpoints\x18\x01 \x03(\x0b\x32\x15.webhooks.v1.EndpointB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\x9a\x01\n\x15UpdateEndpointRequest\x12-\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x15.webhooks.v1.EndpointB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x92\x01\n\x15\x44\x65leteEndpointRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Endpoint\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05\x66orce\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xb6\x01\n\x17RotateSigningKeyRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Endpoint\x12 \n\x0esigning_secret\x18\x02 \x01(\tB\x08\x80\x01\x01\xe2\x41\x02\x01\x04\x12\x30\n\x07overlap\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"}\n\x18RotateSigningKeyResponse\x12\x32\n\x0bsigning_key\x18\x01 \x01(\x0b\x32\x17.webhooks.v1.SigningKeyB\x04\xe2\x41\x01\x03\x12-\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x15.webhooks.v1.EndpointB\x04\xe2\x41\x01\x03\"J\n\x13TestEndpointRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Endpoint\"\xcc\x01\n\x14TestEndpointResponse\x12\x32\n\x07outcome\x18\x01 \x01(\x0e\x32\x1b.webhooks.v1.AttemptOutcomeB\x04\xe2\x41\x01\x03\x12\x19\n\x0bstatus_code\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x30\n\x07latency\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x65rror\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1e\n\x10response_excerpt\x18\x05 \x01(\x0c\x42\x04\xe2\x41\x01\x03*\x87\x01\n\x0cOrderingMode\x12\x1d\n\x19ORDERING_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15ORDERING_MODE_ORDERED\x10\x01\x12 \n\x1cORDERING_MODE_ORDERED_BY_KEY\x10\x02\x12\x1b\n\x17ORDERING_MODE_UNORDERED\x10\x03*\x91\x01\n\x10TracePropagation\x12!\n\x1dTRACE_PROPAGATION_UNSPECIFIED\x10\x00\x12\x1a\n\x16TRACE_PROPAGATION_NONE\x10\x01\x12\x1e\n\x1aTRACE_PROPAGATION_NEW_ROOT\x10\x02\x12\x1e\n\x1aTRACE_PROPAGATION_CONTINUE\x10\x03*X\n\x10SigningAlgorithm\x12!\n\x1dSIGNING_ALGORITHM_UNSPECIFIED\x10\x00\x12!\n\x1dSIGNING_ALGORITHM_HMAC_SHA256\x10\x01\x32\x8c\x08\n\x0f\x45ndpointService\x12\x9d\x01\n\x0e\x43reateEndpoint\x12\".webhooks.v1.CreateEndpointRequest\x1a\x15.webhooks.v1.Endpoint\"P\xda\x41\x1bparent,endpoint,endpoint_id\x82\xd3\xe4\x93\x02,\" /v1/{parent=tenants/*}/endpoints:\x08\x65ndpoint\x12v\n\x0bGetEndpoint\x12\x1f.webhooks.v1.GetEndpointRequest\x1a\x15.webhooks.v1.Endpoint\"/\xda\x41\x04name\x82\xd3\xe4\x93\x02\"\x12 /v1/{name=tenants/*/endpoints/*}\x12\x89\x01\n\rListEndpoints\x12!.webhooks.v1.ListEndpointsRequest\x1a\".webhooks.v1.ListEndpointsResponse\"1\xda\x41\x06parent\x82\xd3\xe4\x93\x02\"\x12 /v1/{parent=tenants/*}/endpoints\x12\x9f\x01\n\x0eUpdateEndpoint\x12\".webhooks.v1.UpdateEndpointRequest\x1a\x15.webhooks.v1.Endpoint\"R\xda\x41\x14\x65ndpoint,update_mask\x82\xd3\xe4\x93\x02\x35\x32)/v1/{endpoint.name=tenants/*/endpoints/*}:\x08\x65ndpoint\x12}\n\x0e\x44\x65leteEndpoint\x12\".webhooks.v1.DeleteEndpointRequest\x1a\x16.google.protobuf.Empty\"/\xda\x41\x04name\x82\xd3\xe4\x93\x02\"* /v1/{name=tenants/*/endpoints/*}\x12\xa4\x01\n\x10RotateSigningKey\x12$.webhooks.v1.RotateSigningKeyRequest\x1a%.webhooks.v1.RotateSigningKeyResponse\"C\xda\x41\x04name\x82\xd3\xe4\x93\x02\x36\"1/v1/{name=tenants/*/endpoints/*}:rotateSigningKey:\x01*\x12\x8c\x01\n\x0cTestEndpoint\x12 .webhooks.v1.TestEndpointRequest\x1a!.webhooks.v1.TestEndpointResponse\"7\xda\x41\x04name\x82\xd3\xe4\x93\x02*\"%/v1/{name=tenants/*/endpoints/*}:test:\x01*Be\n\x16\x64ispatcher.webhooks.v1B\rEndpointProtoP\x01Z!dispatcher/webhooks/v1;webhooksv1\xaa\x02\x16\x44ispatcher.Webhooks.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1awebhooks/v1/endpoint.proto\x12\x0bwebhooks.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19webhooks/v1/attempt.proto\x1a\x18webhooks/v1/policy.proto\"\x9c\x06\n\x08\x45ndpoint\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x11\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12-\n\x04http\x18\x04 \x01(\x0b\x32\x17.webhooks.v1.HttpTargetB\x04\xe2\x41\x01\x01H\x00\x12\x19\n\x0b\x65vent_types\x18\x05 \x03(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x05state\x18\x06 \x01(\x0e\x32\x1b.webhooks.v1.Endpoint.StateB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cstate_reason\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x12>\n\x11\x64\x65livery_settings\x18\x08 \x01(\x0b\x32\x1d.webhooks.v1.DeliverySettingsB\x04\xe2\x41\x01\x01\x12\x37\n\x06labels\x18\t \x03(\x0b\x32!.webhooks.v1.Endpoint.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x33\n\x0csigning_keys\x18\n \x03(\x0b\x32\x17.webhooks.v1.SigningKeyB\x04\xe2\x41\x01\x03\x12\x16\n\x08revision\x18\x0b \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x0e \x01(\tB\x04\xe2\x41\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"V\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x10\n\x0cSTATE_PAUSED\x10\x02\x12\x12\n\x0eSTATE_DISABLED\x10\x03:]\xea\x41Z\n\x1cwebhooks.dispatcher/Endpoint\x12%tenants/{tenant}/endpoints/{endpoint}*\tendpoints2\x08\x65ndpointB\x08\n\x06target\"<\n\nHttpTarget\x12\x11\n\x03url\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rfallback_urls\x18\x02 \x03(\tB\x04\xe2\x41\x01\x01\"\xe6\x04\n\x10\x44\x65liverySettings\x12\x30\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x41\n\x07headers\x18\x02 \x03(\x0b\x32*.webhooks.v1.DeliverySettings.HeadersEntryB\x04\xe2\x41\x01\x01\x12\x1b\n\rmax_in_flight\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x36\n\rordering_mode\x18\x04 \x01(\x0e\x32\x19.webhooks.v1.OrderingModeB\x04\xe2\x41\x01\x01\x12>\n\x11trace_propagation\x18\x05 \x01(\x0e\x32\x1d.webhooks.v1.TracePropagationB\x04\xe2\x41\x01\x01\x12\x34\n\x0cretry_policy\x18\x06 \x01(\x0b\x32\x18.webhooks.v1.RetryPolicyB\x04\xe2\x41\x01\x01\x12>\n\x11\x65xhaustion_policy\x18\x07 \x01(\x0e\x32\x1d.webhooks.v1.ExhaustionPolicyB\x04\xe2\x41\x01\x01\x12\x30\n\nrate_limit\x18\x08 \x01(\x0b\x32\x16.webhooks.v1.RateLimitB\x04\xe2\x41\x01\x01\x12:\n\x0f\x63ircuit_breaker\x18\t \x01(\x0b\x32\x1b.webhooks.v1.CircuitBreakerB\x04\xe2\x41\x01\x01\x12\x34\n\x0c\x61uto_disable\x18\n \x01(\x0b\x32\x18.webhooks.v1.AutoDisableB\x04\xe2\x41\x01\x01\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xf1\x02\n\nSigningKey\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x36\n\talgorithm\x18\x02 \x01(\x0e\x32\x1d.webhooks.v1.SigningAlgorithmB\x04\xe2\x41\x01\x03\x12\x32\n\x05state\x18\x03 \x01(\x0e\x32\x1d.webhooks.v1.SigningKey.StateB\x04\xe2\x41\x01\x03\x12\x18\n\npublic_key\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\x06secret\x18\x05 \x01(\tB\x07\x80\x01\x01\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"D\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x12\n\x0eSTATE_RETIRING\x10\x02\"\xd7\x01\n\x15\x43reateEndpointRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\x12\x1cwebhooks.dispatcher/Endpoint\x12\x19\n\x0b\x65ndpoint_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12-\n\x08\x65ndpoint\x18\x03 \x01(\x0b\x32\x15.webhooks.v1.EndpointB\x04\xe2\x41\x01\x02\x12 \n\x0esigning_secret\x18\x04 \x01(\tB\x08\x80\x01\x01\xe2\x41\x02\x01\x04\x12\x1b\n\rvalidate_only\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"I\n\x12GetEndpointRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Endpoint\"\x96\x01\n\x14ListEndpointsRequest\x12\x35\n\x06parent\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\x12\x1cwebhooks.dispatcher/Endpoint\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"f\n\x15ListEndpointsResponse\x12.\n\tendpoints\x18\x01 \x03(\x0b\x32\x15.webhooks.v1.EndpointB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\x9a\x01\n\x15UpdateEndpointRequest\x12-\n\x08\x65ndpoint\x18\x01 \x01(\x0b\x32\x15.webhooks.v1.EndpointB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x92\x01\n\x15\x44\x65leteEndpointRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Endpoint\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05\x66orce\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"u\n\x14PauseEndpointRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Endpoint\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"~\n\x15ResumeEndpointRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Endpoint\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1c\n\x0emax_per_second\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01\"~\n\x15\x45nableEndpointRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Endpoint\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1c\n\x0emax_per_second\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01\"\xb6\x01\n\x17RotateSigningKeyRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Endpoint\x12 \n\x0esigning_secret\x18\x02 \x01(\tB\x08\x80\x01\x01\xe2\x41\x02\x01\x04\x12\x30\n\x07overlap\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"}\n\x18RotateSigningKeyResponse\x12\x32\n\x0bsigning_key\x18\x01 \x01(\x0b\x32\x17.webhooks.v1.SigningKeyB\x04\xe2\x41\x01\x03\x12-\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x15.webhooks.v1.EndpointB\x04\xe2\x41\x01\x03\"J\n\x13TestEndpointRequest\x12\x33\n\x04name\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xfa\x41\x1e\n\x1cwebhooks.dispatcher/Endpoint\"\xcc\x01\n\x14TestEndpointResponse\x12\x32\n\x07outcome\x18\x01 \x01(\x0e\x32\x1b.webhooks.v1.AttemptOutcomeB\x04\xe2\x41\x01\x03\x12\x19\n\x0bstatus_code\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x30\n\x07latency\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x65rror\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1e\n\x10response_excerpt\x18\x05 \x01(\x0c\x42\x04\xe2\x41\x01\x03*\x87\x01\n\x0cOrderingMode\x12\x1d\n\x19ORDERING_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15ORDERING_MODE_ORDERED\x10\x01\x12 \n\x1cORDERING_MODE_ORDERED_BY_KEY\x10\x02\x12\x1b\n\x17ORDERING_MODE_UNORDERED\x10\x03*\x91\x01\n\x10TracePropagation\x12!\n\x1dTRACE_PROPAGATION_UNSPECIFIED\x10\x00\x12\x1a\n\x16TRACE_PROPAGATION_NONE\x10\x01\x12\x1e\n\x1aTRACE_PROPAGATION_NEW_ROOT\x10\x02\x12\x1e\n\x1aTRACE_PROPAGATION_CONTINUE\x10\x03*X\n\x10SigningAlgorithm\x12!\n\x1dSIGNING_ALGORITHM_UNSPECIFIED\x10\x00\x12!\n\x1dSIGNING_ALGORITHM_HMAC_SHA256\x10\x01\x32\xa4\x0b\n\x0f\x45ndpointService\x12\x9d\x01\n\x0e\x43reateEndpoint\x12\".webhooks.v1.CreateEndpointRequest\x1a\x15.webhooks.v1.Endpoint\"P\xda\x41\x1bparent,endpoint,endpoint_id\x82\xd3\xe4\x93\x02,\" /v1/{parent=tenants/*}/endpoints:\x08\x65ndpoint\x12v\n\x0bGetEndpoint\x12\x1f.webhooks.v1.GetEndpointRequest\x1a\x15.webhooks.v1.Endpoint\"/\xda\x41\x04name\x82\xd3\xe4\x93\x02\"\x12 /v1/{name=tenants/*/endpoints/*}\x12\x89\x01\n\rListEndpoints\x12!.webhooks.v1.ListEndpointsRequest\x1a\".webhooks.v1.ListEndpointsResponse\"1\xda\x41\x06parent\x82\xd3\xe4\x93\x02\"\x12 /v1/{parent=tenants/*}/endpoints\x12\x9f\x01\n\x0eUpdateEndpoint\x12\".webhooks.v1.UpdateEndpointRequest\x1a\x15.webhooks.v1.Endpoint\"R\xda\x41\x14\x65ndpoint,update_mask\x82\xd3\xe4\x93\x02\x35\x32)/v1/{endpoint.name=tenants/*/endpoints/*}:\x08\x65ndpoint\x12}\n\x0e\x44\x65leteEndpoint\x12\".webhooks.v1.DeleteEndpointRequest\x1a\x16.google.protobuf.Empty\"/\xda\x41\x04name\x82\xd3\xe4\x93\x02\"* /v1/{name=tenants/*/endpoints/*}\x12\x83\x01\n\rPauseEndpoint\x12!.webhooks.v1.PauseEndpointRequest\x1a\x15.webhooks.v1.Endpoint\"8\xda\x41\x04name\x82\xd3\xe4\x93\x02+\"&/v1/{name=tenants/*/endpoints/*}:pause:\x01*\x12\x86\x01\n\x0eResumeEndpoint\x12\".webhooks.v1.ResumeEndpointRequest\x1a\x15.webhooks.v1.Endpoint\"9\xda\x41\x04name\x82\xd3\xe4\x93\x02,\"\'/v1/{name=tenants/*/endpoints/*}:resume:\x01*\x12\x86\x01\n\x0e\x45nableEndpoint\x12\".webhooks.v1.EnableEndpointRequest\x1a\x15.webhooks.v1.Endpoint\"9\xda\x41\x04name\x82\xd3\xe4\x93\x02,\"\'/v1/{name=tenants/*/endpoints/*}:enable:\x01*\x12\xa4\x01\n\x10RotateSigningKey\x12$.webhooks.v1.RotateSigningKeyRequest\x1a%.webhooks.v1.RotateSigningKeyResponse\"C\xda\x41\x04name\x82\xd3\xe4\x93\x02\x36\"1/v1/{name=tenants/*/endpoints/*}:rotateSigningKey:\x01*\x12\x8c\x01\n\x0cTestEndpoint\x12 .webhooks.v1.TestEndpointRequest\x1a!.webhooks.v1.TestEndpointResponse\"7\xda\x41\x04name\x82\xd3\xe4\x93\x02*\"%/v1/{name=tenants/*/endpoints/*}:test:\x01*Be\n\x16\x64ispatcher.webhooks.v1B\rEndpointProtoP\x01Z!dispatcher/webhooks/v1;webhooksv1\xaa\x02\x16\x44ispatcher.Webhooks.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -75,6 +76,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENDPOINT']._serialized_options = b'\352AZ\n\034webhooks.dispatcher/Endpoint\022%tenants/{tenant}/endpoints/{endpoint}*\tendpoints2\010endpoint'
   _globals['_HTTPTARGET'].fields_by_name['url']._loaded_options = None
   _globals['_HTTPTARGET'].fields_by_name['url']._serialized_options = b'\342A\001\002'
+  _globals['_HTTPTARGET'].fields_by_name['fallback_urls']._loaded_options = None
+  _globals['_HTTPTARGET'].fields_by_name['fallback_urls']._serialized_options = b'\342A\001\001'
   _globals['_DELIVERYSETTINGS_HEADERSENTRY']._loaded_options = None
   _globals['_DELIVERYSETTINGS_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_DELIVERYSETTINGS'].fields_by_name['timeout']._loaded_options = None
@@ -87,6 +90,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELIVERYSETTINGS'].fields_by_name['ordering_mode']._serialized_options = b'\342A\001\001'
   _globals['_DELIVERYSETTINGS'].fields_by_name['trace_propagation']._loaded_options = None
   _globals['_DELIVERYSETTINGS'].fields_by_name['trace_propagation']._serialized_options = b'\342A\001\001'
+  _globals['_DELIVERYSETTINGS'].fields_by_name['retry_policy']._loaded_options = None
+  _globals['_DELIVERYSETTINGS'].fields_by_name['retry_policy']._serialized_options = b'\342A\001\001'
+  _globals['_DELIVERYSETTINGS'].fields_by_name['exhaustion_policy']._loaded_options = None
+  _globals['_DELIVERYSETTINGS'].fields_by_name['exhaustion_policy']._serialized_options = b'\342A\001\001'
+  _globals['_DELIVERYSETTINGS'].fields_by_name['rate_limit']._loaded_options = None
+  _globals['_DELIVERYSETTINGS'].fields_by_name['rate_limit']._serialized_options = b'\342A\001\001'
+  _globals['_DELIVERYSETTINGS'].fields_by_name['circuit_breaker']._loaded_options = None
+  _globals['_DELIVERYSETTINGS'].fields_by_name['circuit_breaker']._serialized_options = b'\342A\001\001'
+  _globals['_DELIVERYSETTINGS'].fields_by_name['auto_disable']._loaded_options = None
+  _globals['_DELIVERYSETTINGS'].fields_by_name['auto_disable']._serialized_options = b'\342A\001\001'
   _globals['_SIGNINGKEY'].fields_by_name['id']._loaded_options = None
   _globals['_SIGNINGKEY'].fields_by_name['id']._serialized_options = b'\342A\001\003'
   _globals['_SIGNINGKEY'].fields_by_name['algorithm']._loaded_options = None
@@ -139,6 +152,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEENDPOINTREQUEST'].fields_by_name['force']._serialized_options = b'\342A\001\001'
   _globals['_DELETEENDPOINTREQUEST'].fields_by_name['validate_only']._loaded_options = None
   _globals['_DELETEENDPOINTREQUEST'].fields_by_name['validate_only']._serialized_options = b'\342A\001\001'
+  _globals['_PAUSEENDPOINTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_PAUSEENDPOINTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\036\n\034webhooks.dispatcher/Endpoint'
+  _globals['_PAUSEENDPOINTREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_PAUSEENDPOINTREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
+  _globals['_PAUSEENDPOINTREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_PAUSEENDPOINTREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001'
+  _globals['_RESUMEENDPOINTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_RESUMEENDPOINTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\036\n\034webhooks.dispatcher/Endpoint'
+  _globals['_RESUMEENDPOINTREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_RESUMEENDPOINTREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
+  _globals['_RESUMEENDPOINTREQUEST'].fields_by_name['max_per_second']._loaded_options = None
+  _globals['_RESUMEENDPOINTREQUEST'].fields_by_name['max_per_second']._serialized_options = b'\342A\001\001'
+  _globals['_ENABLEENDPOINTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_ENABLEENDPOINTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\036\n\034webhooks.dispatcher/Endpoint'
+  _globals['_ENABLEENDPOINTREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_ENABLEENDPOINTREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
+  _globals['_ENABLEENDPOINTREQUEST'].fields_by_name['max_per_second']._loaded_options = None
+  _globals['_ENABLEENDPOINTREQUEST'].fields_by_name['max_per_second']._serialized_options = b'\342A\001\001'
   _globals['_ROTATESIGNINGKEYREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_ROTATESIGNINGKEYREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\036\n\034webhooks.dispatcher/Endpoint'
   _globals['_ROTATESIGNINGKEYREQUEST'].fields_by_name['signing_secret']._loaded_options = None
@@ -173,52 +204,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENDPOINTSERVICE'].methods_by_name['UpdateEndpoint']._serialized_options = b'\332A\024endpoint,update_mask\202\323\344\223\00252)/v1/{endpoint.name=tenants/*/endpoints/*}:\010endpoint'
   _globals['_ENDPOINTSERVICE'].methods_by_name['DeleteEndpoint']._loaded_options = None
   _globals['_ENDPOINTSERVICE'].methods_by_name['DeleteEndpoint']._serialized_options = b'\332A\004name\202\323\344\223\002\"* /v1/{name=tenants/*/endpoints/*}'
+  _globals['_ENDPOINTSERVICE'].methods_by_name['PauseEndpoint']._loaded_options = None
+  _globals['_ENDPOINTSERVICE'].methods_by_name['PauseEndpoint']._serialized_options = b'\332A\004name\202\323\344\223\002+\"&/v1/{name=tenants/*/endpoints/*}:pause:\001*'
+  _globals['_ENDPOINTSERVICE'].methods_by_name['ResumeEndpoint']._loaded_options = None
+  _globals['_ENDPOINTSERVICE'].methods_by_name['ResumeEndpoint']._serialized_options = b'\332A\004name\202\323\344\223\002,\"\'/v1/{name=tenants/*/endpoints/*}:resume:\001*'
+  _globals['_ENDPOINTSERVICE'].methods_by_name['EnableEndpoint']._loaded_options = None
+  _globals['_ENDPOINTSERVICE'].methods_by_name['EnableEndpoint']._serialized_options = b'\332A\004name\202\323\344\223\002,\"\'/v1/{name=tenants/*/endpoints/*}:enable:\001*'
   _globals['_ENDPOINTSERVICE'].methods_by_name['RotateSigningKey']._loaded_options = None
   _globals['_ENDPOINTSERVICE'].methods_by_name['RotateSigningKey']._serialized_options = b'\332A\004name\202\323\344\223\0026\"1/v1/{name=tenants/*/endpoints/*}:rotateSigningKey:\001*'
   _globals['_ENDPOINTSERVICE'].methods_by_name['TestEndpoint']._loaded_options = None
   _globals['_ENDPOINTSERVICE'].methods_by_name['TestEndpoint']._serialized_options = b'\332A\004name\202\323\344\223\002*\"%/v1/{name=tenants/*/endpoints/*}:test:\001*'
-  _globals['_ORDERINGMODE']._serialized_start=3304
-  _globals['_ORDERINGMODE']._serialized_end=3439
-  _globals['_TRACEPROPAGATION']._serialized_start=3442
-  _globals['_TRACEPROPAGATION']._serialized_end=3587
-  _globals['_SIGNINGALGORITHM']._serialized_start=3589
-  _globals['_SIGNINGALGORITHM']._serialized_end=3677
-  _globals['_ENDPOINT']._serialized_start=314
-  _globals['_ENDPOINT']._serialized_end=1110
-  _globals['_ENDPOINT_LABELSENTRY']._serialized_start=872
-  _globals['_ENDPOINT_LABELSENTRY']._serialized_end=917
-  _globals['_ENDPOINT_STATE']._serialized_start=919
-  _globals['_ENDPOINT_STATE']._serialized_end=1005
-  _globals['_HTTPTARGET']._serialized_start=1112
-  _globals['_HTTPTARGET']._serialized_end=1143
-  _globals['_DELIVERYSETTINGS']._serialized_start=1146
-  _globals['_DELIVERYSETTINGS']._serialized_end=1478
-  _globals['_DELIVERYSETTINGS_HEADERSENTRY']._serialized_start=1432
-  _globals['_DELIVERYSETTINGS_HEADERSENTRY']._serialized_end=1478
-  _globals['_SIGNINGKEY']._serialized_start=1481
-  _globals['_SIGNINGKEY']._serialized_end=1850
-  _globals['_SIGNINGKEY_STATE']._serialized_start=1782
-  _globals['_SIGNINGKEY_STATE']._serialized_end=1850
-  _globals['_CREATEENDPOINTREQUEST']._serialized_start=1853
-  _globals['_CREATEENDPOINTREQUEST']._serialized_end=2068
-  _globals['_GETENDPOINTREQUEST']._serialized_start=2070
-  _globals['_GETENDPOINTREQUEST']._serialized_end=2143
-  _globals['_LISTENDPOINTSREQUEST']._serialized_start=2146
-  _globals['_LISTENDPOINTSREQUEST']._serialized_end=2296
-  _globals['_LISTENDPOINTSRESPONSE']._serialized_start=2298
-  _globals['_LISTENDPOINTSRESPONSE']._serialized_end=2400
-  _globals['_UPDATEENDPOINTREQUEST']._serialized_start=2403
-  _globals['_UPDATEENDPOINTREQUEST']._serialized_end=2557
-  _globals['_DELETEENDPOINTREQUEST']._serialized_start=2560
-  _globals['_DELETEENDPOINTREQUEST']._serialized_end=2706
-  _globals['_ROTATESIGNINGKEYREQUEST']._serialized_start=2709
-  _globals['_ROTATESIGNINGKEYREQUEST']._serialized_end=2891
-  _globals['_ROTATESIGNINGKEYRESPONSE']._serialized_start=2893
-  _globals['_ROTATESIGNINGKEYRESPONSE']._serialized_end=3018
-  _globals['_TESTENDPOINTREQUEST']._serialized_start=3020
-  _globals['_TESTENDPOINTREQUEST']._serialized_end=3094
-  _globals['_TESTENDPOINTRESPONSE']._serialized_start=3097
-  _globals['_TESTENDPOINTRESPONSE']._serialized_end=3301
-  _globals['_ENDPOINTSERVICE']._serialized_start=3680
-  _globals['_ENDPOINTSERVICE']._serialized_end=4716
+  _globals['_ORDERINGMODE']._serialized_start=4016
+  _globals['_ORDERINGMODE']._serialized_end=4151
+  _globals['_TRACEPROPAGATION']._serialized_start=4154
+  _globals['_TRACEPROPAGATION']._serialized_end=4299
+  _globals['_SIGNINGALGORITHM']._serialized_start=4301
+  _globals['_SIGNINGALGORITHM']._serialized_end=4389
+  _globals['_ENDPOINT']._serialized_start=340
+  _globals['_ENDPOINT']._serialized_end=1136
+  _globals['_ENDPOINT_LABELSENTRY']._serialized_start=898
+  _globals['_ENDPOINT_LABELSENTRY']._serialized_end=943
+  _globals['_ENDPOINT_STATE']._serialized_start=945
+  _globals['_ENDPOINT_STATE']._serialized_end=1031
+  _globals['_HTTPTARGET']._serialized_start=1138
+  _globals['_HTTPTARGET']._serialized_end=1198
+  _globals['_DELIVERYSETTINGS']._serialized_start=1201
+  _globals['_DELIVERYSETTINGS']._serialized_end=1815
+  _globals['_DELIVERYSETTINGS_HEADERSENTRY']._serialized_start=1769
+  _globals['_DELIVERYSETTINGS_HEADERSENTRY']._serialized_end=1815
+  _globals['_SIGNINGKEY']._serialized_start=1818
+  _globals['_SIGNINGKEY']._serialized_end=2187
+  _globals['_SIGNINGKEY_STATE']._serialized_start=2119
+  _globals['_SIGNINGKEY_STATE']._serialized_end=2187
+  _globals['_CREATEENDPOINTREQUEST']._serialized_start=2190
+  _globals['_CREATEENDPOINTREQUEST']._serialized_end=2405
+  _globals['_GETENDPOINTREQUEST']._serialized_start=2407
+  _globals['_GETENDPOINTREQUEST']._serialized_end=2480
+  _globals['_LISTENDPOINTSREQUEST']._serialized_start=2483
+  _globals['_LISTENDPOINTSREQUEST']._serialized_end=2633
+  _globals['_LISTENDPOINTSRESPONSE']._serialized_start=2635
+  _globals['_LISTENDPOINTSRESPONSE']._serialized_end=2737
+  _globals['_UPDATEENDPOINTREQUEST']._serialized_start=2740
+  _globals['_UPDATEENDPOINTREQUEST']._serialized_end=2894
+  _globals['_DELETEENDPOINTREQUEST']._serialized_start=2897
+  _globals['_DELETEENDPOINTREQUEST']._serialized_end=3043
+  _globals['_PAUSEENDPOINTREQUEST']._serialized_start=3045
+  _globals['_PAUSEENDPOINTREQUEST']._serialized_end=3162
+  _globals['_RESUMEENDPOINTREQUEST']._serialized_start=3164
+  _globals['_RESUMEENDPOINTREQUEST']._serialized_end=3290
+  _globals['_ENABLEENDPOINTREQUEST']._serialized_start=3292
+  _globals['_ENABLEENDPOINTREQUEST']._serialized_end=3418
+  _globals['_ROTATESIGNINGKEYREQUEST']._serialized_start=3421
+  _globals['_ROTATESIGNINGKEYREQUEST']._serialized_end=3603
+  _globals['_ROTATESIGNINGKEYRESPONSE']._serialized_start=3605
+  _globals['_ROTATESIGNINGKEYRESPONSE']._serialized_end=3730
+  _globals['_TESTENDPOINTREQUEST']._serialized_start=3732
+  _globals['_TESTENDPOINTREQUEST']._serialized_end=3806
+  _globals['_TESTENDPOINTRESPONSE']._serialized_start=3809
+  _globals['_TESTENDPOINTRESPONSE']._serialized_end=4013
+  _globals['_ENDPOINTSERVICE']._serialized_start=4392
+  _globals['_ENDPOINTSERVICE']._serialized_end=5836
 # @@protoc_insertion_point(module_scope)

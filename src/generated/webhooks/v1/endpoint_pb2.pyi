@@ -12,6 +12,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from webhooks.v1 import attempt_pb2 as _attempt_pb2
+from webhooks.v1 import policy_pb2 as _policy_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -259,19 +260,28 @@ class HttpTarget(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     URL_FIELD_NUMBER: _builtins.int
+    FALLBACK_URLS_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """`https://` or `http://` with a host, at most 2048 characters, without user name, password or fragment. Addresses
     that are private, loopback or reserved are refused unless the deployment allows them, when the endpoint is written
     and again at every connect. Redirects are not followed.
     """
+    @_builtins.property
+    def fallback_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where to go instead, in this order, while the circuits of `url` and of those before are open: at most 3 further
+        URLs, under the same rules. One that is open again is tried first. The order of deliveries is kept across them, and
+        attempts record which one they used.
+        """
+
     def __init__(
         self,
         *,
         url: _builtins.str = ...,
+        fallback_urls: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fallback_urls", b"fallback_urls", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -308,6 +318,11 @@ class DeliverySettings(_message.Message):
     MAX_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     ORDERING_MODE_FIELD_NUMBER: _builtins.int
     TRACE_PROPAGATION_FIELD_NUMBER: _builtins.int
+    RETRY_POLICY_FIELD_NUMBER: _builtins.int
+    EXHAUSTION_POLICY_FIELD_NUMBER: _builtins.int
+    RATE_LIMIT_FIELD_NUMBER: _builtins.int
+    CIRCUIT_BREAKER_FIELD_NUMBER: _builtins.int
+    AUTO_DISABLE_FIELD_NUMBER: _builtins.int
     max_in_flight: _builtins.int
     """The most requests in flight to this endpoint: 1 to 1000, default 32 (a setting of the service). ORDERED always has
     one; ORDERED_BY_KEY has this many keys, one request each.
@@ -318,6 +333,8 @@ class DeliverySettings(_message.Message):
     """
     trace_propagation: Global___TracePropagation.ValueType
     """What the webhook tells of the trace. Default NONE."""
+    exhaustion_policy: _policy_pb2.ExhaustionPolicy.ValueType
+    """What follows the last attempt. Default DEAD_LETTER."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """The time one attempt may take, from name look-up to the end of the response body: 0.1 s to 60 s, default 15 s (both
@@ -333,6 +350,22 @@ class DeliverySettings(_message.Message):
         and `cookie`, since headers are shown to whoever may read the endpoint.
         """
 
+    @_builtins.property
+    def retry_policy(self) -> _policy_pb2.RetryPolicy:
+        """When a failed delivery is tried again. Replaced as a whole; what it does not set is the tenant's or the service's."""
+
+    @_builtins.property
+    def rate_limit(self) -> _policy_pb2.RateLimit:
+        """The most attempts that begin. Not set: no limit but the receiver's own, which 429 and 503 make known."""
+
+    @_builtins.property
+    def circuit_breaker(self) -> _policy_pb2.CircuitBreaker:
+        """When attempts stop for a while. Replaced as a whole."""
+
+    @_builtins.property
+    def auto_disable(self) -> _policy_pb2.AutoDisable:
+        """When the endpoint is disabled by itself. Replaced as a whole."""
+
     def __init__(
         self,
         *,
@@ -341,10 +374,15 @@ class DeliverySettings(_message.Message):
         max_in_flight: _builtins.int = ...,
         ordering_mode: Global___OrderingMode.ValueType = ...,
         trace_propagation: Global___TracePropagation.ValueType = ...,
+        retry_policy: _policy_pb2.RetryPolicy | None = ...,
+        exhaustion_policy: _policy_pb2.ExhaustionPolicy.ValueType = ...,
+        rate_limit: _policy_pb2.RateLimit | None = ...,
+        circuit_breaker: _policy_pb2.CircuitBreaker | None = ...,
+        auto_disable: _policy_pb2.AutoDisable | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["auto_disable", b"auto_disable", "circuit_breaker", b"circuit_breaker", "rate_limit", b"rate_limit", "retry_policy", b"retry_policy", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "max_in_flight", b"max_in_flight", "ordering_mode", b"ordering_mode", "timeout", b"timeout", "trace_propagation", b"trace_propagation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_disable", b"auto_disable", "circuit_breaker", b"circuit_breaker", "exhaustion_policy", b"exhaustion_policy", "headers", b"headers", "max_in_flight", b"max_in_flight", "ordering_mode", b"ordering_mode", "rate_limit", b"rate_limit", "retry_policy", b"retry_policy", "timeout", b"timeout", "trace_propagation", b"trace_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -626,6 +664,100 @@ class DeleteEndpointRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteEndpointRequest: _TypeAlias = DeleteEndpointRequest  # noqa: Y015
+
+@_typing.final
+class PauseEndpointRequest(_message.Message):
+    """Request of PauseEndpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}/endpoints/{endpoint}`."""
+    etag: _builtins.str
+    """The `etag` as last read: ABORTED where it has changed meanwhile. Empty: no check."""
+    reason: _builtins.str
+    """Why, for people: at most 256 characters, no control characters. It becomes the endpoint's `state_reason`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseEndpointRequest: _TypeAlias = PauseEndpointRequest  # noqa: Y015
+
+@_typing.final
+class ResumeEndpointRequest(_message.Message):
+    """Request of ResumeEndpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    MAX_PER_SECOND_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}/endpoints/{endpoint}`."""
+    etag: _builtins.str
+    """The `etag` as last read: ABORTED where it has changed meanwhile. Empty: no check."""
+    max_per_second: _builtins.float
+    """How fast to send what has waited until now, in attempts per second: 0.001 to 100,000; what is published from now on
+    follows in order, under no such limit. 0: as fast as the endpoint's own limits allow.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        max_per_second: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "max_per_second", b"max_per_second", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeEndpointRequest: _TypeAlias = ResumeEndpointRequest  # noqa: Y015
+
+@_typing.final
+class EnableEndpointRequest(_message.Message):
+    """Request of EnableEndpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    MAX_PER_SECOND_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}/endpoints/{endpoint}`."""
+    etag: _builtins.str
+    """The `etag` as last read: ABORTED where it has changed meanwhile. Empty: no check."""
+    max_per_second: _builtins.float
+    """How fast to send what has waited until now, in attempts per second: 0.001 to 100,000; what is published from now on
+    follows in order, under no such limit. 0: as fast as the endpoint's own limits allow.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        max_per_second: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "max_per_second", b"max_per_second", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnableEndpointRequest: _TypeAlias = EnableEndpointRequest  # noqa: Y015
 
 @_typing.final
 class RotateSigningKeyRequest(_message.Message):

@@ -61,6 +61,21 @@ class EndpointServiceStub:
                 request_serializer=webhooks_dot_v1_dot_endpoint__pb2.DeleteEndpointRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.PauseEndpoint = channel.unary_unary(
+                '/webhooks.v1.EndpointService/PauseEndpoint',
+                request_serializer=webhooks_dot_v1_dot_endpoint__pb2.PauseEndpointRequest.SerializeToString,
+                response_deserializer=webhooks_dot_v1_dot_endpoint__pb2.Endpoint.FromString,
+                _registered_method=True)
+        self.ResumeEndpoint = channel.unary_unary(
+                '/webhooks.v1.EndpointService/ResumeEndpoint',
+                request_serializer=webhooks_dot_v1_dot_endpoint__pb2.ResumeEndpointRequest.SerializeToString,
+                response_deserializer=webhooks_dot_v1_dot_endpoint__pb2.Endpoint.FromString,
+                _registered_method=True)
+        self.EnableEndpoint = channel.unary_unary(
+                '/webhooks.v1.EndpointService/EnableEndpoint',
+                request_serializer=webhooks_dot_v1_dot_endpoint__pb2.EnableEndpointRequest.SerializeToString,
+                response_deserializer=webhooks_dot_v1_dot_endpoint__pb2.Endpoint.FromString,
+                _registered_method=True)
         self.RotateSigningKey = channel.unary_unary(
                 '/webhooks.v1.EndpointService/RotateSigningKey',
                 request_serializer=webhooks_dot_v1_dot_endpoint__pb2.RotateSigningKeyRequest.SerializeToString,
@@ -124,6 +139,39 @@ class EndpointServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseEndpoint(self, request, context):
+        """Holds an endpoint's deliveries: events still get their sequence and wait, in order. Attempts in flight end. Of one
+        that is PAUSED already only the reason changes.
+
+        Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason
+        ENDPOINT_DISABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeEndpoint(self, request, context):
+        """Ends a pause. What has waited goes out in order, at a chosen rate if need be. Of one that is ACTIVE already only the
+        rate changes.
+
+        Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason
+        ENDPOINT_DISABLED (EnableEndpoint ends that).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EnableEndpoint(self, request, context):
+        """Ends a disablement, whoever or whatever caused it, as ResumeEndpoint ends a pause; its record of failures starts
+        anew. Of one that is ACTIVE already only the rate changes.
+
+        Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason
+        ENDPOINT_PAUSED (ResumeEndpoint ends that).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RotateSigningKey(self, request, context):
         """Gives an endpoint a new signing key. For the overlap time webhooks bear signatures by the new key and the old ones,
         so that the receiver can change over without losing any. The answer shows the new secret, once.
@@ -171,6 +219,21 @@ def add_EndpointServiceServicer_to_server(servicer, server):
                     servicer.DeleteEndpoint,
                     request_deserializer=webhooks_dot_v1_dot_endpoint__pb2.DeleteEndpointRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'PauseEndpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseEndpoint,
+                    request_deserializer=webhooks_dot_v1_dot_endpoint__pb2.PauseEndpointRequest.FromString,
+                    response_serializer=webhooks_dot_v1_dot_endpoint__pb2.Endpoint.SerializeToString,
+            ),
+            'ResumeEndpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeEndpoint,
+                    request_deserializer=webhooks_dot_v1_dot_endpoint__pb2.ResumeEndpointRequest.FromString,
+                    response_serializer=webhooks_dot_v1_dot_endpoint__pb2.Endpoint.SerializeToString,
+            ),
+            'EnableEndpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnableEndpoint,
+                    request_deserializer=webhooks_dot_v1_dot_endpoint__pb2.EnableEndpointRequest.FromString,
+                    response_serializer=webhooks_dot_v1_dot_endpoint__pb2.Endpoint.SerializeToString,
             ),
             'RotateSigningKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RotateSigningKey,
@@ -319,6 +382,87 @@ class EndpointService:
             '/webhooks.v1.EndpointService/DeleteEndpoint',
             webhooks_dot_v1_dot_endpoint__pb2.DeleteEndpointRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseEndpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/webhooks.v1.EndpointService/PauseEndpoint',
+            webhooks_dot_v1_dot_endpoint__pb2.PauseEndpointRequest.SerializeToString,
+            webhooks_dot_v1_dot_endpoint__pb2.Endpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeEndpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/webhooks.v1.EndpointService/ResumeEndpoint',
+            webhooks_dot_v1_dot_endpoint__pb2.ResumeEndpointRequest.SerializeToString,
+            webhooks_dot_v1_dot_endpoint__pb2.Endpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnableEndpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/webhooks.v1.EndpointService/EnableEndpoint',
+            webhooks_dot_v1_dot_endpoint__pb2.EnableEndpointRequest.SerializeToString,
+            webhooks_dot_v1_dot_endpoint__pb2.Endpoint.FromString,
             options,
             channel_credentials,
             insecure,

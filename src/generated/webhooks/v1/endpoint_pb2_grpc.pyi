@@ -60,6 +60,27 @@ class EndpointServiceStub:
     Errors: NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason ENDPOINT_HAS_BACKLOG
     (deliveries are pending and `force` is not set).
     """
+    PauseEndpoint: _grpc.UnaryUnaryMultiCallable[_endpoint_pb2.PauseEndpointRequest, _endpoint_pb2.Endpoint]
+    """Holds an endpoint's deliveries: events still get their sequence and wait, in order. Attempts in flight end. Of one
+    that is PAUSED already only the reason changes.
+
+    Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason
+    ENDPOINT_DISABLED.
+    """
+    ResumeEndpoint: _grpc.UnaryUnaryMultiCallable[_endpoint_pb2.ResumeEndpointRequest, _endpoint_pb2.Endpoint]
+    """Ends a pause. What has waited goes out in order, at a chosen rate if need be. Of one that is ACTIVE already only the
+    rate changes.
+
+    Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason
+    ENDPOINT_DISABLED (EnableEndpoint ends that).
+    """
+    EnableEndpoint: _grpc.UnaryUnaryMultiCallable[_endpoint_pb2.EnableEndpointRequest, _endpoint_pb2.Endpoint]
+    """Ends a disablement, whoever or whatever caused it, as ResumeEndpoint ends a pause; its record of failures starts
+    anew. Of one that is ACTIVE already only the rate changes.
+
+    Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason
+    ENDPOINT_PAUSED (ResumeEndpoint ends that).
+    """
     RotateSigningKey: _grpc.UnaryUnaryMultiCallable[_endpoint_pb2.RotateSigningKeyRequest, _endpoint_pb2.RotateSigningKeyResponse]
     """Gives an endpoint a new signing key. For the overlap time webhooks bear signatures by the new key and the old ones,
     so that the receiver can change over without losing any. The answer shows the new secret, once.
@@ -103,6 +124,27 @@ class EndpointServiceAsyncStub(EndpointServiceStub):
 
     Errors: NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason ENDPOINT_HAS_BACKLOG
     (deliveries are pending and `force` is not set).
+    """
+    PauseEndpoint: _aio.UnaryUnaryMultiCallable[_endpoint_pb2.PauseEndpointRequest, _endpoint_pb2.Endpoint]  # type: ignore[assignment]
+    """Holds an endpoint's deliveries: events still get their sequence and wait, in order. Attempts in flight end. Of one
+    that is PAUSED already only the reason changes.
+
+    Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason
+    ENDPOINT_DISABLED.
+    """
+    ResumeEndpoint: _aio.UnaryUnaryMultiCallable[_endpoint_pb2.ResumeEndpointRequest, _endpoint_pb2.Endpoint]  # type: ignore[assignment]
+    """Ends a pause. What has waited goes out in order, at a chosen rate if need be. Of one that is ACTIVE already only the
+    rate changes.
+
+    Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason
+    ENDPOINT_DISABLED (EnableEndpoint ends that).
+    """
+    EnableEndpoint: _aio.UnaryUnaryMultiCallable[_endpoint_pb2.EnableEndpointRequest, _endpoint_pb2.Endpoint]  # type: ignore[assignment]
+    """Ends a disablement, whoever or whatever caused it, as ResumeEndpoint ends a pause; its record of failures starts
+    anew. Of one that is ACTIVE already only the rate changes.
+
+    Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason
+    ENDPOINT_PAUSED (ResumeEndpoint ends that).
     """
     RotateSigningKey: _aio.UnaryUnaryMultiCallable[_endpoint_pb2.RotateSigningKeyRequest, _endpoint_pb2.RotateSigningKeyResponse]  # type: ignore[assignment]
     """Gives an endpoint a new signing key. For the overlap time webhooks bear signatures by the new key and the old ones,
@@ -174,6 +216,45 @@ class EndpointServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason ENDPOINT_HAS_BACKLOG
         (deliveries are pending and `force` is not set).
+        """
+
+    @_abc_1.abstractmethod
+    def PauseEndpoint(
+        self,
+        request: _endpoint_pb2.PauseEndpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_endpoint_pb2.Endpoint, _abc.Awaitable[_endpoint_pb2.Endpoint]]:
+        """Holds an endpoint's deliveries: events still get their sequence and wait, in order. Attempts in flight end. Of one
+        that is PAUSED already only the reason changes.
+
+        Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason
+        ENDPOINT_DISABLED.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeEndpoint(
+        self,
+        request: _endpoint_pb2.ResumeEndpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_endpoint_pb2.Endpoint, _abc.Awaitable[_endpoint_pb2.Endpoint]]:
+        """Ends a pause. What has waited goes out in order, at a chosen rate if need be. Of one that is ACTIVE already only the
+        rate changes.
+
+        Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason
+        ENDPOINT_DISABLED (EnableEndpoint ends that).
+        """
+
+    @_abc_1.abstractmethod
+    def EnableEndpoint(
+        self,
+        request: _endpoint_pb2.EnableEndpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_endpoint_pb2.Endpoint, _abc.Awaitable[_endpoint_pb2.Endpoint]]:
+        """Ends a disablement, whoever or whatever caused it, as ResumeEndpoint ends a pause; its record of failures starts
+        anew. Of one that is ACTIVE already only the rate changes.
+
+        Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason
+        ENDPOINT_PAUSED (ResumeEndpoint ends that).
         """
 
     @_abc_1.abstractmethod

@@ -30,7 +30,7 @@ class PublisherServiceStub:
     are committed; every endpoint receives events in the order of these commits.
 
     Errors carry google.rpc.Status details, an ErrorInfo (reason, domain `webhooks.dispatcher`) in each.
-    RESOURCE_EXHAUSTED (the publish queue is full) and UNAVAILABLE (this instance drains, or its database is away) carry
+    RESOURCE_EXHAUSTED (the publish queue is full, or the tenant's quota is used up) and UNAVAILABLE (this instance drains, or its database is away) carry
     RetryInfo, and nothing was written, with one exception: UNAVAILABLE with the reason COMMIT_UNKNOWN means that the
     outcome is not known. A retry is safe for events that have an id.
     """
@@ -58,7 +58,7 @@ class PublisherServiceServicer:
     are committed; every endpoint receives events in the order of these commits.
 
     Errors carry google.rpc.Status details, an ErrorInfo (reason, domain `webhooks.dispatcher`) in each.
-    RESOURCE_EXHAUSTED (the publish queue is full) and UNAVAILABLE (this instance drains, or its database is away) carry
+    RESOURCE_EXHAUSTED (the publish queue is full, or the tenant's quota is used up) and UNAVAILABLE (this instance drains, or its database is away) carry
     RetryInfo, and nothing was written, with one exception: UNAVAILABLE with the reason COMMIT_UNKNOWN means that the
     outcome is not known. A retry is safe for events that have an id.
     """
@@ -113,7 +113,7 @@ class PublisherService:
     are committed; every endpoint receives events in the order of these commits.
 
     Errors carry google.rpc.Status details, an ErrorInfo (reason, domain `webhooks.dispatcher`) in each.
-    RESOURCE_EXHAUSTED (the publish queue is full) and UNAVAILABLE (this instance drains, or its database is away) carry
+    RESOURCE_EXHAUSTED (the publish queue is full, or the tenant's quota is used up) and UNAVAILABLE (this instance drains, or its database is away) carry
     RetryInfo, and nothing was written, with one exception: UNAVAILABLE with the reason COMMIT_UNKNOWN means that the
     outcome is not known. A retry is safe for events that have an id.
     """

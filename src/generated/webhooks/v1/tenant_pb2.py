@@ -29,9 +29,10 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from webhooks.v1 import policy_pb2 as webhooks_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18webhooks/v1/tenant.proto\x12\x0bwebhooks.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa5\x03\n\x06Tenant\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x11\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x35\n\x06labels\x18\x04 \x03(\x0b\x32\x1f.webhooks.v1.Tenant.LabelsEntryB\x04\xe2\x41\x01\x01\x12,\n\x1erequire_registered_event_types\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:B\xea\x41?\n\x1awebhooks.dispatcher/Tenant\x12\x10tenants/{tenant}*\x07tenants2\x06tenant\"v\n\x13\x43reateTenantRequest\x12\x17\n\ttenant_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06tenant\x18\x02 \x01(\x0b\x32\x13.webhooks.v1.TenantB\x04\xe2\x41\x01\x02\x12\x1b\n\rvalidate_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"E\n\x10GetTenantRequest\x12\x31\n\x04name\x18\x01 \x01(\tB#\xe2\x41\x01\x02\xfa\x41\x1c\n\x1awebhooks.dispatcher/Tenant\"]\n\x12ListTenantsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"`\n\x13ListTenantsResponse\x12*\n\x07tenants\x18\x01 \x03(\x0b\x32\x13.webhooks.v1.TenantB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\x94\x01\n\x13UpdateTenantRequest\x12)\n\x06tenant\x18\x01 \x01(\x0b\x32\x13.webhooks.v1.TenantB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"y\n\x13\x44\x65leteTenantRequest\x12\x31\n\x04name\x18\x01 \x01(\tB#\xe2\x41\x01\x02\xfa\x41\x1c\n\x1awebhooks.dispatcher/Tenant\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x32\xcf\x04\n\rTenantService\x12u\n\x0c\x43reateTenant\x12 .webhooks.v1.CreateTenantRequest\x1a\x13.webhooks.v1.Tenant\".\xda\x41\x10tenant,tenant_id\x82\xd3\xe4\x93\x02\x15\"\x0b/v1/tenants:\x06tenant\x12\x64\n\tGetTenant\x12\x1d.webhooks.v1.GetTenantRequest\x1a\x13.webhooks.v1.Tenant\"#\xda\x41\x04name\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/{name=tenants/*}\x12h\n\x0bListTenants\x12\x1f.webhooks.v1.ListTenantsRequest\x1a .webhooks.v1.ListTenantsResponse\"\x16\xda\x41\x00\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/tenants\x12\x87\x01\n\x0cUpdateTenant\x12 .webhooks.v1.UpdateTenantRequest\x1a\x13.webhooks.v1.Tenant\"@\xda\x41\x12tenant,update_mask\x82\xd3\xe4\x93\x02%2\x1b/v1/{tenant.name=tenants/*}:\x06tenant\x12m\n\x0c\x44\x65leteTenant\x12 .webhooks.v1.DeleteTenantRequest\x1a\x16.google.protobuf.Empty\"#\xda\x41\x04name\x82\xd3\xe4\x93\x02\x16*\x14/v1/{name=tenants/*}Bc\n\x16\x64ispatcher.webhooks.v1B\x0bTenantProtoP\x01Z!dispatcher/webhooks/v1;webhooksv1\xaa\x02\x16\x44ispatcher.Webhooks.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18webhooks/v1/tenant.proto\x12\x0bwebhooks.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18webhooks/v1/policy.proto\"\xab\x05\n\x06Tenant\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x11\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x64isplay_name\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x35\n\x06labels\x18\x04 \x03(\x0b\x32\x1f.webhooks.v1.Tenant.LabelsEntryB\x04\xe2\x41\x01\x01\x12,\n\x1erequire_registered_event_types\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01\x12<\n\x14\x64\x65\x66\x61ult_retry_policy\x18\t \x01(\x0b\x32\x18.webhooks.v1.RetryPolicyB\x04\xe2\x41\x01\x01\x12\x36\n\rpublish_quota\x18\n \x01(\x0b\x32\x19.webhooks.v1.PublishQuotaB\x04\xe2\x41\x01\x01\x12.\n\x05state\x18\x0b \x01(\x0e\x32\x19.webhooks.v1.Tenant.StateB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cstate_reason\x18\x0c \x01(\tB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_ACTIVE\x10\x01\x12\x10\n\x0cSTATE_PAUSED\x10\x02:B\xea\x41?\n\x1awebhooks.dispatcher/Tenant\x12\x10tenants/{tenant}*\x07tenants2\x06tenant\"v\n\x13\x43reateTenantRequest\x12\x17\n\ttenant_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12)\n\x06tenant\x18\x02 \x01(\x0b\x32\x13.webhooks.v1.TenantB\x04\xe2\x41\x01\x02\x12\x1b\n\rvalidate_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"E\n\x10GetTenantRequest\x12\x31\n\x04name\x18\x01 \x01(\tB#\xe2\x41\x01\x02\xfa\x41\x1c\n\x1awebhooks.dispatcher/Tenant\"]\n\x12ListTenantsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"`\n\x13ListTenantsResponse\x12*\n\x07tenants\x18\x01 \x03(\x0b\x32\x13.webhooks.v1.TenantB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"\x94\x01\n\x13UpdateTenantRequest\x12)\n\x06tenant\x18\x01 \x01(\x0b\x32\x13.webhooks.v1.TenantB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"q\n\x12PauseTenantRequest\x12\x31\n\x04name\x18\x01 \x01(\tB#\xe2\x41\x01\x02\xfa\x41\x1c\n\x1awebhooks.dispatcher/Tenant\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"z\n\x13ResumeTenantRequest\x12\x31\n\x04name\x18\x01 \x01(\tB#\xe2\x41\x01\x02\xfa\x41\x1c\n\x1awebhooks.dispatcher/Tenant\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1c\n\x0emax_per_second\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01\"y\n\x13\x44\x65leteTenantRequest\x12\x31\n\x04name\x18\x01 \x01(\tB#\xe2\x41\x01\x02\xfa\x41\x1c\n\x1awebhooks.dispatcher/Tenant\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x32\xb8\x06\n\rTenantService\x12u\n\x0c\x43reateTenant\x12 .webhooks.v1.CreateTenantRequest\x1a\x13.webhooks.v1.Tenant\".\xda\x41\x10tenant,tenant_id\x82\xd3\xe4\x93\x02\x15\"\x0b/v1/tenants:\x06tenant\x12\x64\n\tGetTenant\x12\x1d.webhooks.v1.GetTenantRequest\x1a\x13.webhooks.v1.Tenant\"#\xda\x41\x04name\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/{name=tenants/*}\x12h\n\x0bListTenants\x12\x1f.webhooks.v1.ListTenantsRequest\x1a .webhooks.v1.ListTenantsResponse\"\x16\xda\x41\x00\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/tenants\x12\x87\x01\n\x0cUpdateTenant\x12 .webhooks.v1.UpdateTenantRequest\x1a\x13.webhooks.v1.Tenant\"@\xda\x41\x12tenant,update_mask\x82\xd3\xe4\x93\x02%2\x1b/v1/{tenant.name=tenants/*}:\x06tenant\x12q\n\x0bPauseTenant\x12\x1f.webhooks.v1.PauseTenantRequest\x1a\x13.webhooks.v1.Tenant\",\xda\x41\x04name\x82\xd3\xe4\x93\x02\x1f\"\x1a/v1/{name=tenants/*}:pause:\x01*\x12t\n\x0cResumeTenant\x12 .webhooks.v1.ResumeTenantRequest\x1a\x13.webhooks.v1.Tenant\"-\xda\x41\x04name\x82\xd3\xe4\x93\x02 \"\x1b/v1/{name=tenants/*}:resume:\x01*\x12m\n\x0c\x44\x65leteTenant\x12 .webhooks.v1.DeleteTenantRequest\x1a\x16.google.protobuf.Empty\"#\xda\x41\x04name\x82\xd3\xe4\x93\x02\x16*\x14/v1/{name=tenants/*}Bc\n\x16\x64ispatcher.webhooks.v1B\x0bTenantProtoP\x01Z!dispatcher/webhooks/v1;webhooksv1\xaa\x02\x16\x44ispatcher.Webhooks.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,6 +58,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENANT'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
   _globals['_TENANT'].fields_by_name['etag']._loaded_options = None
   _globals['_TENANT'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
+  _globals['_TENANT'].fields_by_name['default_retry_policy']._loaded_options = None
+  _globals['_TENANT'].fields_by_name['default_retry_policy']._serialized_options = b'\342A\001\001'
+  _globals['_TENANT'].fields_by_name['publish_quota']._loaded_options = None
+  _globals['_TENANT'].fields_by_name['publish_quota']._serialized_options = b'\342A\001\001'
+  _globals['_TENANT'].fields_by_name['state']._loaded_options = None
+  _globals['_TENANT'].fields_by_name['state']._serialized_options = b'\342A\001\003'
+  _globals['_TENANT'].fields_by_name['state_reason']._loaded_options = None
+  _globals['_TENANT'].fields_by_name['state_reason']._serialized_options = b'\342A\001\003'
   _globals['_TENANT']._loaded_options = None
   _globals['_TENANT']._serialized_options = b'\352A?\n\032webhooks.dispatcher/Tenant\022\020tenants/{tenant}*\007tenants2\006tenant'
   _globals['_CREATETENANTREQUEST'].fields_by_name['tenant_id']._loaded_options = None
@@ -83,6 +92,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATETENANTREQUEST'].fields_by_name['update_mask']._serialized_options = b'\342A\001\001'
   _globals['_UPDATETENANTREQUEST'].fields_by_name['validate_only']._loaded_options = None
   _globals['_UPDATETENANTREQUEST'].fields_by_name['validate_only']._serialized_options = b'\342A\001\001'
+  _globals['_PAUSETENANTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_PAUSETENANTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\034\n\032webhooks.dispatcher/Tenant'
+  _globals['_PAUSETENANTREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_PAUSETENANTREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
+  _globals['_PAUSETENANTREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_PAUSETENANTREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001'
+  _globals['_RESUMETENANTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_RESUMETENANTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\034\n\032webhooks.dispatcher/Tenant'
+  _globals['_RESUMETENANTREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_RESUMETENANTREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
+  _globals['_RESUMETENANTREQUEST'].fields_by_name['max_per_second']._loaded_options = None
+  _globals['_RESUMETENANTREQUEST'].fields_by_name['max_per_second']._serialized_options = b'\342A\001\001'
   _globals['_DELETETENANTREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETETENANTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\034\n\032webhooks.dispatcher/Tenant'
   _globals['_DELETETENANTREQUEST'].fields_by_name['etag']._loaded_options = None
@@ -97,24 +118,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENANTSERVICE'].methods_by_name['ListTenants']._serialized_options = b'\332A\000\202\323\344\223\002\r\022\013/v1/tenants'
   _globals['_TENANTSERVICE'].methods_by_name['UpdateTenant']._loaded_options = None
   _globals['_TENANTSERVICE'].methods_by_name['UpdateTenant']._serialized_options = b'\332A\022tenant,update_mask\202\323\344\223\002%2\033/v1/{tenant.name=tenants/*}:\006tenant'
+  _globals['_TENANTSERVICE'].methods_by_name['PauseTenant']._loaded_options = None
+  _globals['_TENANTSERVICE'].methods_by_name['PauseTenant']._serialized_options = b'\332A\004name\202\323\344\223\002\037\"\032/v1/{name=tenants/*}:pause:\001*'
+  _globals['_TENANTSERVICE'].methods_by_name['ResumeTenant']._loaded_options = None
+  _globals['_TENANTSERVICE'].methods_by_name['ResumeTenant']._serialized_options = b'\332A\004name\202\323\344\223\002 \"\033/v1/{name=tenants/*}:resume:\001*'
   _globals['_TENANTSERVICE'].methods_by_name['DeleteTenant']._loaded_options = None
   _globals['_TENANTSERVICE'].methods_by_name['DeleteTenant']._serialized_options = b'\332A\004name\202\323\344\223\002\026*\024/v1/{name=tenants/*}'
-  _globals['_TENANT']._serialized_start=253
-  _globals['_TENANT']._serialized_end=674
-  _globals['_TENANT_LABELSENTRY']._serialized_start=561
-  _globals['_TENANT_LABELSENTRY']._serialized_end=606
-  _globals['_CREATETENANTREQUEST']._serialized_start=676
-  _globals['_CREATETENANTREQUEST']._serialized_end=794
-  _globals['_GETTENANTREQUEST']._serialized_start=796
-  _globals['_GETTENANTREQUEST']._serialized_end=865
-  _globals['_LISTTENANTSREQUEST']._serialized_start=867
-  _globals['_LISTTENANTSREQUEST']._serialized_end=960
-  _globals['_LISTTENANTSRESPONSE']._serialized_start=962
-  _globals['_LISTTENANTSRESPONSE']._serialized_end=1058
-  _globals['_UPDATETENANTREQUEST']._serialized_start=1061
-  _globals['_UPDATETENANTREQUEST']._serialized_end=1209
-  _globals['_DELETETENANTREQUEST']._serialized_start=1211
-  _globals['_DELETETENANTREQUEST']._serialized_end=1332
-  _globals['_TENANTSERVICE']._serialized_start=1335
-  _globals['_TENANTSERVICE']._serialized_end=1926
+  _globals['_TENANT']._serialized_start=279
+  _globals['_TENANT']._serialized_end=962
+  _globals['_TENANT_LABELSENTRY']._serialized_start=781
+  _globals['_TENANT_LABELSENTRY']._serialized_end=826
+  _globals['_TENANT_STATE']._serialized_start=828
+  _globals['_TENANT_STATE']._serialized_end=894
+  _globals['_CREATETENANTREQUEST']._serialized_start=964
+  _globals['_CREATETENANTREQUEST']._serialized_end=1082
+  _globals['_GETTENANTREQUEST']._serialized_start=1084
+  _globals['_GETTENANTREQUEST']._serialized_end=1153
+  _globals['_LISTTENANTSREQUEST']._serialized_start=1155
+  _globals['_LISTTENANTSREQUEST']._serialized_end=1248
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=1250
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=1346
+  _globals['_UPDATETENANTREQUEST']._serialized_start=1349
+  _globals['_UPDATETENANTREQUEST']._serialized_end=1497
+  _globals['_PAUSETENANTREQUEST']._serialized_start=1499
+  _globals['_PAUSETENANTREQUEST']._serialized_end=1612
+  _globals['_RESUMETENANTREQUEST']._serialized_start=1614
+  _globals['_RESUMETENANTREQUEST']._serialized_end=1736
+  _globals['_DELETETENANTREQUEST']._serialized_start=1738
+  _globals['_DELETETENANTREQUEST']._serialized_end=1859
+  _globals['_TENANTSERVICE']._serialized_start=1862
+  _globals['_TENANTSERVICE']._serialized_end=2686
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,8 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from webhooks.v1 import policy_pb2 as _policy_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -25,6 +27,29 @@ class Tenant(_message.Message):
     """Someone for whom webhooks are sent: a customer, a team, an application."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Tenant._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Tenant._State.ValueType  # 0
+        """Not set."""
+        STATE_ACTIVE: Tenant._State.ValueType  # 1
+        """Deliveries are made."""
+        STATE_PAUSED: Tenant._State.ValueType  # 2
+        """Held for a while, for all endpoints."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """Whether deliveries are made. Endpoints have a state of their own beside it."""
+
+    STATE_UNSPECIFIED: Tenant.State.ValueType  # 0
+    """Not set."""
+    STATE_ACTIVE: Tenant.State.ValueType  # 1
+    """Deliveries are made."""
+    STATE_PAUSED: Tenant.State.ValueType  # 2
+    """Held for a while, for all endpoints."""
 
     @_typing.final
     class LabelsEntry(_message.Message):
@@ -54,6 +79,10 @@ class Tenant(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    DEFAULT_RETRY_POLICY_FIELD_NUMBER: _builtins.int
+    PUBLISH_QUOTA_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATE_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}`."""
     uid: _builtins.str
@@ -66,6 +95,10 @@ class Tenant(_message.Message):
     """The version of this resource, opaque. Send it back with UpdateTenant to change only what you have read: ABORTED
     where it has changed meanwhile. Empty: no check.
     """
+    state: Global___Tenant.State.ValueType
+    """Whether deliveries are made. PauseTenant and ResumeTenant change it."""
+    state_reason: _builtins.str
+    """Why the tenant is paused, for people."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels for the caller's own use: at most 64. Keys match `[a-z][a-z0-9_-]{0,62}`; values have at most 63 characters
@@ -80,6 +113,18 @@ class Tenant(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When the tenant was last changed."""
 
+    @_builtins.property
+    def default_retry_policy(self) -> _policy_pb2.RetryPolicy:
+        """When failed deliveries are tried again, for endpoints that say nothing else. Replaced as a whole; what it does not
+        set is the service's.
+        """
+
+    @_builtins.property
+    def publish_quota(self) -> _policy_pb2.PublishQuota:
+        """What may be published; more is answered RESOURCE_EXHAUSTED, reason PUBLISH_QUOTA_EXCEEDED, with QuotaFailure and
+        RetryInfo. Replaced as a whole.
+        """
+
     def __init__(
         self,
         *,
@@ -91,10 +136,14 @@ class Tenant(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        default_retry_policy: _policy_pb2.RetryPolicy | None = ...,
+        publish_quota: _policy_pb2.PublishQuota | None = ...,
+        state: Global___Tenant.State.ValueType = ...,
+        state_reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_retry_policy", b"default_retry_policy", "publish_quota", b"publish_quota", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "name", b"name", "require_registered_event_types", b"require_registered_event_types", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "default_retry_policy", b"default_retry_policy", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "name", b"name", "publish_quota", b"publish_quota", "require_registered_event_types", b"require_registered_event_types", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -253,6 +302,68 @@ class UpdateTenantRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateTenantRequest: _TypeAlias = UpdateTenantRequest  # noqa: Y015
+
+@_typing.final
+class PauseTenantRequest(_message.Message):
+    """Request of PauseTenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}`."""
+    etag: _builtins.str
+    """The `etag` as last read: ABORTED where it has changed meanwhile. Empty: no check."""
+    reason: _builtins.str
+    """Why, for people: at most 256 characters, no control characters."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseTenantRequest: _TypeAlias = PauseTenantRequest  # noqa: Y015
+
+@_typing.final
+class ResumeTenantRequest(_message.Message):
+    """Request of ResumeTenant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    MAX_PER_SECOND_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}`."""
+    etag: _builtins.str
+    """The `etag` as last read: ABORTED where it has changed meanwhile. Empty: no check."""
+    max_per_second: _builtins.float
+    """How fast to send to each endpoint what has waited until now, in attempts per second: 0.001 to 100,000. 0: as fast
+    as the endpoints' own limits allow.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        max_per_second: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "max_per_second", b"max_per_second", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeTenantRequest: _TypeAlias = ResumeTenantRequest  # noqa: Y015
 
 @_typing.final
 class DeleteTenantRequest(_message.Message):

@@ -56,6 +56,16 @@ class TenantServiceStub:
                 request_serializer=webhooks_dot_v1_dot_tenant__pb2.UpdateTenantRequest.SerializeToString,
                 response_deserializer=webhooks_dot_v1_dot_tenant__pb2.Tenant.FromString,
                 _registered_method=True)
+        self.PauseTenant = channel.unary_unary(
+                '/webhooks.v1.TenantService/PauseTenant',
+                request_serializer=webhooks_dot_v1_dot_tenant__pb2.PauseTenantRequest.SerializeToString,
+                response_deserializer=webhooks_dot_v1_dot_tenant__pb2.Tenant.FromString,
+                _registered_method=True)
+        self.ResumeTenant = channel.unary_unary(
+                '/webhooks.v1.TenantService/ResumeTenant',
+                request_serializer=webhooks_dot_v1_dot_tenant__pb2.ResumeTenantRequest.SerializeToString,
+                response_deserializer=webhooks_dot_v1_dot_tenant__pb2.Tenant.FromString,
+                _registered_method=True)
         self.DeleteTenant = channel.unary_unary(
                 '/webhooks.v1.TenantService/DeleteTenant',
                 request_serializer=webhooks_dot_v1_dot_tenant__pb2.DeleteTenantRequest.SerializeToString,
@@ -95,6 +105,23 @@ class TenantServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseTenant(self, request, context):
+        """Holds the deliveries to all endpoints of a tenant: events still get their sequences and wait, in order. Attempts in
+        flight end. The endpoints' own states stay as they are. Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is
+        not the present one).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeTenant(self, request, context):
+        """Ends a tenant's pause. What has waited goes out in order, at a chosen rate if need be. Errors: INVALID_ARGUMENT;
+        NOT_FOUND; ABORTED (the etag is not the present one).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteTenant(self, request, context):
         """Deletes a tenant with its event types. Its events and history can no longer be read; a tenant created later with
         the same id starts empty. Errors: NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason
@@ -125,6 +152,16 @@ def add_TenantServiceServicer_to_server(servicer, server):
             'UpdateTenant': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateTenant,
                     request_deserializer=webhooks_dot_v1_dot_tenant__pb2.UpdateTenantRequest.FromString,
+                    response_serializer=webhooks_dot_v1_dot_tenant__pb2.Tenant.SerializeToString,
+            ),
+            'PauseTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseTenant,
+                    request_deserializer=webhooks_dot_v1_dot_tenant__pb2.PauseTenantRequest.FromString,
+                    response_serializer=webhooks_dot_v1_dot_tenant__pb2.Tenant.SerializeToString,
+            ),
+            'ResumeTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeTenant,
+                    request_deserializer=webhooks_dot_v1_dot_tenant__pb2.ResumeTenantRequest.FromString,
                     response_serializer=webhooks_dot_v1_dot_tenant__pb2.Tenant.SerializeToString,
             ),
             'DeleteTenant': grpc.unary_unary_rpc_method_handler(
@@ -241,6 +278,60 @@ class TenantService:
             target,
             '/webhooks.v1.TenantService/UpdateTenant',
             webhooks_dot_v1_dot_tenant__pb2.UpdateTenantRequest.SerializeToString,
+            webhooks_dot_v1_dot_tenant__pb2.Tenant.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/webhooks.v1.TenantService/PauseTenant',
+            webhooks_dot_v1_dot_tenant__pb2.PauseTenantRequest.SerializeToString,
+            webhooks_dot_v1_dot_tenant__pb2.Tenant.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/webhooks.v1.TenantService/ResumeTenant',
+            webhooks_dot_v1_dot_tenant__pb2.ResumeTenantRequest.SerializeToString,
             webhooks_dot_v1_dot_tenant__pb2.Tenant.FromString,
             options,
             channel_credentials,

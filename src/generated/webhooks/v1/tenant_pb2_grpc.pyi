@@ -42,6 +42,15 @@ class TenantServiceStub:
     """Lists tenants in the order of their ids. Errors: INVALID_ARGUMENT (page token or filter)."""
     UpdateTenant: _grpc.UnaryUnaryMultiCallable[_tenant_pb2.UpdateTenantRequest, _tenant_pb2.Tenant]
     """Changes fields of a tenant. Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is not the present one)."""
+    PauseTenant: _grpc.UnaryUnaryMultiCallable[_tenant_pb2.PauseTenantRequest, _tenant_pb2.Tenant]
+    """Holds the deliveries to all endpoints of a tenant: events still get their sequences and wait, in order. Attempts in
+    flight end. The endpoints' own states stay as they are. Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is
+    not the present one).
+    """
+    ResumeTenant: _grpc.UnaryUnaryMultiCallable[_tenant_pb2.ResumeTenantRequest, _tenant_pb2.Tenant]
+    """Ends a tenant's pause. What has waited goes out in order, at a chosen rate if need be. Errors: INVALID_ARGUMENT;
+    NOT_FOUND; ABORTED (the etag is not the present one).
+    """
     DeleteTenant: _grpc.UnaryUnaryMultiCallable[_tenant_pb2.DeleteTenantRequest, _empty_pb2.Empty]
     """Deletes a tenant with its event types. Its events and history can no longer be read; a tenant created later with
     the same id starts empty. Errors: NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason
@@ -61,6 +70,15 @@ class TenantServiceAsyncStub(TenantServiceStub):
     """Lists tenants in the order of their ids. Errors: INVALID_ARGUMENT (page token or filter)."""
     UpdateTenant: _aio.UnaryUnaryMultiCallable[_tenant_pb2.UpdateTenantRequest, _tenant_pb2.Tenant]  # type: ignore[assignment]
     """Changes fields of a tenant. Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is not the present one)."""
+    PauseTenant: _aio.UnaryUnaryMultiCallable[_tenant_pb2.PauseTenantRequest, _tenant_pb2.Tenant]  # type: ignore[assignment]
+    """Holds the deliveries to all endpoints of a tenant: events still get their sequences and wait, in order. Attempts in
+    flight end. The endpoints' own states stay as they are. Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is
+    not the present one).
+    """
+    ResumeTenant: _aio.UnaryUnaryMultiCallable[_tenant_pb2.ResumeTenantRequest, _tenant_pb2.Tenant]  # type: ignore[assignment]
+    """Ends a tenant's pause. What has waited goes out in order, at a chosen rate if need be. Errors: INVALID_ARGUMENT;
+    NOT_FOUND; ABORTED (the etag is not the present one).
+    """
     DeleteTenant: _aio.UnaryUnaryMultiCallable[_tenant_pb2.DeleteTenantRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a tenant with its event types. Its events and history can no longer be read; a tenant created later with
     the same id starts empty. Errors: NOT_FOUND; ABORTED (the etag is not the present one); FAILED_PRECONDITION, reason
@@ -101,6 +119,27 @@ class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tenant_pb2.Tenant, _abc.Awaitable[_tenant_pb2.Tenant]]:
         """Changes fields of a tenant. Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is not the present one)."""
+
+    @_abc_1.abstractmethod
+    def PauseTenant(
+        self,
+        request: _tenant_pb2.PauseTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tenant_pb2.Tenant, _abc.Awaitable[_tenant_pb2.Tenant]]:
+        """Holds the deliveries to all endpoints of a tenant: events still get their sequences and wait, in order. Attempts in
+        flight end. The endpoints' own states stay as they are. Errors: INVALID_ARGUMENT; NOT_FOUND; ABORTED (the etag is
+        not the present one).
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeTenant(
+        self,
+        request: _tenant_pb2.ResumeTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tenant_pb2.Tenant, _abc.Awaitable[_tenant_pb2.Tenant]]:
+        """Ends a tenant's pause. What has waited goes out in order, at a chosen rate if need be. Errors: INVALID_ARGUMENT;
+        NOT_FOUND; ABORTED (the etag is not the present one).
+        """
 
     @_abc_1.abstractmethod
     def DeleteTenant(

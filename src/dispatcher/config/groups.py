@@ -1,50 +1,20 @@
-"""Settings: frozen, typed, flat; this module is the only reader of the environment.
-
-`DISPATCHER_<NAME IN CAPITALS>` sets the field of that name. An empty variable counts as not set. Lists are
-comma-separated. A secret may come from a file named by `<VARIABLE>_FILE` (as Docker and Kubernetes mount them).
-Anything unknown or out of bounds is a `ConfigError` that lists every problem at once and shows no secret.
-"""
+"""The settings by group: each a frozen record with bounds and a sentence for the documentation."""
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
-from pydantic import ValidationError as PydanticValidationError
-
-PREFIX = "DISPATCHER_"
-FILE_SUFFIX = "_FILE"
-SECRET_FILE_BYTES_MAX = 64 * 1024
-SHOWN_VALUE_CHARS_MAX = 80
-SERVE_REQUIRES = ("database_url", "secret_keys")
-MIGRATE_REQUIRES = ("database_url",)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 KIB = 1024
 MIB = 1024 * KIB
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S
 
-# Kubernetes puts DISPATCHER_SERVICE_HOST, DISPATCHER_PORT=tcp://… and their like into every pod beside a Service
-# called dispatcher; the test suite has a prefix of its own. Neither is a mistake of whoever set our variables.
-_SERVICE_LINK = re.compile(r"DISPATCHER_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
-_TEST_PREFIX = "DISPATCHER_TEST_"
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^:\[\]\s]+):(?P<port>\d{1,5})")
-
-
-class ConfigError(Exception):
-    """The environment is wrong; `problems` has one line per variable, each naming it, none showing a secret."""
-
-    def __init__(self, problems: Collection[str]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join(self.problems))
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -53,19 +23,6 @@ def split_address(address: str) -> tuple[str, int]:
     if found is None or int(found["port"]) > 65535:
         raise ValueError("must be host:port, such as 0.0.0.0:50051 or [::]:50051")
     return found["host"].strip("[]"), int(found["port"])
-
-
-def mask_dsn(dsn: str) -> str:
-    """The database URL with its password, in the authority or in the query, as ***."""
-    scheme, separator, rest = dsn.partition("://")
-    authority, slash, tail = rest.partition("/")
-    if not separator or authority.count("@") > 1 or "@" in tail:
-        return "***"  # an unescaped @ or / in the password: its parts can't be told apart
-    userinfo, at, hosts = authority.rpartition("@")
-    user, colon, _ = userinfo.partition(":")
-    shown = f"{hosts}{slash}{tail}"
-    masked = re.sub(r"(?i)(password=)[^&]*", r"\1***", shown)
-    return f"{scheme}://{user}{':***' if colon else ''}{at}{masked}"
 
 
 def _checked_address(value: str) -> str:
@@ -91,9 +48,16 @@ def _split_list(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _checked_waits(value: tuple[float, ...]) -> tuple[float, ...]:
+    if not 1 <= len(value) <= 100 or not all(0 <= wait <= 7 * DAY_S for wait in value):
+        raise ValueError("must be 1 to 100 waits of 0 to 604800 s, such as 5,300,1800")
+    return value
+
+
 Address = Annotated[str, AfterValidator(_checked_address)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_checked_dsn)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split_list)]
+Waits = Annotated[tuple[float, ...], BeforeValidator(_split_list), AfterValidator(_checked_waits)]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
 
 
@@ -112,13 +76,13 @@ def _plain(default: Any, description: str) -> Any:
     return Field(default=default, description=description)
 
 
-class _Group(BaseModel):
+class Group(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True, allow_inf_nan=False
     )
 
 
-class DatabaseSettings(_Group):
+class DatabaseSettings(Group):
     """PostgreSQL 15 or later; only the primary is used."""
 
     database_url: DatabaseUrl | None = _plain(None, "The database as a postgresql:// URL. `serve` needs it.")
@@ -141,7 +105,7 @@ class DatabaseSettings(_Group):
     )
 
 
-class ListenSettings(_Group):
+class ListenSettings(Group):
     """Where the service listens and how it stops."""
 
     grpc_listen: Address = _plain("0.0.0.0:50051", "Callers' gRPC API (webhooks.v1), health and reflection.")
@@ -153,7 +117,7 @@ class ListenSettings(_Group):
     delivery_drain_s: float = _time_s(10.0, 0, 300, "Time for attempts in flight to finish on shutdown.")
 
 
-class PublishSettings(_Group):
+class PublishSettings(Group):
     """What Publish accepts, and the group commit behind it."""
 
     data_bytes_max: int = _count(1 * MIB, 1, 64 * MIB, "Largest payload of one event.")
@@ -177,7 +141,7 @@ class PublishSettings(_Group):
     page_size_max: int = _count(1000, 10, 10_000, "Most resources one page of a List answers with.")
 
 
-class RetentionSettings(_Group):
+class RetentionSettings(Group):
     """Time partitions and what is kept."""
 
     retention_s: int = _count(30 * DAY_S, DAY_S, 3650 * DAY_S, "How long events and attempts are kept.")
@@ -188,7 +152,7 @@ class RetentionSettings(_Group):
     )
 
 
-class LeaseSettings(_Group):
+class LeaseSettings(Group):
     """Who delivers what: leases on the 256 partitions of endpoints."""
 
     lease_ttl_s: float = _time_s(10.0, 1, 300, "Life of a lease; renewed at a third of it.")
@@ -198,9 +162,10 @@ class LeaseSettings(_Group):
     sweep_interval_s: float = _time_s(5.0, 0.1, 300, "How often owned endpoints are searched for what no hint told.")
     checkpoint_interval_s: float = _time_s(2.0, 0.1, 300, "How often changed cursors are written.")
     command_poll_interval_s: float = _time_s(1.0, 0.05, 60, "How often an owner looks for operators' commands.")
+    command_wait_s: float = _time_s(10.0, 0.1, 300, "Longest a call waits for the owner to execute its command.")
 
 
-class DeliverySettings(_Group):
+class DeliverySettings(Group):
     """Sending webhooks."""
 
     in_flight_max: int = _count(512, 1, 10_000, "Attempts in flight in one instance.")
@@ -211,6 +176,13 @@ class DeliverySettings(_Group):
         32, 1, 1000, "Attempts in flight to one endpoint that names no max_in_flight; ordered ones have one."
     )
     lane_rows_max: int = _count(256, 1, 10_000, "Outbox rows one lane keeps in memory.")
+    lane_parked_rows_max: int = _count(
+        1000,
+        1,
+        10_000,
+        "Deliveries one lane keeps aside in memory while they wait for a retry and others pass them; of one ordering "
+        "key at most 64, the rest waits in the database.",
+    )
     lane_bytes_max: int = _count(4 * MIB, 64 * KIB, 256 * MIB, "Bytes of payload one lane keeps in memory.")
     payload_bytes_budget: int = _count(64 * MIB, 1 * MIB, 4096 * MIB, "Bytes of payload all lanes keep in memory.")
     fetch_endpoints_max: int = _count(200, 1, 5000, "Endpoints whose next rows one query reads.")
@@ -234,19 +206,61 @@ class DeliverySettings(_Group):
     )
 
 
-class RetrySettings(_Group):
-    """What follows a failed attempt. The wait before attempt n+1 is random in [0, min(max, min x factor^(n-1))]."""
+class RetrySettings(Group):
+    """What follows a failed attempt, where neither endpoint nor tenant says otherwise. In the modes where others wait
+    the wait before attempt n+1 is random in [0, min(max, min x factor^(n-1))]; UNORDERED follows the schedule."""
 
     retry_min_s: float = _time_s(1.0, 0.01, HOUR_S, "Bound of the first wait.")
-    retry_max_s: float = _time_s(6.0 * HOUR_S, 0.01, 7 * DAY_S, "Bound of every wait.")
+    retry_max_s: float = _time_s(60.0, 0.01, 7 * DAY_S, "Bound of every wait: whatever is behind waits too.")
     retry_factor: float = _time_s(2.0, 1, 10, "Growth from one wait's bound to the next.")
-    attempts_max: int = _count(20, 1, 1000, "Attempts before a delivery is dead-lettered.")
+    retry_schedule_s: Waits = _plain(
+        (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0),
+        "UNORDERED: the waits before the second attempt and those after it (Standard Webhooks); up to a tenth longer.",
+    )
+    attempts_max: int = _count(
+        10_000, 1, 100_000, "Attempts before a delivery is exhausted, where no schedule says how many."
+    )
     delivery_age_max_s: float = _time_s(
-        3.0 * DAY_S, 1, 30 * DAY_S, "Age since its first attempt at which a delivery is dead-lettered."
+        4.0 * DAY_S, 1, 30 * DAY_S, "Age since its first attempt at which a delivery is exhausted."
     )
 
 
-class SecuritySettings(_Group):
+class FailureSettings(Group):
+    """Circuits, throttles, and endpoints that are disabled by themselves, where the endpoint says nothing else."""
+
+    circuit_failure_ratio: float = _time_s(0.5, 0.01, 1, "Share of failed attempts at which a URL's circuit opens.")
+    circuit_window_s: float = _time_s(60.0, 1, HOUR_S, "The time whose attempts are counted.")
+    circuit_attempts_min: int = _count(5, 1, 10_000, "Attempts the window must hold before a circuit may open.")
+    circuit_open_s: float = _time_s(30.0, 0.1, HOUR_S, "How long a circuit is open before one attempt probes.")
+    throttle_floor_per_s: float = _time_s(0.1, 0.001, 1000, "429 and 503 slow an endpoint down to no less.")
+    throttle_recovery_s: float = _time_s(60.0, 1, HOUR_S, "Time in which a slowed endpoint regains its full rate.")
+    backlog_high_rows: int = _count(
+        10_000, 1, 10**9, "An endpoint's backlog is told of (dispatcher.backlog.high) from so many deliveries."
+    )
+    backlog_high_age_s: float = _time_s(600.0, 1, 30 * DAY_S, "Or from an oldest delivery of such an age.")
+    operational_interval_s: float = _time_s(1.0, 0.05, 60, "How often the service's own events are published.")
+    auto_disable_failing_s: float = _time_s(
+        5.0 * DAY_S, 60, 90 * DAY_S, "An endpoint is disabled after so long a time of nothing but failures."
+    )
+    auto_disable_exhausted_heads: int = _count(
+        3, 1, 1000, "Or after so many exhausted deliveries in a row without a success, where others wait for them."
+    )
+
+
+class ReplaySettings(Group):
+    """Replays, backfills and redrives."""
+
+    replay_rate_per_s: float = _time_s(100.0, 0.1, 10_000, "Deliveries appended per second, where nobody says more.")
+    replay_ahead_rows_max: int = _count(
+        1000,
+        1,
+        100_000,
+        "No more is appended while an endpoint has so many deliveries to make; live ones are among them.",
+    )
+    replay_interval_s: float = _time_s(0.5, 0.05, 60, "How often running replays have their turn.")
+
+
+class SecuritySettings(Group):
     """Secrets at rest and where webhooks may go. Private addresses are refused unless named here."""
 
     secret_keys: SecretStr | None = _plain(
@@ -264,7 +278,7 @@ class SecuritySettings(_Group):
     egress_allow_http: bool = _plain(default=True, description="Whether http:// targets are accepted beside https://.")
 
 
-class ObservabilitySettings(_Group):
+class ObservabilitySettings(Group):
     """Logs and metrics. Export by OTLP is set by the standard OTEL_* variables."""
 
     log_format: Literal["json", "text", "auto"] = _plain("auto", "auto: text in a terminal, else JSON.")
@@ -276,14 +290,14 @@ class ObservabilitySettings(_Group):
     telemetry_flush_timeout_s: float = _time_s(3.0, 0, 60, "Longest wait for the last export on shutdown.")
 
 
-class ClientSettings(_Group):
+class ClientSettings(Group):
     """Where the command line finds the service."""
 
     client_target: Address = _plain("127.0.0.1:50051", "Callers' API.")
     client_timeout_s: float = _time_s(10.0, 0.1, 600, "Deadline of one call.")
 
 
-GROUPS: tuple[type[_Group], ...] = (
+GROUPS: tuple[type[Group], ...] = (
     DatabaseSettings,
     ListenSettings,
     PublishSettings,
@@ -291,197 +305,9 @@ GROUPS: tuple[type[_Group], ...] = (
     LeaseSettings,
     DeliverySettings,
     RetrySettings,
+    FailureSettings,
+    ReplaySettings,
     SecuritySettings,
     ObservabilitySettings,
     ClientSettings,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class EffectiveSetting:
-    """One line of `dispatcher config`: the field, its variable, its value as text with secrets masked, its origin."""
-
-    name: str
-    variable: str
-    value: str
-    origin: Literal["default", "environment"]
-
-
-class Settings(
-    ClientSettings,
-    ObservabilitySettings,
-    SecuritySettings,
-    RetrySettings,
-    DeliverySettings,
-    LeaseSettings,
-    RetentionSettings,
-    PublishSettings,
-    ListenSettings,
-    DatabaseSettings,
-):
-    """All settings of one process. A component asks for the group it needs (`DeliverySettings`) and is given this."""
-
-    @classmethod
-    def load(cls, environ: Mapping[str, str], *, required: Collection[str] = ()) -> Self:
-        """Settings from the variables that begin with DISPATCHER_; ConfigError lists all that is wrong.
-
-        `required` names fields that the caller can't do without (`SERVE_REQUIRES`).
-        """
-        values, problems = _collect(environ)
-        unreadable = {problem.partition(":")[0].removesuffix(FILE_SUFFIX) for problem in problems}
-        for name in required:
-            if name not in values and variable_of(name) not in unreadable:
-                problems.append(f"{variable_of(name)}: must be set")
-        try:
-            settings = cls.model_validate(values)
-        except PydanticValidationError as error:
-            problems.extend(_explain(error, values))
-        if problems:
-            raise ConfigError(sorted(problems))
-        return settings
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if broken := [sentence for holds, sentence in _relations(self) if not holds]:
-            raise ValueError("\n".join(broken))
-        return self
-
-    def effective(self) -> tuple[EffectiveSetting, ...]:
-        """Every setting in the order of the documentation, secrets masked."""
-        return tuple(
-            EffectiveSetting(
-                name,
-                variable_of(name),
-                _masked(name, getattr(self, name)) if is_secret(name) else display(getattr(self, name)),
-                "environment" if name in self.model_fields_set else "default",
-            )
-            for group in GROUPS
-            for name in group.model_fields
-        )
-
-
-def _relations(s: Settings) -> Iterator[tuple[bool, str]]:
-    def at_most(low: str, high: str) -> tuple[bool, str]:
-        return getattr(s, low) <= getattr(s, high), f"{variable_of(low)}: must not exceed {variable_of(high)}"
-
-    yield at_most("data_bytes_max", "grpc_message_bytes_max")
-    yield at_most("data_bytes_max", "publish_queue_bytes_max")
-    yield at_most("publish_events_max", "publish_queue_events_max")
-    yield at_most("retry_min_s", "retry_max_s")
-    yield at_most("attempt_timeout_s", "attempt_timeout_max_s")
-    yield at_most("response_excerpt_bytes_max", "response_bytes_max")
-    yield at_most("delivery_age_max_s", "retention_s")
-    yield at_most("dedup_window_s", "retention_s")
-    yield at_most("lane_bytes_max", "payload_bytes_budget")
-    yield (
-        s.lease_send_margin_s <= s.lease_ttl_s / 3,
-        f"{variable_of('lease_send_margin_s')}: must not exceed a third of {variable_of('lease_ttl_s')}",
-    )
-    yield (
-        s.heartbeat_interval_s <= s.heartbeat_ttl_s / 2,
-        f"{variable_of('heartbeat_interval_s')}: must not exceed half of {variable_of('heartbeat_ttl_s')}",
-    )
-
-
-def variable_of(name: str) -> str:
-    """The environment variable of a field."""
-    return PREFIX + name.upper()
-
-
-def is_secret(name: str) -> bool:
-    """Whether a field's value is masked everywhere and may come from a file."""
-    return "SecretStr" in str(Settings.model_fields[name].annotation)
-
-
-def _masked(name: str, value: SecretStr | None) -> str:
-    if value is None:
-        return ""
-    return mask_dsn(value.get_secret_value()) if name.endswith("_url") else "***"
-
-
-def display(value: object) -> str:
-    """A value that is no secret as text, as one would write it into the environment; empty for unset."""
-    match value:
-        case None:
-            return ""
-        case bool():
-            return str(value).lower()
-        case tuple():
-            return ",".join(str(item) for item in value)
-        case float():
-            return f"{value:g}" if value < MIB else f"{value:.0f}"
-        case _:
-            return str(value)
-
-
-def _collect(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Field values as text from the environment and secret files, and what is unknown or unreadable."""
-    values: dict[str, str] = {}
-    problems: list[str] = []
-    for variable, value in sorted(environ.items()):
-        if not variable.startswith(PREFIX) or _is_foreign(variable) or value == "":
-            continue
-        name = variable.removeprefix(PREFIX).lower()
-        secret_name = variable.removesuffix(FILE_SUFFIX).removeprefix(PREFIX).lower()
-        if name in Settings.model_fields and variable == variable_of(name):
-            values[name] = value
-        elif variable.endswith(FILE_SUFFIX) and secret_name in Settings.model_fields and is_secret(secret_name):
-            _read_secret(environ, variable, secret_name, values, problems)
-        else:
-            problems.append(f"{variable}: unknown setting{_hint(variable)}")
-    return values, problems
-
-
-def _is_foreign(variable: str) -> bool:
-    return variable.startswith(_TEST_PREFIX) or _SERVICE_LINK.fullmatch(variable) is not None
-
-
-def _hint(variable: str) -> str:
-    known = [variable_of(name) for name in Settings.model_fields]
-    nearest = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=0.7)
-    return f"; did you mean {nearest[0]}?" if nearest else "; `dispatcher config` lists all"
-
-
-def _read_secret(
-    environ: Mapping[str, str], variable: str, name: str, values: dict[str, str], problems: list[str]
-) -> None:
-    if environ.get(variable_of(name)):
-        problems.append(f"{variable}: {variable_of(name)} is set as well; keep one")
-        return
-    try:
-        with Path(environ[variable]).open("rb") as file:
-            content = file.read(SECRET_FILE_BYTES_MAX + 1)
-        text = content.decode().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "is not UTF-8 text"
-        problems.append(f"{variable}: cannot read the file: {reason}")
-        return
-    if not text or len(content) > SECRET_FILE_BYTES_MAX:
-        problems.append(f"{variable}: the file is {'too large' if text else 'empty'}")
-        return
-    values[name] = text
-
-
-def _explain(error: PydanticValidationError, values: Mapping[str, str]) -> Iterator[str]:
-    seen: set[str] = set()
-    for detail in error.errors(include_url=False, include_input=False, include_context=False):
-        message = detail["msg"].removeprefix("Value error, ")
-        if not detail["loc"]:
-            yield from message.split("\n")
-            continue
-        name = str(detail["loc"][0])
-        if name in seen:
-            continue  # a union reports each of its branches; the first says enough
-        seen.add(name)
-        shown = "" if is_secret(name) else f" (got {values.get(name, '')[:SHOWN_VALUE_CHARS_MAX]!r})"
-        yield f"{variable_of(name)}: {message[:1].lower()}{message[1:]}{shown}"
-
-
-def from_environment(*, required: Collection[str] = ()) -> Settings:
-    """`Settings.load` of this process's environment."""
-    return Settings.load(os.environ, required=required)
-
-
-def environment() -> Mapping[str, str]:
-    """This process's environment, for what is not ours to name: the OTEL_* variables."""
-    return os.environ

@@ -1,0 +1,161 @@
+"""Whether an endpoint's next attempt may begin, and to which of its URLs; pure, monotonic seconds are passed in.
+
+An admission outlives the lanes of its endpoint: a bucket that were made anew with each of them would never be empty.
+
+    opens_at = latest of (hold by Retry-After, rate limit, throttle, catch-up, the earliest of the circuits)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from dispatcher.bucket import TokenBucket
+from dispatcher.delivery.circuit import Circuit, CircuitPolicy, CircuitState, Transition
+from dispatcher.delivery.rate import Throttle, ThrottlePolicy
+from dispatcher.model import CatchUp
+from dispatcher.policy import RateLimit
+
+SLOW_DOWN = frozenset({429, 503})
+"""The statuses by which a receiver asks for a lower rate (RFC 6585 section 4, RFC 9110 section 15.6.4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionPolicy:
+    """What one revision of an endpoint says; `urls` are the endpoint's and its fallbacks, in this order."""
+
+    urls: tuple[str, ...]
+    rate_limit: RateLimit | None = None
+    circuit: CircuitPolicy = CircuitPolicy()  # noqa: RUF009 -- frozen
+    throttle: ThrottlePolicy = ThrottlePolicy()  # noqa: RUF009 -- frozen
+    catch_ups: tuple[CatchUp, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitChange:
+    """A circuit that has opened or closed."""
+
+    url_index: int
+    transition: Transition
+
+
+@dataclass(slots=True)
+class _CatchUpBucket:
+    until: datetime
+    bucket: TokenBucket
+
+
+@dataclass(slots=True)
+class Admission:
+    """The gate of one endpoint's lanes (`lane_types.Gate`). `is_shut`: nothing begins until `configure`."""
+
+    policy: AdmissionPolicy
+    is_shut: bool = False
+    _hold_until: float = -math.inf
+    _bucket: TokenBucket | None = None
+    _catch_ups: list[_CatchUpBucket] = field(default_factory=list)
+    _circuits: dict[str, Circuit] = field(default_factory=dict)
+    _throttle: Throttle = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._throttle = Throttle(self.policy.throttle)
+
+    def configure(self, policy: AdmissionPolicy, now: float) -> None:
+        """Use what the endpoint says now. Circuits stay with their URLs, tokens within the new bounds."""
+        self.policy, self.is_shut = policy, False
+        known = self._circuits
+        self._circuits = {url: known.get(url) or Circuit(policy.circuit) for url in policy.urls}
+        for circuit in self._circuits.values():
+            circuit.configure(policy.circuit)
+        limit = policy.rate_limit
+        if limit is None:
+            self._bucket = None
+        elif self._bucket is None:
+            self._bucket = TokenBucket(limit.per_second, limit.burst, now)
+        else:
+            self._bucket.configure(limit.per_second, limit.burst, now)
+        if [(known.until, known.bucket.per_second) for known in self._catch_ups] != [
+            (catch_up.until, catch_up.per_second) for catch_up in policy.catch_ups
+        ]:
+            self._catch_ups = [_CatchUpBucket(c.until, TokenBucket(c.per_second, 1, now)) for c in policy.catch_ups]
+
+    @property
+    def throttled_per_s(self) -> float | None:
+        """The rate that 429 and 503 have brought it down to."""
+        return self._throttle.per_second
+
+    @property
+    def open_circuits(self) -> list[tuple[int, Circuit]]:
+        """The circuits that are not closed, with the index of their URL."""
+        circuits = [(i, self._circuits[url]) for i, url in enumerate(self.policy.urls)]
+        return [(i, circuit) for i, circuit in circuits if circuit.state is not CircuitState.CLOSED]
+
+    def is_at_rest(self, now: float) -> bool:
+        """Whether a fresh one would be no different."""
+        return (
+            not self.is_shut
+            and self._hold_until <= now
+            and (self._bucket is None or self._bucket.is_full(now))
+            and self._throttle.per_second is None
+            and not self.open_circuits
+            and not self._catch_ups
+        )
+
+    def opens_at(self, now: float, row_time: datetime) -> float:
+        """When an attempt for a row of that time may begin; inf where only `configure` can tell."""
+        if self.is_shut:
+            return math.inf
+        at = max(self._hold_until, self._throttle.opens_at(now), self._circuits_open_at(now))
+        if self._bucket is not None:
+            at = max(at, self._bucket.opens_at(now))
+        for catch_up in self._catch_ups:
+            if row_time <= catch_up.until:
+                at = max(at, catch_up.bucket.opens_at(now))
+        return at
+
+    def _circuits_open_at(self, now: float) -> float:
+        return min(circuit.opens_at(now) for circuit in self._circuits.values())
+
+    def begin(self, now: float, row_time: datetime) -> int:
+        """An attempt begins: the index of the URL it goes to, the first whose circuit lets it."""
+        self._throttle.begin(now)
+        if self._bucket is not None:
+            self._bucket.take(now)
+        for catch_up in self._catch_ups:
+            if row_time <= catch_up.until:
+                catch_up.bucket.take(now)
+        index = self._choose(now)
+        self._circuits[self.policy.urls[index]].begin(now)
+        return index
+
+    def _choose(self, now: float) -> int:
+        for index, url in enumerate(self.policy.urls):
+            if self._circuits[url].opens_at(now) <= now:
+                return index
+        return 0
+
+    def ended(
+        self, now: float, url: str, *, failed: bool, status_code: int | None, hold_s: float | None
+    ) -> Sequence[CircuitChange]:
+        """An attempt at `url` has ended. `hold_s`: the receiver's Retry-After, clamped, if it sent one."""
+        if not failed:
+            self._throttle.succeeded(now)
+        elif status_code in SLOW_DOWN:
+            limit = self.policy.rate_limit
+            self._throttle.slow_down(now, None if limit is None else limit.per_second)
+            if hold_s is not None:
+                self._hold_until = max(self._hold_until, now + hold_s)
+        circuit = self._circuits.get(url)
+        if circuit is None:
+            return ()  # the endpoint has other URLs by now
+        transition = circuit.ended(now, failed=failed)
+        return () if transition is None else (CircuitChange(self.policy.urls.index(url), transition),)
+
+    def has_another_url(self, now: float, url: str) -> bool:
+        """Whether the circuit of `url` is open and another one lets an attempt begin now."""
+        circuit = self._circuits.get(url)
+        if circuit is None or circuit.state is CircuitState.CLOSED:
+            return False
+        return any(known.opens_at(now) <= now for other, known in self._circuits.items() if other != url)

@@ -1,0 +1,86 @@
+"""The admissions and the health of the endpoints of the owned partitions; they outlive the endpoints' lanes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from dispatcher.delivery.admission import Admission, CircuitChange
+from dispatcher.delivery.endpoint import EndpointRuntime
+from dispatcher.delivery.health import EndpointHealth
+from dispatcher.model import EndpointKey, EndpointState
+
+CHANGES_MAX = 32
+"""Changes of circuits kept of one endpoint until they are written; later ones are only counted."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """One endpoint's. `changes` of circuits (and the type of the event that caused each) are not yet on record."""
+
+    admission: Admission
+    health: EndpointHealth
+    state: EndpointState
+    changes: list[tuple[CircuitChange, str]] = field(default_factory=list)
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether the record of its health differs from what is so."""
+        return self.health.is_dirty or bool(self.changes) or self.is_ill
+
+    @property
+    def is_ill(self) -> bool:
+        """Whether there is something that changes by itself: circuits probe, throttles recover."""
+        return bool(self.admission.open_circuits) or self.admission.throttled_per_s is not None
+
+
+class Admissions:
+    """By endpoint. Bounded by what is owned, and pruned of those that are at rest."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._standings: dict[EndpointKey, Standing] = {}
+
+    def __len__(self) -> int:
+        return len(self._standings)
+
+    def get(self, key: EndpointKey) -> Standing | None:
+        """The endpoint's, if it has any."""
+        return self._standings.get(key)
+
+    def apply(self, runtime: EndpointRuntime) -> Admission:
+        """Use what the endpoint says now; the gate for its lane."""
+        now = self._clock()
+        standing = self._standings.get(runtime.key)
+        if standing is None:
+            admission = Admission(runtime.policies.admission)
+            standing = Standing(admission, EndpointHealth.of(runtime.health), runtime.state)
+            self._standings[runtime.key] = standing
+        elif standing.state is EndpointState.DISABLED and runtime.state is EndpointState.ACTIVE:
+            standing.health.enabled()
+        standing.state = runtime.state
+        standing.admission.configure(runtime.policies.admission, now)
+        return standing.admission
+
+    def items(self) -> Iterator[tuple[EndpointKey, Standing]]:
+        """All of them; not to be changed meanwhile."""
+        return iter(self._standings.items())
+
+    def prune(self, is_in_use: Callable[[EndpointKey], bool]) -> None:
+        """Forget those that a fresh one would not differ from."""
+        now = self._clock()
+        for key in [
+            key
+            for key, standing in self._standings.items()
+            if not is_in_use(key)
+            and standing.admission.is_at_rest(now)
+            and not standing.is_dirty
+            and standing.health == EndpointHealth()
+        ]:
+            del self._standings[key]
+
+    def forget(self, partition: int) -> None:
+        """The partition is no longer ours."""
+        for key in [key for key in self._standings if key.partition == partition]:
+            del self._standings[key]

@@ -1,0 +1,108 @@
+"""What one attempt's end means for its endpoint: rate, circuits, health, and when the delivery is tried again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from dispatcher.delivery.admissions import CHANGES_MAX
+from dispatcher.delivery.attempt import AttemptResult
+from dispatcher.delivery.board import Board
+from dispatcher.delivery.endpoint import EndpointRuntime
+from dispatcher.delivery.health import DisableReason
+from dispatcher.delivery.keeping import Disabling
+from dispatcher.delivery.retry import Exhausted, Retry, hold_s, next_step, parse_retry_after
+from dispatcher.model import OrderingMode, OutboxRow
+
+GONE = 410
+"""RFC 9110 section 15.5.11: the receiver is gone and is not coming back."""
+
+
+class Conclusions:
+    """For attempts of lanes that are still current; what outlived its lease decides nothing."""
+
+    def __init__(
+        self,
+        board: Board,
+        disable: Callable[[Disabling], None],
+        *,
+        clock: Callable[[], float],
+        chance: random.Random | None = None,
+    ) -> None:
+        self._board = board
+        self._disable = disable
+        self._clock = clock
+        self._random = chance or random.Random()  # noqa: S311 -- jitter, no secret
+
+    def note(self, runtime: EndpointRuntime, row: OutboxRow, result: AttemptResult) -> float | None:
+        """Tell the endpoint's admission and health; returns what the receiver's Retry-After amounts to, in seconds."""
+        attempt = result.attempt
+        asked_s = None if result.retry_after is None else parse_retry_after(result.retry_after, datetime.now(UTC))
+        held_s = None if result.is_success else hold_s(runtime.policies.retry, attempt.outcome, asked_s)
+        standing = self._board.admissions.get(runtime.key)
+        if standing is None:
+            return held_s
+        changes = standing.admission.ended(
+            self._clock(),
+            self._url(runtime, attempt.url_index),
+            failed=not result.is_success,
+            status_code=attempt.status_code,
+            hold_s=held_s,
+        )
+        room = CHANGES_MAX - len(standing.changes)
+        standing.changes.extend((change, row.type) for change in list(changes)[:room])
+        if result.is_success:
+            standing.health.succeeded()
+        else:
+            standing.health.failed(datetime.now(UTC))
+            self._check(runtime, row, attempt.epoch, attempt.status_code, attempt.url_index)
+        return held_s
+
+    def next_step(
+        self, runtime: EndpointRuntime, row: OutboxRow, result: AttemptResult, held_s: float | None
+    ) -> Retry | Exhausted:
+        """When the delivery is tried again: at once where its URL's circuit is open and another URL may be tried."""
+        now = datetime.now(UTC)
+        first = row.first_attempt_time or now
+        step = next_step(
+            runtime.policies.retry,
+            attempt_number=row.attempts,
+            age_s=max(0.0, (now - first).total_seconds()),
+            outcome=result.attempt.outcome,
+            status_code=result.attempt.status_code,
+            retry_after_s=held_s,
+            draw=self._random.random(),
+        )
+        standing = self._board.admissions.get(runtime.key)
+        if isinstance(step, Retry) and standing is not None and runtime.fallbacks:
+            url = self._url(runtime, result.attempt.url_index)
+            if standing.admission.has_another_url(self._clock(), url):
+                return Retry(0.0)
+        return step
+
+    def exhausted(self, runtime: EndpointRuntime, row: OutboxRow, epoch: int) -> None:
+        """A delivery has no further attempt; where others wait for it that counts against its endpoint."""
+        standing = self._board.admissions.get(runtime.key)
+        if standing is None or runtime.settings.ordering_mode is OrderingMode.UNORDERED:
+            return
+        standing.health.exhausted()
+        self._check(runtime, row, epoch, None, 0)
+
+    def _check(
+        self, runtime: EndpointRuntime, row: OutboxRow, epoch: int, status_code: int | None, url_index: int
+    ) -> None:
+        standing = self._board.admissions.get(runtime.key)
+        if standing is None or standing.admission.is_shut:
+            return
+        reason = standing.health.reason_to_disable(runtime.policies.disable, datetime.now(UTC))
+        # A fallback that is gone is only one that fails.
+        if status_code == GONE and url_index == 0:
+            reason = DisableReason.GONE
+        if reason is not None:
+            self._disable(Disabling(runtime.key, epoch, runtime.revision, reason, row.type, status_code))
+
+    @staticmethod
+    def _url(runtime: EndpointRuntime, url_index: int) -> str:
+        urls = runtime.policies.admission.urls
+        return urls[url_index] if url_index < len(urls) else urls[0]

@@ -1,0 +1,205 @@
+"""The state of a lane: marks, slots, counts, and what can be asked of them. Pure; drawn in `window`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from dispatcher.delivery.held import Held
+from dispatcher.delivery.lane_types import Gate, LaneLimits, ModeSettings
+from dispatcher.delivery.orders import Order, SerialOrder
+from dispatcher.delivery.payloads import PayloadBudget, PayloadStore
+from dispatcher.delivery.slots import (
+    ACKNOWLEDGED,
+    SETTLED,
+    Slot,
+    SlotState,
+)
+from dispatcher.model import Cursor, EndpointKey, OrderingMode, OutboxRow
+
+
+class LaneState:
+    """What a lane knows, and the questions about it; nothing here changes anything.
+
+    `position` is the stored cursor, `highest_known` the highest sequence known to be committed. `paused` may be set at
+    any time: nothing starts while it is. Every method raises `LaneError` when told of a state that can't be.
+    """
+
+    __slots__ = (
+        "_acknowledged_through",
+        "_admitted_through",
+        "_gate_due",
+        "_held",
+        "_highest_known",
+        "_in_flight",
+        "_in_flight_max",
+        "_limits",
+        "_missing_highest",
+        "_mode",
+        "_modes",
+        "_order",
+        "_payloads",
+        "_settled_through",
+        "_settled_time",
+        "_slots",
+        "_tail",
+        "_tail_time",
+        "_unknown",
+        "_waiting",
+        "epoch",
+        "gate",
+        "key",
+        "needs_held",
+        "paused",
+    )
+
+    def __init__(
+        self,
+        key: EndpointKey,
+        epoch: int,
+        position: Cursor,
+        limits: LaneLimits,
+        highest_known: int,
+        budget: PayloadBudget | None = None,
+        *,
+        needs_held: bool = False,
+    ) -> None:
+        """`needs_held`: the endpoint has parked deliveries or halts on record; nothing starts until `hold` is told."""
+        self.key = key
+        self.epoch = epoch
+        self.paused = False
+        self.gate: Gate | None = None
+        self.needs_held = needs_held
+        self._held = Held()
+        self._gate_due: float | None = None
+        self._limits = limits
+        self._modes: dict[int, ModeSettings] = {}
+        self._in_flight_max = 1
+        self._slots: dict[int, Slot] = {}
+        self._settled_through = self._acknowledged_through = self._admitted_through = self._tail = position.seq
+        self._settled_time = self._tail_time = position.time
+        self._highest_known = max(highest_known, position.seq)
+        self._missing_highest = 0
+        self._mode: OrderingMode | None = None
+        self._order: Order = SerialOrder()
+        self._payloads = PayloadStore(
+            limits.bytes_max, limits.payload_rows_max, budget or PayloadBudget(limits.bytes_max)
+        )
+        self._in_flight = 0
+        self._waiting = 0
+        self._unknown = 0
+
+    # --- what it is like ---
+
+    @property
+    def watermark(self) -> Cursor:
+        """Up to here every delivery is on record as settled; an acknowledgement that is not flushed does not count."""
+        return Cursor(self.key, self._settled_through, self._settled_time)
+
+    @property
+    def settled_through(self) -> int:
+        """The watermark's sequence."""
+        return self._settled_through
+
+    @property
+    def acknowledged_through(self) -> int:
+        """Up to here every delivery is done: delivered, as this lane saw, or settled."""
+        return self._acknowledged_through
+
+    @property
+    def tail(self) -> int:
+        """Highest sequence in memory; that of the watermark where nothing is."""
+        return self._tail
+
+    @property
+    def tail_time(self) -> datetime:
+        """Partition time of the row at the tail: the next rows are not older."""
+        return self._tail_time
+
+    @property
+    def highest_known(self) -> int:
+        """Highest sequence known to be committed."""
+        return self._highest_known
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts that were started and have not ended."""
+        return self._in_flight
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of payload that this lane's rows hold."""
+        return self._payloads.bytes_held
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing in memory and nothing known to read: the lane may be dropped."""
+        return (
+            not self._slots
+            and self._tail >= self._highest_known
+            and self._held.is_quiet
+            and not self._held.halts
+            and not self.needs_held
+        )
+
+    @property
+    def unsettled(self) -> int:
+        """Deliveries that are not done, as far as they are known here: cold ones are not counted."""
+        return self._highest_known - self._acknowledged_through + len(self._held.slots)
+
+    @property
+    def has_cold(self) -> bool:
+        """Parked rows of some ordering key are in the database alone."""
+        return bool(self._held.cold)
+
+    @property
+    def is_serial(self) -> bool:
+        """While one is in flight nothing else can start, so there is no use in asking."""
+        return self._mode is OrderingMode.ORDERED
+
+    @property
+    def needs_reload(self) -> bool:
+        """A row in memory names a revision that `configure` has not told of; nothing at or above it starts."""
+        return self._unknown > 0
+
+    @property
+    def blocked_by(self) -> OutboxRow | None:
+        """The lowest row in memory that is not done."""
+        aside = [seq for seq, slot in self._held.slots.items() if slot.state < ACKNOWLEDGED]
+        if aside:
+            return self._held.slots[min(aside)].row
+        slot = self._slots.get(self._acknowledged_through + 1)
+        return None if slot is None else slot.row
+
+    @property
+    def halts(self) -> frozenset[int]:
+        """The sequences at which it is halted."""
+        return frozenset(self._held.halts)
+
+    @property
+    def parked_count(self) -> int:
+        """Slots parked in memory."""
+        return sum(slot.aside for slot in self._held.slots.values())
+
+    def state_of(self, seq: int) -> SlotState | None:
+        """How far row `seq` is; None where it is not in memory (SETTLED at or below the watermark)."""
+        slot = self._held.slots.get(seq)
+        if slot is None and seq <= self._settled_through:
+            return SETTLED
+        slot = slot or self._slots.get(seq)
+        return None if slot is None else slot.state
+
+    def event_at(self, seq: int) -> str | None:
+        """The event of row `seq`; None where it is not in memory."""
+        slot = self._find(seq)
+        return None if slot is None else slot.row.event_id
+
+    def next_due(self) -> float | None:
+        """When the next back-off ends, or the gate opens that has kept a row from its start; None if neither, or while
+        paused."""
+        if self.paused or self.needs_held:
+            return None
+        return self._order.next_due() if self._gate_due is None else self._gate_due
+
+    def _find(self, seq: int) -> Slot | None:
+        held = self._held.slots
+        return (held.get(seq) or self._slots.get(seq)) if held else self._slots.get(seq)

@@ -1,0 +1,53 @@
+"""Bounds and words of a lane."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from dispatcher.model import OrderingMode
+
+
+class LaneError(RuntimeError):
+    """The caller told of something that can't have happened; going on would be a guess."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLimits:
+    """Bounds of one lane: slots in its window, bytes of payload held, payloads asked for at once, slots parked aside in
+    memory, those of them that are of one ordering key."""
+
+    rows_max: int
+    bytes_max: int
+    payload_rows_max: int = 64
+    parked_rows_max: int = 1000
+    parked_key_rows_max: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ModeSettings:
+    """What one revision of an endpoint says of ordering. ORDERED has one in flight whatever `max_in_flight` says."""
+
+    mode: OrderingMode
+    max_in_flight: int
+
+
+class LoadResult(enum.Enum):
+    """What `loaded` made of rows read.
+
+    CONTIGUOUS: all is well. GAP: a row is missing in the middle; what lies above it was not taken. MISSING: twice
+    nothing was found where a hint had promised rows; the lane no longer expects them. The last two are for the log.
+    """
+
+    CONTIGUOUS = "CONTIGUOUS"
+    GAP = "GAP"
+    MISSING = "MISSING"
+
+
+class Gate(Protocol):
+    """What may keep an endpoint from starting an attempt although a row could: rates, circuits. Pure."""
+
+    def opens_at(self, now: float, row_time: datetime) -> float:
+        """When an attempt for a row of that partition time may start: `now` or before it means at once."""

@@ -1,0 +1,119 @@
+"""Halts on record: deliveries at which nothing goes on until an operator has decided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+from dispatcher.model import EndpointKey, Halt, OrderingMode, OutboxRow
+from dispatcher.store.database import Connection, columns
+from dispatcher.store.operational import OperationalEvent, OperationalType, record
+
+INSERT_HALTS = """
+INSERT INTO halt (tenant_id, endpoint_id, seq, event_id, event_time, type, ordering_key, ordering_mode, reason, time)
+SELECT h.tenant_id, h.endpoint_id, h.seq, h.event_id, h.event_time, h.type, h.ordering_key, h.ordering_mode, h.reason,
+       clock_timestamp()
+FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::text[],
+            $9::text[])
+     h(tenant_id, endpoint_id, seq, event_id, event_time, type, ordering_key, ordering_mode, reason)
+ORDER BY h.tenant_id, h.endpoint_id, h.seq
+ON CONFLICT DO NOTHING
+RETURNING tenant_id, endpoint_id, seq"""
+# What subscribers are told, so that the first success afterwards takes it back.
+MARK_TROUBLE = """
+INSERT INTO endpoint_health (tenant_id, endpoint_id, epoch, exhausted_heads, circuits, trouble, update_time)
+SELECT DISTINCT h.tenant_id, h.endpoint_id, 0, 0, '[]'::jsonb, 'HALTED', clock_timestamp()
+FROM unnest($1::uuid[], $2::uuid[]) h(tenant_id, endpoint_id)
+ON CONFLICT (tenant_id, endpoint_id) DO UPDATE SET trouble = 'HALTED'"""
+
+
+async def insert(connection: Connection, halts: Sequence[Halt]) -> None:
+    """Put halts on record, inside a fenced transaction; those there already are left, and announced once."""
+    rows = await connection.fetch(INSERT_HALTS, *columns([_record(halt) for halt in halts], 9))
+    new = {(row["tenant_id"], row["endpoint_id"], row["seq"]) for row in rows}
+    announced = [halt for halt in halts if (halt.key.tenant_id, halt.key.endpoint_id, halt.seq) in new]
+    if announced:
+        keys = [(halt.key.tenant_id, halt.key.endpoint_id) for halt in announced]
+        await connection.execute(MARK_TROUBLE, *columns(keys, 2))
+        await record(connection, [_event(halt) for halt in announced])
+
+
+def _record(halt: Halt) -> tuple[object, ...]:
+    return (
+        halt.key.tenant_id,
+        halt.key.endpoint_id,
+        halt.seq,
+        halt.event_id,
+        halt.event_time,
+        halt.type,
+        halt.ordering_key,
+        halt.ordering_mode.value,
+        halt.reason,
+    )
+
+
+def _event(halt: Halt) -> OperationalEvent:
+    facts = {
+        "sequence": halt.seq,
+        "event_id": halt.event_id,
+        "event_type": halt.type,
+        "ordering_key": halt.ordering_key,
+        "reason": halt.reason,
+        "attempts": halt.attempts,
+        "last_outcome": None if halt.last_outcome is None else halt.last_outcome.name,
+        "last_status_code": halt.last_status_code,
+        "last_error": halt.last_error,
+    }
+    return OperationalEvent(halt.key, OperationalType.ENDPOINT_HALTED, facts, cause_type=halt.type)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredHalt:
+    """A halt as its endpoint's next owner finds it; `row.settled`: its delivery has ended otherwise (expired)."""
+
+    row: OutboxRow
+    mode: OrderingMode
+
+
+# A success, however late, leaves no gap: it ends the halt.
+LOAD_HALTS = """
+SELECT h.tenant_id, h.endpoint_id, h.seq, h.event_id, h.event_time, h.type, h.ordering_key, h.ordering_mode, h.time,
+       EXISTS (SELECT FROM decision d WHERE d.tenant_id = h.tenant_id AND d.endpoint_id = h.endpoint_id
+                 AND d.seq = h.seq AND d.event_id = h.event_id) AS settled
+FROM halt h
+WHERE h.tenant_id = $1 AND h.endpoint_id = $2 AND NOT EXISTS (
+    SELECT FROM attempt a
+    WHERE a.tenant_id = h.tenant_id AND a.endpoint_id = h.endpoint_id AND a.seq = h.seq AND a.event_id = h.event_id
+      AND a.outcome = 1 AND a.time >= h.event_time - interval '1 hour')
+ORDER BY h.seq"""
+
+
+async def load(connection: Connection, key: EndpointKey) -> list[StoredHalt]:
+    """The halts of an endpoint that still hold something."""
+    rows = await connection.fetch(LOAD_HALTS, key.tenant_id, key.endpoint_id)
+    return [StoredHalt(_row(key, row), OrderingMode(row["ordering_mode"])) for row in rows]
+
+
+DELETE_HALTS = "DELETE FROM halt WHERE tenant_id = $1 AND endpoint_id = $2 AND seq = ANY ($3::bigint[]) RETURNING seq"
+
+
+async def delete(connection: Connection, key: EndpointKey, seqs: Sequence[int]) -> int:
+    """Take halts off the record; returns how many there were."""
+    return len(await connection.fetch(DELETE_HALTS, key.tenant_id, key.endpoint_id, list(seqs)))
+
+
+def _row(key: EndpointKey, row: asyncpg.Record) -> OutboxRow:
+    return OutboxRow(
+        key=key,
+        seq=row["seq"],
+        time=row["event_time"],
+        event_id=row["event_id"],
+        event_time=row["event_time"],
+        type=row["type"],
+        ordering_key=row["ordering_key"],
+        revision=0,
+        data_bytes=0,
+        settled=row["settled"],
+    )

@@ -1,0 +1,1 @@
+"""What happens when receivers misbehave: real database, real receiver, everything between them."""

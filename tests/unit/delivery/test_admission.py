@@ -1,0 +1,97 @@
+"""An endpoint's gate: limits, holds, circuits and fallbacks together; it asks for nothing it would not keep to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from dispatcher.delivery.admission import Admission, AdmissionPolicy, CircuitChange
+from dispatcher.delivery.circuit import CircuitPolicy, Transition
+from dispatcher.model import CatchUp
+from dispatcher.policy import RateLimit
+
+TIME = datetime(2026, 1, 1, tzinfo=UTC)
+CIRCUIT = CircuitPolicy(attempts_min=2, open_s=10)
+POLICY = AdmissionPolicy(("http://a/", "http://b/", "http://c/"), circuit=CIRCUIT)
+
+
+def admission(policy: AdmissionPolicy = POLICY) -> Admission:
+    made = Admission(policy)
+    made.configure(policy, 0)
+    return made
+
+
+def attempt(gate: Admission, now: float, status_code: int | None, hold_s: float | None = None) -> int:
+    assert gate.opens_at(now, TIME) <= now
+    index = gate.begin(now, TIME)
+    failed = status_code != 204
+    gate.ended(now, gate.policy.urls[index], failed=failed, status_code=status_code, hold_s=hold_s)
+    return index
+
+
+def test_fallbacks_are_used_in_turn_and_the_first_again_when_it_is_back() -> None:
+    gate = admission()
+    used = [attempt(gate, 0, 500) for _ in range(4)]
+    assert used == [0, 0, 1, 1]
+    assert attempt(gate, 1, 204) == 2
+    assert attempt(gate, 10, 500) == 0  # the probe of the first
+    assert attempt(gate, 10, 204) == 1  # and of the second
+    assert attempt(gate, 20, 204) == 0
+    assert attempt(gate, 20, 204) == 0
+
+
+def test_with_all_circuits_open_nothing_begins_until_the_first_probe() -> None:
+    gate = admission()
+    for now in range(6):
+        attempt(gate, now, None)
+    assert gate.opens_at(6, TIME) == 11
+    assert [index for index, _ in gate.open_circuits] == [0, 1, 2]
+
+
+def test_changes_of_circuits_are_told_with_their_url() -> None:
+    gate = admission()
+    gate.begin(0, TIME)
+    gate.begin(0, TIME)
+    assert gate.ended(0, "http://a/", failed=True, status_code=500, hold_s=None) == ()
+    opened = gate.ended(0, "http://a/", failed=True, status_code=500, hold_s=None)
+    assert opened == (CircuitChange(0, Transition.OPENED),)
+    assert gate.has_another_url(0, "http://a/")
+    assert not gate.has_another_url(0, "http://b/")
+
+
+def test_a_retry_after_of_429_or_503_holds_the_whole_endpoint() -> None:
+    for status_code, opens_at in ((429, 7), (503, 7), (500, 0)):
+        gate = admission(replace(POLICY, circuit=CircuitPolicy(off=True)))
+        attempt(gate, 0, status_code, hold_s=7)
+        assert gate.opens_at(0, TIME) >= opens_at
+        assert (gate.throttled_per_s is None) is (status_code == 500)
+
+
+def test_a_catch_up_binds_what_has_waited_and_nothing_else() -> None:
+    gate = admission(replace(POLICY, catch_ups=(CatchUp(0.5, TIME),)))
+    attempt(gate, 0, 204)
+    assert gate.opens_at(0, TIME) == pytest.approx(2)
+    assert gate.opens_at(0, TIME + timedelta(seconds=1)) == 0
+
+
+def test_a_changed_endpoint_keeps_its_tokens_spent_and_its_circuits_open() -> None:
+    policy = replace(POLICY, rate_limit=RateLimit(1, 1))
+    gate = admission(policy)
+    attempt(gate, 0, 500)
+    attempt(gate, 1, 500)
+    gate.configure(replace(policy, urls=("http://a/", "http://d/")), 1)
+    assert gate.opens_at(1, TIME) == pytest.approx(2)
+    assert [index for index, _ in gate.open_circuits] == [0]
+    assert not gate.is_at_rest(1)
+
+
+def test_shut_it_stays_so_until_the_endpoint_is_read_anew() -> None:
+    gate = admission()
+    gate.is_shut = True
+    assert gate.opens_at(0, TIME) == math.inf
+    gate.configure(POLICY, 0)
+    assert gate.opens_at(0, TIME) == 0
+    assert gate.is_at_rest(0)
