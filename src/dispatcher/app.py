@@ -52,7 +52,6 @@ log = logging.getLogger(__name__)
 DAY_S = 86_400
 PUBLISH_TIMEOUT_S = 20.0
 """Longest a caller of publish() waits; the server may go on until its own statement timeout."""
-LOOK_BACK_SLACK_S = 10.0
 
 
 @dataclass(slots=True)
@@ -200,7 +199,7 @@ def _engine_settings(s: Settings) -> EngineSettings:
         replay=s,
         observability=s,
         drain_s=s.delivery_drain_s,
-        look_back_s=max(PUBLISH_TIMEOUT_S, s.statement_timeout_s) + LOOK_BACK_SLACK_S,
+        look_back_s=s.statement_timeout_s + s.look_back_slack_s,
     )
 
 

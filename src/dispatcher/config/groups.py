@@ -103,6 +103,9 @@ class DatabaseSettings(Group):
     idle_in_transaction_timeout_s: float = _time_s(
         10.0, 0.5, 600, "A transaction left idle so long is ended by the server: a frozen client must not hold locks."
     )
+    look_back_slack_s: float = _time_s(
+        10.0, 0.5, 600, "A commit may show so long after its statement's time limit; readers look back for both."
+    )
 
 
 class ListenSettings(Group):
@@ -232,7 +235,7 @@ class FailureSettings(Group):
     circuit_window_s: float = _time_s(60.0, 1, HOUR_S, "The time whose attempts are counted.")
     circuit_attempts_min: int = _count(5, 1, 10_000, "Attempts the window must hold before a circuit may open.")
     circuit_open_s: float = _time_s(30.0, 0.1, HOUR_S, "How long a circuit is open before one attempt probes.")
-    throttle_floor_per_s: float = _time_s(0.1, 0.001, 1000, "429 and 503 slow an endpoint down to no less.")
+    throttle_floor_per_s: float = _time_s(1.0, 0.001, 1000, "429 and 503 slow an endpoint down to no less.")
     throttle_recovery_s: float = _time_s(60.0, 1, HOUR_S, "Time in which a slowed endpoint regains its full rate.")
     backlog_high_rows: int = _count(
         10_000, 1, 10**9, "An endpoint's backlog is told of (dispatcher.backlog.high) from so many deliveries."

@@ -63,7 +63,10 @@ class Admission:
         self._throttle = Throttle(self.policy.throttle)
 
     def configure(self, policy: AdmissionPolicy, now: float) -> None:
-        """Use what the endpoint says now. Circuits stay with their URLs, tokens within the new bounds."""
+        """Use what the endpoint says now. Circuits stay with their URLs, tokens within the new bounds; what a receiver
+        asked for ends with its URL."""
+        if policy.urls[0] != self.policy.urls[0]:
+            self._hold_until, self._throttle = -math.inf, Throttle(policy.throttle)
         self.policy, self.is_shut = policy, False
         known = self._circuits
         self._circuits = {url: known.get(url) or Circuit(policy.circuit) for url in policy.urls}

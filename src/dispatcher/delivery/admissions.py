@@ -5,34 +5,57 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from dispatcher.delivery.admission import Admission, CircuitChange
+from dispatcher.delivery.circuit import CircuitState
 from dispatcher.delivery.endpoint import EndpointRuntime
-from dispatcher.delivery.health import EndpointHealth
+from dispatcher.delivery.health import EndpointHealth, Trouble
 from dispatcher.model import EndpointKey, EndpointState
 
 CHANGES_MAX = 32
 """Changes of circuits kept of one endpoint until they are written; later ones are only counted."""
 
 
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All that a record of an endpoint's health tells; `circuits` not closed: index, state, opened at, probe at."""
+
+    failing_since: datetime | None = None
+    exhausted_heads: int = 0
+    trouble: Trouble | None = None
+    circuits: tuple[tuple[int, CircuitState, float, float], ...] = ()
+    throttle_per_s: float | None = None
+
+
+WELL = Summary()
+"""Nothing is on record of an endpoint like that."""
+
+
 @dataclass(slots=True)
 class Standing:
-    """One endpoint's. `changes` of circuits (and the type of the event that caused each) are not yet on record."""
+    """One endpoint's. `changes` of circuits (and the type of the event that caused each) are not yet told.
+
+    `recorded`: what the record says; None where that is a former owner's word.
+    """
 
     admission: Admission
     health: EndpointHealth
     state: EndpointState
+    recorded: Summary | None = WELL
     changes: list[tuple[CircuitChange, str]] = field(default_factory=list)
 
     @property
-    def is_dirty(self) -> bool:
-        """Whether the record of its health differs from what is so."""
-        return self.health.is_dirty or bool(self.changes) or self.is_ill
-
-    @property
-    def is_ill(self) -> bool:
-        """Whether there is something that changes by itself: circuits probe, throttles recover."""
-        return bool(self.admission.open_circuits) or self.admission.throttled_per_s is not None
+    def summary(self) -> Summary:
+        """What the record should say."""
+        health, throttle = self.health, self.admission.throttled_per_s
+        return Summary(
+            health.failing_since,
+            health.exhausted_heads,
+            health.trouble,
+            tuple((i, c.state, c.opened_at, c.probe_at) for i, c in self.admission.open_circuits),
+            None if throttle is None else round(throttle, 2),
+        )
 
 
 class Admissions:
@@ -55,7 +78,8 @@ class Admissions:
         standing = self._standings.get(runtime.key)
         if standing is None:
             admission = Admission(runtime.policies.admission)
-            standing = Standing(admission, EndpointHealth.of(runtime.health), runtime.state)
+            recorded = WELL if runtime.health is None else None
+            standing = Standing(admission, EndpointHealth.of(runtime.health), runtime.state, recorded)
             self._standings[runtime.key] = standing
         elif standing.state is EndpointState.DISABLED and runtime.state is EndpointState.ACTIVE:
             standing.health.enabled()
@@ -75,7 +99,8 @@ class Admissions:
             for key, standing in self._standings.items()
             if not is_in_use(key)
             and standing.admission.is_at_rest(now)
-            and not standing.is_dirty
+            and not standing.changes
+            and standing.recorded == WELL
             and standing.health == EndpointHealth()
         ]:
             del self._standings[key]

@@ -10,10 +10,10 @@ from dispatcher.delivery.admissions import CHANGES_MAX
 from dispatcher.delivery.attempt import AttemptResult
 from dispatcher.delivery.board import Board
 from dispatcher.delivery.endpoint import EndpointRuntime
-from dispatcher.delivery.health import DisableReason
+from dispatcher.delivery.health import DisableReason, Trouble
 from dispatcher.delivery.keeping import Disabling
 from dispatcher.delivery.retry import Exhausted, Retry, hold_s, next_step, parse_retry_after
-from dispatcher.model import OrderingMode, OutboxRow
+from dispatcher.model import EndpointKey, OrderingMode, OutboxRow
 
 GONE = 410
 """RFC 9110 section 15.5.11: the receiver is gone and is not coming back."""
@@ -53,7 +53,8 @@ class Conclusions:
         room = CHANGES_MAX - len(standing.changes)
         standing.changes.extend((change, row.type) for change in list(changes)[:room])
         if result.is_success:
-            standing.health.succeeded()
+            lane = self._board.lanes.get(runtime.key)
+            standing.health.succeeded(is_halted=lane is not None and bool(lane.halts))
         else:
             standing.health.failed(datetime.now(UTC))
             self._check(runtime, row, attempt.epoch, attempt.status_code, attempt.url_index)
@@ -88,6 +89,12 @@ class Conclusions:
             return
         standing.health.exhausted()
         self._check(runtime, row, epoch, None, 0)
+
+    def halted(self, key: EndpointKey) -> None:
+        """Subscribers have been told of a halt: the next success is told as well."""
+        standing = self._board.admissions.get(key)
+        if standing is not None and standing.health.trouble is None:
+            standing.health.trouble = Trouble.HALTED
 
     def _check(
         self, runtime: EndpointRuntime, row: OutboxRow, epoch: int, status_code: int | None, url_index: int

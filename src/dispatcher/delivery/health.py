@@ -48,13 +48,11 @@ class StoredHealth:
 
 @dataclass(slots=True)
 class EndpointHealth:
-    """Times are aware and of the wall clock, since they outlive a process. `is_dirty`: the record differs."""
+    """Times are aware and of the wall clock, since they outlive a process. `has_recovered`: to be told of."""
 
     failing_since: datetime | None = None
     exhausted_heads: int = 0
     trouble: Trouble | None = None
-    is_on_record: bool = False
-    is_dirty: bool = False
     has_recovered: bool = False
 
     @classmethod
@@ -62,31 +60,26 @@ class EndpointHealth:
         """Go on from the record."""
         if stored is None:
             return cls()
-        return cls(stored.failing_since, stored.exhausted_heads, stored.trouble, is_on_record=True)
+        return cls(stored.failing_since, stored.exhausted_heads, stored.trouble)
 
-    def succeeded(self) -> None:
-        """An attempt succeeded: all is well."""
-        if self.failing_since is None and not self.exhausted_heads and self.trouble is None:
-            return
-        self.has_recovered = self.has_recovered or self.trouble is not None
-        self.failing_since, self.exhausted_heads, self.trouble = None, 0, None
-        self.is_dirty = True
+    def succeeded(self, *, is_halted: bool = False) -> None:
+        """An attempt succeeded: all is well, save where another ordering key is still halted."""
+        self.failing_since, self.exhausted_heads = None, 0
+        if self.trouble is not None and not (is_halted and self.trouble is Trouble.HALTED):
+            self.has_recovered, self.trouble = True, None
 
     def failed(self, now: datetime) -> None:
         """An attempt failed."""
         if self.failing_since is None:
             self.failing_since = now
-            self.is_dirty = True
 
     def exhausted(self) -> None:
         """A delivery that others wait for has no further attempt."""
         self.exhausted_heads += 1
-        self.is_dirty = True
 
     def enabled(self) -> None:
         """EnableEndpoint: the record starts anew; what was told stays until a success takes it back."""
         self.failing_since, self.exhausted_heads = None, 0
-        self.is_dirty = True
 
     def reason_to_disable(self, policy: DisablePolicy, now: datetime) -> DisableReason | None:
         """Whether it has been too long, or too often."""

@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from dispatcher.delivery.admission import CircuitChange
-from dispatcher.delivery.admissions import Standing
+from dispatcher.delivery.admissions import WELL, Standing, Summary
 from dispatcher.delivery.board import Board
-from dispatcher.delivery.circuit import Circuit, Transition
-from dispatcher.delivery.health import DisableReason, EndpointHealth, Trouble
+from dispatcher.delivery.circuit import Transition
+from dispatcher.delivery.health import DisableReason, Trouble
 from dispatcher.errors import UnavailableError
 from dispatcher.model import EndpointKey
 from dispatcher.store import health
@@ -99,37 +98,48 @@ class HealthKeeper:
         self._board.admissions.prune(lambda key: key in self._board.lanes)
 
     def _is_due(self, standing: Standing) -> bool:
-        if standing.changes or standing.health.has_recovered or standing.is_ill:
+        if standing.changes or standing.health.has_recovered:
             return True
-        if not standing.health.is_dirty:
+        summary = standing.summary
+        if summary == standing.recorded:
             return False
-        since = standing.health.failing_since
-        is_old = since is not None and datetime.now(UTC) - since >= timedelta(seconds=ILL_AFTER_S)
-        return is_old or standing.health.is_on_record or standing.health.exhausted_heads > 0
+        since = summary.failing_since
+        is_young = since is not None and datetime.now(UTC) - since < timedelta(seconds=ILL_AFTER_S)
+        return not (is_young and standing.recorded == WELL and summary == Summary(failing_since=since))
 
     async def _write(self, part: list[tuple[EndpointKey, Standing]]) -> None:
         epochs = self._board.epochs
         held = [(key, standing) for key, standing in part if key.partition in epochs]
-        records = [self._record(key, epochs[key.partition], standing) for key, standing in held]
-        told = [(standing, len(standing.changes), standing.health.has_recovered) for _, standing in held]
+        told = [(len(standing.changes), standing.health.has_recovered, standing.summary) for _, standing in held]
+        records = [
+            self._record(key, epochs[key.partition], summary)
+            for (key, _), (_, _, summary) in zip(held, told, strict=True)
+        ]
         events = [event for key, standing in held for event in self._events(key, standing)]
         await health.write(self._database, {key.partition: epochs[key.partition] for key, _ in held}, records, events)
-        for (standing, changes, recovered), record in zip(told, records, strict=True):
+        for (_, standing), (changes, recovered, summary) in zip(held, told, strict=True):
             del standing.changes[:changes]
             standing.health.has_recovered = standing.health.has_recovered and not recovered
-            standing.health.is_on_record = not record.is_well
-            standing.health.is_dirty = _differs(standing.health, record)
+            standing.recorded = summary
 
-    def _record(self, key: EndpointKey, epoch: int, standing: Standing) -> HealthRecord:
+    def _record(self, key: EndpointKey, epoch: int, summary: Summary) -> HealthRecord:
         now, wall = self._clock(), datetime.now(UTC)
         return HealthRecord(
             key=key,
             epoch=epoch,
-            failing_since=standing.health.failing_since,
-            exhausted_heads=standing.health.exhausted_heads,
-            circuits=[_circuit(i, circuit, now, wall) for i, circuit in standing.admission.open_circuits],
-            throttle_per_s=standing.admission.throttled_per_s,
-            trouble=standing.health.trouble,
+            failing_since=summary.failing_since,
+            exhausted_heads=summary.exhausted_heads,
+            circuits=[
+                {
+                    "url_index": index,
+                    "state": state.value,
+                    "open_time": (wall - timedelta(seconds=now - opened_at)).isoformat(),
+                    "probe_time": (wall + timedelta(seconds=probe_at - now)).isoformat(),
+                }
+                for index, state, opened_at, probe_at in summary.circuits
+            ],
+            throttle_per_s=summary.throttle_per_s,
+            trouble=summary.trouble,
         )
 
     def _events(self, key: EndpointKey, standing: Standing) -> list[OperationalEvent]:
@@ -158,24 +168,6 @@ class HealthKeeper:
             if standing is not None:
                 standing.health.trouble = Trouble.DISABLED
         self._board.forget_runtime(key)  # it is read anew, and opened where it is not disabled after all
-
-
-def _differs(present: EndpointHealth, record: HealthRecord) -> bool:
-    """Whether something happened while the record was written."""
-    return (present.failing_since, present.exhausted_heads, present.trouble) != (
-        record.failing_since,
-        record.exhausted_heads,
-        record.trouble,
-    )
-
-
-def _circuit(index: int, circuit: Circuit, now: float, wall: datetime) -> dict[str, Any]:
-    return {
-        "url_index": index,
-        "state": circuit.state.value,
-        "open_time": (wall - timedelta(seconds=now - circuit.opened_at)).isoformat(),
-        "probe_time": (wall + timedelta(seconds=circuit.probe_at - now)).isoformat(),
-    }
 
 
 def _circuit_event(key: EndpointKey, change: CircuitChange, cause_type: str) -> OperationalEvent:

@@ -17,7 +17,7 @@ CUT_FACTOR = 0.5
 class ThrottlePolicy:
     """`floor_per_s`: no cut goes below. `recovery_s`: additive increase from nothing to the former rate takes that."""
 
-    floor_per_s: float = 0.1
+    floor_per_s: float = 1.0
     recovery_s: float = 60.0
 
 
@@ -72,7 +72,7 @@ class Throttle:
         """An answer 2xx: a little more, until the throttle is no longer needed."""
         if self._bucket is None:
             return
-        step = self._ceiling / self._policy.recovery_s * min(now - self._grown_at, 1.0)
+        step = self._ceiling / self._policy.recovery_s * (now - self._grown_at)
         self._grown_at = now
         rate = self._bucket.per_second + step
         if rate >= self._ceiling:

@@ -220,6 +220,7 @@ class SendLoop:
         if ending.is_halt:
             log.warning("an endpoint is halted at a delivery", extra=what)
             lane.halted(row.seq)
+            self._conclusions.halted(row.key)
         else:
             log.warning("a delivery is dead-lettered", extra=what)
             self._instruments.settled("dead_lettered")

@@ -78,17 +78,17 @@ async def test_a_rate_limit_holds_though_lanes_come_and_go(database: TestDatabas
 
 
 async def test_429_slows_an_endpoint_down_and_success_lets_it_recover(database: TestDatabase) -> None:
-    async with Receiver() as receiver, running_service(database.dsn, throttle_recovery_s="1") as service:
+    async with Receiver() as receiver, running_service(database.dsn, throttle_recovery_s="4") as service:
         await service.tenant()
         await service.endpoint("a", receiver.url("a"), rate_limit={"per_second": 8}, circuit_breaker={"off": True})
         receiver.on("a", Answer(429))
-        await service.publish(*[f"e-{i}" for i in range(12)])
+        await service.publish(*[f"e-{i}" for i in range(30)])
 
         async def is_slowed() -> bool:
             return 0 < (await service.status("a")).throttled_per_second < 8
 
         await until(is_slowed, 5)
-        await receiver.wait_for(lambda: len(receiver.accepted("a")) == 12)
+        await receiver.wait_for(lambda: len(receiver.accepted("a")) == 30)
 
         async def is_free() -> bool:
             return (await service.status("a")).throttled_per_second == 0

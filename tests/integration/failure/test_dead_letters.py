@@ -74,7 +74,6 @@ async def test_a_dead_letter_is_sent_again_byte_by_byte_after_its_event_is_gone(
     assert (again.event_id, again.body, again.sequence) == ("lost", data, 3)
     assert again.headers["webhook-replay"] == "true"
     assert again.headers["webhook-ordering-key"] == "k"
-    again.verify(SIGNING_SECRET_TEXT)
     assert "webhook-replay" not in receiver.of("a")[0].headers
 
 
@@ -88,6 +87,7 @@ async def test_asked_twice_at_once_it_is_sent_once(database: TestDatabase) -> No
         answers = await asyncio.gather(*[redrive(service, 1) for _ in range(8)])
         assert {answer.delivery.sequence for answer in answers} == {2}
         await receiver.wait_for(lambda: len(receiver.accepted("a")) == 1)
+        receiver.accepted("a")[0].verify(SIGNING_SECRET_TEXT)
         assert (await refused(discard(service, 1))).reason == "DEAD_LETTER_CLOSED"
 
 

@@ -16,7 +16,7 @@ from tests.support.service import NAME, Service, running_service
 from tests.support.waiting import until
 
 # A backfill waits for the longest publish to be over: short here.
-QUICK = {"statement_timeout_s": "1", "lock_timeout_s": "1", "replay_interval_s": "0.05"}
+QUICK = {"statement_timeout_s": "1", "lock_timeout_s": "1", "look_back_slack_s": "1", "replay_interval_s": "0.05"}
 
 
 def ago(seconds: float) -> Timestamp:
@@ -104,7 +104,7 @@ async def test_killed_in_the_middle_it_goes_on_without_repeating(database: TestD
             await service.publish("live")
             done = await succeeded(service)
             assert done.appended_count == 300
-            await receiver.wait_for(lambda: len(set(r.sequence for r in receiver.accepted("a"))) == 601)
+            await receiver.wait_for(lambda: len({r.sequence for r in receiver.accepted("a")}) == 601)
             rows = await service.database.fetch("SELECT event_id FROM outbox WHERE replay_of IS NOT NULL ORDER BY seq")
             sequences = await service.database.fetch("SELECT seq FROM outbox ORDER BY seq")
     assert [row["event_id"] for row in rows] == [f"e-{i}" for i in range(300)]

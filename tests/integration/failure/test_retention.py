@@ -60,8 +60,9 @@ async def test_an_undelivered_row_becomes_a_dead_letter_before_its_day_is_droppe
         async with running_service(database.dsn) as service:
             await rounds_until_dropped(service)
             letters = await service.database.fetch(
-                "SELECT d.seq, x.kind, x.reason, p.data FROM dead_letter d JOIN decision x USING (tenant_id, endpoint_id,"
-                " seq) JOIN dead_letter_payload p ON p.event_id = d.event_id ORDER BY d.seq"
+                "SELECT d.seq, x.kind, x.reason, p.data FROM dead_letter d"
+                " JOIN decision x USING (tenant_id, endpoint_id, seq)"
+                " JOIN dead_letter_payload p ON p.event_id = d.event_id ORDER BY d.seq"
             )
             assert [tuple(row) for row in letters] == [
                 (1, 3, "EXPIRED", b"payload"),

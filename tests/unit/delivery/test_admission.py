@@ -95,3 +95,13 @@ def test_shut_it_stays_so_until_the_endpoint_is_read_anew() -> None:
     gate.configure(POLICY, 0)
     assert gate.opens_at(0, TIME) == 0
     assert gate.is_at_rest(0)
+
+
+def test_what_a_receiver_asked_for_ends_with_its_url() -> None:
+    gate = admission()
+    attempt(gate, 0, 503, hold_s=60)
+    assert gate.throttled_per_s is not None
+    assert gate.opens_at(1, TIME) > 1
+    gate.configure(replace(POLICY, urls=("https://other.example/", *POLICY.urls[1:])), 1)
+    assert gate.throttled_per_s is None
+    assert gate.opens_at(1, TIME) <= 1

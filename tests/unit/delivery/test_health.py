@@ -36,7 +36,6 @@ def test_three_exhausted_heads_in_a_row() -> None:
 
 def test_the_record_of_a_former_owner_goes_on() -> None:
     health = EndpointHealth.of(StoredHealth(NOW, 2, Trouble.HALTED))
-    assert not health.is_dirty
     assert health.reason_to_disable(POLICY, NOW + timedelta(seconds=100)) is DisableReason.FAILING
 
 
@@ -50,7 +49,15 @@ def test_enabling_forgets_the_failures_and_a_success_takes_back_what_was_told() 
     assert health.trouble is None
 
 
-def test_a_success_of_one_that_is_well_costs_nothing() -> None:
+def test_a_success_of_another_key_does_not_end_a_halt() -> None:
+    health = EndpointHealth(trouble=Trouble.HALTED)
+    health.succeeded(is_halted=True)
+    assert not health.has_recovered
+    health.succeeded()
+    assert health.has_recovered
+
+
+def test_a_success_of_one_that_is_well_is_nothing_to_tell() -> None:
     health = EndpointHealth()
     health.succeeded()
-    assert not health.is_dirty
+    assert health == EndpointHealth()

@@ -25,6 +25,8 @@ _SEGMENTS: dict[str, re.Pattern[str]] = {
     "event": _EVENT_ID,
     "event_type": _EVENT_TYPE,
     "delivery": _SEQUENCE,
+    "dead_letter": _SEQUENCE,
+    "replay": _ID,
 }
 
 
