@@ -17,9 +17,15 @@ from dispatcher.api.endpoints import ACTOR
 from dispatcher.api.interceptors import Context
 from dispatcher.api.ports import CommandListener
 from dispatcher.config.groups import RetrySettings
-from dispatcher.errors import CommandPendingError, FieldViolation, InvalidRequestError, PreconditionError
+from dispatcher.errors import (
+    CommandPendingError,
+    FieldViolation,
+    InvalidRequestError,
+    NotFoundError,
+    PreconditionError,
+)
 from dispatcher.model import Command, CommandKind
-from dispatcher.store import attempt_history, commands, deliveries, endpoint_status, events
+from dispatcher.store import attempt_history, commands, deliveries, endpoint_status, endpoints, events, halts
 from dispatcher.store.database import Database
 from dispatcher.store.delivery_commands import CommandOutcome
 from dispatcher.store.paging import PageRequest, page_size
@@ -124,7 +130,7 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
     ) -> delivery_pb2.Delivery:
         """Ask the owner, wait for its answer, and tell what the delivery is now."""
         tenant, endpoint, seq = names[0], names[1], int(names[2])
-        found = await deliveries.get(self._database, tenant, endpoint, seq)
+        found = await self._find(tenant, endpoint, seq)
         facts: dict[str, int | str] = {"seq": seq, "event_id": found.event_id, **arguments}
         command = Command(uuid7(), found.key, kind, facts, ACTOR)
         await commands.append(self._database, command)
@@ -143,7 +149,18 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
                 reason="DELIVERY_SETTLED",
                 subject=request_name(names),
             )
-        return convert.delivery_message(tenant, await deliveries.get(self._database, tenant, endpoint, seq))
+        return convert.delivery_message(tenant, await deliveries.find(self._database, found.key, seq) or found)
+
+    async def _find(self, tenant: str, endpoint: str, seq: int) -> deliveries.Delivery:
+        """A delivery whose row the retention has taken may still be what its endpoint is halted at."""
+        try:
+            return await deliveries.get(self._database, tenant, endpoint, seq)
+        except NotFoundError:
+            key = (await endpoints.get(self._database, tenant, endpoint)).key
+            halted = await halts.find_delivery(self._database, key, seq)
+            if halted is None:
+                raise
+            return halted
 
     async def GetEndpointStatus(
         self, request: delivery_pb2.GetEndpointStatusRequest, context: Context

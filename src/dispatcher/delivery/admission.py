@@ -49,7 +49,7 @@ class _CatchUpBucket:
 
 @dataclass(slots=True)
 class Admission:
-    """The gate of one endpoint's lanes (`lane_types.Gate`). `is_shut`: nothing begins until `configure`."""
+    """The gate of one endpoint's lanes (`lane_types.Gate`). `is_shut`: nothing begins; its setter ends that."""
 
     policy: AdmissionPolicy
     is_shut: bool = False
@@ -67,7 +67,7 @@ class Admission:
         asked for ends with its URL."""
         if policy.urls[0] != self.policy.urls[0]:
             self._hold_until, self._throttle = -math.inf, Throttle(policy.throttle)
-        self.policy, self.is_shut = policy, False
+        self.policy = policy
         known = self._circuits
         self._circuits = {url: known.get(url) or Circuit(policy.circuit) for url in policy.urls}
         for circuit in self._circuits.values():
@@ -83,6 +83,12 @@ class Admission:
             (catch_up.until, catch_up.per_second) for catch_up in policy.catch_ups
         ]:
             self._catch_ups = [_CatchUpBucket(c.until, TokenBucket(c.per_second, 1, now)) for c in policy.catch_ups]
+
+    def try_now(self, now: float) -> None:
+        """An operator asks for an attempt: neither a receiver's Retry-After nor an open circuit makes it wait."""
+        self._hold_until = -math.inf
+        for circuit in self._circuits.values():
+            circuit.probe_now(now)
 
     @property
     def throttled_per_s(self) -> float | None:
@@ -107,7 +113,7 @@ class Admission:
         )
 
     def opens_at(self, now: float, row_time: datetime) -> float:
-        """When an attempt for a row of that time may begin; inf where only `configure` can tell."""
+        """When an attempt for a row of that time may begin; inf while it is shut."""
         if self.is_shut:
             return math.inf
         at = max(self._hold_until, self._throttle.opens_at(now), self._circuits_open_at(now))

@@ -83,6 +83,7 @@ class Admissions:
             self._standings[runtime.key] = standing
         elif standing.state is EndpointState.DISABLED and runtime.state is EndpointState.ACTIVE:
             standing.health.enabled()
+            standing.admission.try_now(now)
         standing.state = runtime.state
         standing.admission.configure(runtime.policies.admission, now)
         return standing.admission

@@ -248,6 +248,13 @@ class Board:
         else:
             self.runtimes.pop(key, None)
 
+    def hold_until_read(self, key: EndpointKey) -> None:
+        """The endpoint is disabled, or has changed: nothing starts until what is on record now has been read."""
+        lane = self.lanes.get(key)
+        if lane is not None:
+            lane.paused = True
+        self.forget_runtime(key)
+
     def retry_unconfigured(self) -> None:
         """Lanes whose configuration could not be used when it was read (a secret did not open): read it again."""
         for key, lane in self.lanes.items():
@@ -267,7 +274,9 @@ class Board:
     def _apply(self, lane: Lane, runtime: EndpointRuntime) -> None:
         owned = self._partitions[lane.key.partition]
         lane.configure(_modes(runtime))
-        lane.paused = owned.closing or runtime.is_held
+        # What is to be read again is no word to start upon.
+        is_stale = lane.paused and lane.key in self.unconfigured
+        lane.paused = owned.closing or runtime.is_held or is_stale
         lane.gate = self.admissions.apply(runtime)
 
     # -- progress --------------------------------------------------------------------------------------------------

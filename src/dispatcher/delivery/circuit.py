@@ -80,6 +80,11 @@ class Circuit:
             self.state = CircuitState.HALF_OPEN
             self._probe_at = now + self._policy.open_s
 
+    def probe_now(self, now: float) -> None:
+        """Somebody asks for an attempt: an OPEN circuit lets its probe begin at once."""
+        if self.state is CircuitState.OPEN:
+            self._probe_at = min(self._probe_at, now)
+
     def ended(self, now: float, *, failed: bool) -> Transition | None:
         """An attempt has ended."""
         match self.state:

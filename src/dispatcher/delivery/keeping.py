@@ -89,12 +89,12 @@ class HealthKeeper:
 
     async def write(self) -> None:
         """One round. Raises UnavailableError and loses nothing."""
-        for key, disabling in list(self._disabling.items()):
-            await self._disable(disabling)
-            del self._disabling[key]
         dirty = [(key, standing) for key, standing in self._board.admissions.items() if self._is_due(standing)]
         for start in range(0, len(dirty), RECORDS_MAX):
             await self._write(dirty[start : start + RECORDS_MAX])
+        for key, disabling in list(self._disabling.items()):
+            await self._disable(disabling)
+            del self._disabling[key]
         self._board.admissions.prune(lambda key: key in self._board.lanes)
 
     def _is_due(self, standing: Standing) -> bool:
@@ -164,10 +164,11 @@ class HealthKeeper:
                     "reason": disabling.reason.value,
                 },
             )
-            standing = self._board.admissions.get(key)
-            if standing is not None:
-                standing.health.trouble = Trouble.DISABLED
-        self._board.forget_runtime(key)  # it is read anew, and opened where it is not disabled after all
+        standing = self._board.admissions.get(key)
+        if standing is not None:
+            standing.admission.is_shut = False
+            standing.health.trouble = Trouble.DISABLED if is_done else standing.health.trouble
+        self._board.hold_until_read(key)
 
 
 def _circuit_event(key: EndpointKey, change: CircuitChange, cause_type: str) -> OperationalEvent:

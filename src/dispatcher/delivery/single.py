@@ -82,6 +82,9 @@ class DeliveryCommands:
         if lane is not None and self._board.is_current(lane):
             if state is not None and state < ACKNOWLEDGED and outcome is CommandOutcome.DONE:
                 lane.retry_now(seq, self._clock())
+                standing = self._board.admissions.get(command.key)
+                if standing is not None:
+                    standing.admission.try_now(self._clock())
             self._board.feed(lane)
             self._board.wake(lane)
         return True

@@ -6,6 +6,7 @@ Attributes, source and subject are not sent and so not kept.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,7 +19,7 @@ from dispatcher.model import DecisionKind, EndpointKey, Outcome
 from dispatcher.store import appending, filters
 from dispatcher.store.appending import EndpointGoneError
 from dispatcher.store.changes import change, endpoint_name
-from dispatcher.store.database import Connection, Database
+from dispatcher.store.database import Connection, Database, columns
 from dispatcher.store.deliveries import ENDPOINT_ID_MAX, SEQ_MAX, RecordedDecision, event_id_of, resolve_scope
 from dispatcher.store.filters import Filter, Operator
 from dispatcher.store.paging import SCAN_ROWS_MAX, Page, PageRequest, decode_token, encode_token
@@ -147,7 +148,8 @@ def _times(wanted: Filter) -> tuple[datetime, datetime]:
 
 
 SELECT_LETTER = """
-SELECT d.*, e.name AS endpoint_name, x.kind, x.reason, x.actor, x.time AS decide_time, p.data,
+SELECT d.*, e.name AS endpoint_name, x.kind, x.reason, x.actor, x.time AS decide_time,
+       coalesce(d.own_data, p.data) AS data,
        CASE WHEN EXISTS (
            SELECT FROM attempt a
            WHERE a.tenant_id = d.tenant_id AND a.endpoint_id = d.endpoint_id AND a.seq = d.seq
@@ -186,7 +188,8 @@ def _not_found(tenant: str, endpoint: str, seq: int) -> NotFoundError:
 
 LOCK_LETTER = SELECT_LETTER + " FOR UPDATE OF d"
 SELECT_COPY = """
-SELECT d.seq, d.event_id, d.time AS published_time, d.type, d.ordering_key, d.content_type, p.data
+SELECT d.seq, d.event_id, d.time AS published_time, d.type, d.ordering_key, d.content_type,
+       coalesce(d.own_data, p.data) AS data
 FROM dead_letter d JOIN dead_letter_payload p ON p.tenant_id = d.tenant_id AND p.event_id = d.event_id
 WHERE d.tenant_id = $1 AND d.endpoint_id = $2 AND d.seq = $3"""
 
@@ -220,14 +223,29 @@ async def redrive(db: Database, tenant: str, endpoint: str, seq: int, actor: str
 
 
 DISCARD = """
-UPDATE dead_letter SET state = 'DISCARDED', close_time = clock_timestamp(), close_reason = $4, close_actor = $5
+UPDATE dead_letter SET state = 'DISCARDED', close_time = clock_timestamp(), close_reason = $4, close_actor = $5,
+                       own_data = NULL
 WHERE tenant_id = $1 AND endpoint_id = $2 AND seq = $3"""
 # The payload is shared by all that gave up on the event. The lock on its row serialises discards that happen together.
-LOCK_PAYLOAD = "SELECT FROM dead_letter_payload WHERE tenant_id = $1 AND event_id = $2 FOR UPDATE"
-DELETE_PAYLOAD = """
-DELETE FROM dead_letter_payload p
-WHERE p.tenant_id = $1 AND p.event_id = $2 AND NOT EXISTS (
-    SELECT FROM dead_letter d WHERE d.tenant_id = $1 AND d.event_id = $2 AND d.state <> 'DISCARDED')"""
+LOCK_PAYLOADS = """
+SELECT FROM dead_letter_payload
+WHERE (tenant_id, event_id) IN (SELECT * FROM unnest($1::uuid[], $2::text[]))
+ORDER BY tenant_id, event_id FOR UPDATE"""
+DELETE_PAYLOADS = """
+DELETE FROM dead_letter_payload p USING unnest($1::uuid[], $2::text[]) u(tenant_id, event_id)
+WHERE p.tenant_id = u.tenant_id AND p.event_id = u.event_id AND NOT EXISTS (
+    SELECT FROM dead_letter d WHERE d.tenant_id = p.tenant_id AND d.event_id = p.event_id AND d.state <> 'DISCARDED')"""
+
+
+async def _delete_payloads(connection: Connection, events: Sequence[tuple[UUID, str]]) -> None:
+    """Delete the payloads that no letter needs any more.
+
+    They are shared by all that gave up on the event. The lock makes those wait who do the same, or write another
+    letter of it; the deletion is a statement of its own, to see what they have done.
+    """
+    named = columns(events, 2)
+    await connection.execute(LOCK_PAYLOADS, *named)
+    await connection.execute(DELETE_PAYLOADS, *named)
 
 
 async def discard(db: Database, tenant: str, endpoint: str, seq: int, reason: str, actor: str) -> StoredLetter:
@@ -239,8 +257,7 @@ async def discard(db: Database, tenant: str, endpoint: str, seq: int, reason: st
         if letter.state is not LetterState.DISCARDED:
             _refuse_closed(letter, tenant)
             await connection.execute(DISCARD, key.tenant_id, key.endpoint_id, seq, reason, actor)
-            await connection.execute(LOCK_PAYLOAD, key.tenant_id, letter.event_id)
-            await connection.execute(DELETE_PAYLOAD, key.tenant_id, letter.event_id)
+            await _delete_payloads(connection, [(key.tenant_id, letter.event_id)])
     return await get(db, tenant, endpoint, seq)
 
 
@@ -260,18 +277,18 @@ def _refuse_closed(letter: StoredLetter, tenant: str) -> None:
 REMOVE_CLOSED = """
 DELETE FROM dead_letter WHERE (tenant_id, endpoint_id, seq) IN (
     SELECT tenant_id, endpoint_id, seq FROM dead_letter
-    WHERE state <> 'OPEN' AND close_time < clock_timestamp() - make_interval(secs => $1) LIMIT $2)"""
-REMOVE_PAYLOADS = """
-DELETE FROM dead_letter_payload WHERE (tenant_id, event_id) IN (
-    SELECT p.tenant_id, p.event_id FROM dead_letter_payload p
-    WHERE NOT EXISTS (SELECT FROM dead_letter d WHERE d.tenant_id = p.tenant_id AND d.event_id = p.event_id)
-    LIMIT $1)"""
+    WHERE state <> 'OPEN' AND close_time < clock_timestamp() - make_interval(secs => $1)
+    ORDER BY close_time LIMIT $2)
+RETURNING tenant_id, event_id"""
 
 
-async def remove_closed(db: Database, kept_s: float, limit: int) -> None:
-    """Forget letters closed so long ago, and payloads that none needs, up to `limit` of each."""
-    await db.execute(REMOVE_CLOSED, float(kept_s), limit)
-    await db.execute(REMOVE_PAYLOADS, limit)
+async def remove_closed(db: Database, kept_s: float, limit: int) -> int:
+    """Forget letters closed so long ago, up to `limit`, with the payloads that no other needs; returns how many."""
+    async with db.transaction() as connection:
+        rows = await connection.fetch(REMOVE_CLOSED, float(kept_s), limit)
+        if rows:
+            await _delete_payloads(connection, [(row["tenant_id"], row["event_id"]) for row in rows])
+    return len(rows)
 
 
 def _letter(row: asyncpg.Record) -> StoredLetter:

@@ -64,18 +64,29 @@ LEFT JOIN LATERAL (
 ORDER BY d.tenant_id, d.endpoint_id, d.seq
 ON CONFLICT DO NOTHING
 RETURNING tenant_id, endpoint_id, seq"""
-# One copy per event however many endpoints gave up on it, in key order: another owner may be writing the same.
+# One copy per event however many endpoints gave up on it, in key order: another owner may be writing the same. The
+# conflict is locked, not passed over: whoever is deleting that payload just now is waited for.
 INSERT_PAYLOADS = """
 INSERT INTO dead_letter_payload (tenant_id, event_id, data)
 SELECT d.tenant_id, d.event_id, e.data
-FROM (SELECT DISTINCT tenant_id, event_id, event_time
-      FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) d(tenant_id, event_id, event_time)) d
+FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) d(tenant_id, event_id, event_time)
 CROSS JOIN LATERAL (
     SELECT e.data FROM event e
     WHERE e.tenant_id = d.tenant_id AND e.event_id = d.event_id AND e.time = d.event_time LIMIT 1
 ) e
 ORDER BY d.tenant_id, d.event_id
-ON CONFLICT DO NOTHING"""
+ON CONFLICT (tenant_id, event_id) DO UPDATE SET event_id = excluded.event_id"""
+# An id that is used again once the deduplication has forgotten it may name another payload.
+KEEP_OWN = """
+UPDATE dead_letter l SET own_data = e.data
+FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::timestamptz[])
+     d(tenant_id, endpoint_id, seq, event_id, event_time)
+JOIN dead_letter_payload p ON p.tenant_id = d.tenant_id AND p.event_id = d.event_id
+CROSS JOIN LATERAL (
+    SELECT e.data FROM event e
+    WHERE e.tenant_id = d.tenant_id AND e.event_id = d.event_id AND e.time = d.event_time LIMIT 1
+) e
+WHERE l.tenant_id = d.tenant_id AND l.endpoint_id = d.endpoint_id AND l.seq = d.seq AND p.data <> e.data"""
 
 
 async def _insert_dead_letters(
@@ -94,8 +105,11 @@ async def _insert_dead_letters(
             if (letter.key.tenant_id, letter.key.endpoint_id, letter.seq) in new
         ],
     )
-    events = [(d.key.tenant_id, d.event_id, d.event_time) for d in letters]
-    await connection.execute(INSERT_PAYLOADS, *columns(events, 3))
+    # Of two publications of one id the older keeps its place; one statement must not meet the same key twice.
+    events = {(d.key.tenant_id, d.event_id): d.event_time for d in reversed(letters)}
+    await connection.execute(INSERT_PAYLOADS, *columns([(*names, time) for names, time in events.items()], 3))
+    named = [(d.key.tenant_id, d.key.endpoint_id, d.seq, d.event_id, d.event_time) for d in letters]
+    await connection.execute(KEEP_OWN, *columns(named, 5))
 
 
 def _announcement(letter: DeadLetter, reason: str) -> OperationalEvent:

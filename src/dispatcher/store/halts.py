@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from dispatcher.model import EndpointKey, Halt, OrderingMode, OutboxRow
-from dispatcher.store.database import Connection, columns
+from dispatcher.model import DecisionKind, DeliveryState, EndpointKey, Halt, OrderingMode, OutboxRow
+from dispatcher.store.database import Connection, Database, columns
+from dispatcher.store.deliveries import Delivery, RecordedDecision
 from dispatcher.store.operational import OperationalEvent, OperationalType, record
 
 INSERT_HALTS = """
@@ -94,6 +95,41 @@ async def load(connection: Connection, key: EndpointKey) -> list[StoredHalt]:
     """The halts of an endpoint that still hold something."""
     rows = await connection.fetch(LOAD_HALTS, key.tenant_id, key.endpoint_id)
     return [StoredHalt(_row(key, row), OrderingMode(row["ordering_mode"])) for row in rows]
+
+
+# A halt outlives the retention of its row; then it is all there is of its delivery, beside the decision.
+SELECT_HALTED = """
+SELECT h.event_id, h.type, h.ordering_key, h.event_time, e.name AS endpoint_name, d.kind, d.reason, d.actor, d.time
+FROM halt h
+JOIN endpoint e ON e.tenant_id = h.tenant_id AND e.endpoint_id = h.endpoint_id
+LEFT JOIN decision d ON d.tenant_id = h.tenant_id AND d.endpoint_id = h.endpoint_id AND d.seq = h.seq
+                    AND d.event_id = h.event_id
+WHERE h.tenant_id = $1 AND h.endpoint_id = $2 AND h.seq = $3"""
+
+
+async def find_delivery(db: Database, key: EndpointKey, seq: int) -> Delivery | None:
+    """The delivery that a halt is at, as far as the halt tells; None where there is no halt."""
+    row = await db.fetchrow(SELECT_HALTED, key.tenant_id, key.endpoint_id, seq)
+    if row is None:
+        return None
+    decision = None
+    if row["kind"] is not None:
+        decision = RecordedDecision(DecisionKind(row["kind"]), row["reason"], row["actor"], row["time"])
+    return Delivery(
+        key=key,
+        endpoint_name=row["endpoint_name"],
+        seq=seq,
+        event_id=row["event_id"],
+        type=row["type"],
+        ordering_key=row["ordering_key"],
+        state=DeliveryState.PENDING if decision is None else DeliveryState.DEAD_LETTERED,
+        revision=0,
+        attempt_count=0,
+        last_attempt=None,
+        create_time=row["event_time"],
+        deliver_time=None,
+        decision=decision,
+    )
 
 
 DELETE_HALTS = "DELETE FROM halt WHERE tenant_id = $1 AND endpoint_id = $2 AND seq = ANY ($3::bigint[]) RETURNING seq"

@@ -229,9 +229,10 @@ def _event_position(time: datetime, ordinal: int, event_id: str) -> dict[str, An
 
 
 SCAN_LETTERS = """
-SELECT d.seq, d.event_id, d.event_time AS published_time, d.type, d.ordering_key, d.content_type, p.data
+SELECT d.seq, d.event_id, d.event_time AS published_time, d.type, d.ordering_key, d.content_type,
+       coalesce(d.own_data, p.data) AS data
 FROM (
-    SELECT d.seq, d.event_id, d.time AS event_time, d.type, d.ordering_key, d.content_type
+    SELECT d.seq, d.event_id, d.time AS event_time, d.type, d.ordering_key, d.content_type, d.own_data
     FROM dead_letter d
     JOIN decision x ON x.tenant_id = d.tenant_id AND x.endpoint_id = d.endpoint_id AND x.seq = d.seq
     WHERE d.tenant_id = $1 AND d.endpoint_id = $2 AND d.seq > $3 AND d.seq <= $4 AND d.state = 'OPEN'

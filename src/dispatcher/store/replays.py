@@ -278,6 +278,17 @@ async def close_redriven(
     await connection.execute(CLOSE_LETTERS, key.tenant_id, key.endpoint_id, actor, *columns(pairs, 2))
 
 
+REMOVE_ENDED = """
+DELETE FROM replay WHERE (tenant_id, replay_id) IN (
+    SELECT tenant_id, replay_id FROM replay
+    WHERE state <> 'RUNNING' AND complete_time < clock_timestamp() - make_interval(secs => $1) LIMIT $2)"""
+
+
+async def remove_ended(db: Database, kept_s: float, limit: int) -> None:
+    """Forget replays that ended so long ago, up to `limit`."""
+    await db.execute(REMOVE_ENDED, float(kept_s), limit)
+
+
 def replay_name(tenant: str, name: str) -> str:
     """The full resource name of a replay."""
     return f"tenants/{tenant}/replays/{name}"

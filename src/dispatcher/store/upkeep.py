@@ -20,7 +20,7 @@ import asyncpg
 
 from dispatcher.errors import UnavailableError
 from dispatcher.model import Command, CommandKind, Cursor, EndpointKey
-from dispatcher.store import commands, instances, parked, partitions
+from dispatcher.store import commands, dead_letters, instances, parked, partitions, replays
 from dispatcher.store.backlog import RowsWanted, fetch_rows_on
 from dispatcher.store.cursors import advance_on
 from dispatcher.store.database import AWAY_ERRORS, Connection, Database
@@ -36,11 +36,14 @@ FOREIGN_GENERATIONS = 10_000
 """A generation so far ahead is of a numbering that a change of the dedup window has ended."""
 ENDPOINT_BATCH = 1000
 CATCH_UP_ROWS = 1000
+REMOVED_MAX = 10_000
+"""Ended replays and closed dead letters forgotten in one round."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpkeepSettings:
-    """`retention_days`: rows are kept at least so long. `lock_wait_s`: how long one step waits for readers."""
+    """`retention_days`: rows are kept at least so long. `lock_wait_s`: how long one step waits for readers.
+    `commands_kept_days`: so long commands done, replays ended and dead letters closed are kept."""
 
     retention_days: int = 30
     days_ahead: int = 7
@@ -101,7 +104,10 @@ async def run_round(db: Database, settings: UpkeepSettings) -> UpkeepReport:
     finally:
         connection.terminate()
     await instances.remove_dead(db, DEAD_INSTANCE_KEPT_S)
-    await commands.remove_done(db, settings.commands_kept_days * 86_400.0)
+    kept_s = settings.commands_kept_days * 86_400.0
+    await commands.remove_done(db, kept_s)
+    await replays.remove_ended(db, kept_s, REMOVED_MAX)
+    await dead_letters.remove_closed(db, kept_s, REMOVED_MAX)
     if report.created or report.dropped or report.kept or report.failed:
         log.info(
             "partition upkeep",

@@ -7,6 +7,7 @@ from typing import Any
 
 from webhooks.v1 import dead_letter_pb2, delivery_pb2, replay_pb2
 
+from dispatcher.store import upkeep
 from tests.support.api import refused
 from tests.support.node import SIGNING_SECRET_TEXT
 from tests.support.postgres import TestDatabase
@@ -179,3 +180,43 @@ async def test_a_late_success_closes_a_dead_letter(database: TestDatabase) -> No
             delivery_pb2.GetDeliveryRequest(name=NAME.format("a") + "/deliveries/1")
         )
         assert delivery.state == delivery_pb2.Delivery.STATE_DELIVERED
+
+
+async def test_an_id_that_names_another_payload_later_keeps_both(database: TestDatabase) -> None:
+    async with Receiver() as receiver, running_service(database.dsn) as service:
+        await service.tenant()
+        await service.endpoint("a", receiver.url("a"), **ONE_TRY)
+        is_down = True
+        receiver.on("a", lambda _request: Answer(500 if is_down else 204))
+        await service.publish("same", data=b"first")
+        await given_up(service, 1)
+        await service.database.execute("DELETE FROM dedup")  # its window is over
+        await service.publish("same", data=b"second")
+        await given_up(service, 2)
+        is_down = False
+        assert [(await get(service, seq)).data_text for seq in (1, 2)] == ["first", "second"]
+        await redrive(service, 2)
+        await redrive(service, 1)
+        await receiver.wait_for(lambda: len(receiver.accepted("a")) == 2)
+    assert [r.body for r in receiver.accepted("a")] == [b"second", b"first"]
+
+
+async def test_closed_letters_are_forgotten_with_their_payloads_and_open_ones_are_kept(database: TestDatabase) -> None:
+    async with Receiver() as receiver, running_service(database.dsn) as service:
+        await service.tenant()
+        for name in ("a", "b"):
+            await service.endpoint(name, receiver.url(name), **ONE_TRY)
+        receiver.default = Answer(500)
+        await service.publish("one", "two")
+        for name in ("a", "b"):
+            await given_up(service, 2, name)
+        await discard(service, 1)
+        await discard(service, 2)
+        other = NAME.format("b") + "/deadLetters/1"
+        await service.letters.DiscardDeadLetter(dead_letter_pb2.DiscardDeadLetterRequest(name=other, reason="x"))
+        await service.database.execute("UPDATE dead_letter SET close_time = close_time - interval '31 days'")
+        await upkeep.run_round(service.database, upkeep.UpkeepSettings())
+        left = await service.database.fetch("SELECT event_id, state FROM dead_letter")
+        payloads = await service.database.fetch("SELECT event_id FROM dead_letter_payload")
+    assert [tuple(row) for row in left] == [("two", "OPEN")]
+    assert [row["event_id"] for row in payloads] == ["two"]

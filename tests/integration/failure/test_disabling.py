@@ -11,6 +11,7 @@ from tests.support.receiver import Answer, Receiver
 from tests.support.service import NAME, Service, running_service
 from tests.support.waiting import until
 
+ONE_TRY = {"retry_policy": {"max_attempts": 1}, "circuit_breaker": {"off": True}}
 OPS = ("dispatcher.endpoint.disabled", "dispatcher.endpoint.recovered")
 
 
@@ -52,7 +53,7 @@ async def test_a_410_disables_and_holds_the_backlog(database: TestDatabase) -> N
 async def test_three_exhausted_heads_in_a_row_disable(database: TestDatabase) -> None:
     async with Receiver() as receiver, running_service(database.dsn) as service:
         await service.tenant()
-        await service.endpoint("a", receiver.url("a"), retry_policy={"max_attempts": 1})
+        await service.endpoint("a", receiver.url("a"), **ONE_TRY)
         receiver.on("a", Answer(500), Answer(500), Answer(204), *[Answer(500)] * 3)
         await service.publish(*[f"e-{i}" for i in range(8)])
         assert (await disabled(service)).state_reason.startswith("EXHAUSTED")
@@ -86,7 +87,7 @@ async def test_nothing_but_failures_for_too_long_disables_across_a_restart(datab
 async def test_an_endpoint_may_refuse_to_be_disabled(database: TestDatabase) -> None:
     async with Receiver() as receiver, running_service(database.dsn) as service:
         await service.tenant()
-        await service.endpoint("a", receiver.url("a"), retry_policy={"max_attempts": 1}, auto_disable={"off": True})
+        await service.endpoint("a", receiver.url("a"), **ONE_TRY, auto_disable={"off": True})
         receiver.on("a", *[Answer(500)] * 5)
         await service.publish(*[f"e-{i}" for i in range(6)])
         await receiver.wait_for(6)

@@ -13,6 +13,7 @@ from webhooks.v1.attempt_pb2 import AttemptOutcome
 from tests.support.postgres import TestDatabase
 from tests.support.receiver import Answer, Behaviour, BreakOff, Drip, Hang, Receiver, Reset
 from tests.support.service import running_service
+from tests.support.waiting import until
 
 BIG = b"x" * 100_000
 FAILURES: dict[str, tuple[Behaviour, AttemptOutcome.ValueType, int]] = {
@@ -22,7 +23,12 @@ FAILURES: dict[str, tuple[Behaviour, AttemptOutcome.ValueType, int]] = {
     "reset in the body": (BreakOff(), attempt_pb2.ATTEMPT_OUTCOME_CONNECTION_FAILED, 200),
     "hang": (Hang(asyncio.Event()), attempt_pb2.ATTEMPT_OUTCOME_TIMEOUT, 0),
     "slow drip": (Drip(), attempt_pb2.ATTEMPT_OUTCOME_TIMEOUT, 200),
-    "too large": (Answer(200, BIG), attempt_pb2.ATTEMPT_OUTCOME_RESPONSE_TOO_LARGE, 200),
+    "head too large": (
+        Answer(200, headers={"x-pad": "y" * 100_000}),
+        attempt_pb2.ATTEMPT_OUTCOME_RESPONSE_TOO_LARGE,
+        0,
+    ),
+    "500 too large": (Answer(500, BIG), attempt_pb2.ATTEMPT_OUTCOME_HTTP_ERROR, 500),
 }
 
 
@@ -45,6 +51,19 @@ async def test_a_failure_is_on_record_and_tried_again_in_order(database: TestDat
     assert delivered.response_excerpt == b""
 
 
+async def test_of_an_oversized_body_only_the_beginning_is_read_and_the_status_decides(database: TestDatabase) -> None:
+    async with Receiver() as receiver, running_service(database.dsn) as service:
+        await service.tenant()
+        await service.endpoint("a", receiver.url("a"))
+        receiver.on("a", Answer(500, BIG), Answer(200, BIG))
+        await service.publish("one")
+        await receiver.wait_for(2)
+        failed, delivered = await service.until_attempts("a", 2, 1)
+    assert 0 < len(failed.response_excerpt) <= service.node.core.settings.response_excerpt_bytes_max
+    assert delivered.outcome == attempt_pb2.ATTEMPT_OUTCOME_SUCCEEDED
+    assert delivered.response_excerpt == b""
+
+
 def a_date(seconds: float) -> str:
     """An HTTP-date has whole seconds: rounded up, so that it is not earlier than meant."""
     return format_datetime((datetime.now(UTC) + timedelta(seconds=seconds + 1)).replace(microsecond=0), usegmt=True)
@@ -56,7 +75,9 @@ async def test_a_retry_after_is_waited_for(database: TestDatabase, status_code: 
     async with Receiver() as receiver, running_service(database.dsn, retry_max_s="5") as service:
         await service.tenant()
         await service.endpoint("a", receiver.url("a"))
-        receiver.on("a", Answer(status_code, headers={"retry-after": "1" if form == "seconds" else a_date(1)}))
+        receiver.on(
+            "a", lambda _r: Answer(status_code, headers={"retry-after": "1" if form == "seconds" else a_date(1)})
+        )
         await service.publish("one")
         await receiver.wait_for(2)
     refused, delivered = receiver.of("a")
@@ -92,5 +113,11 @@ async def test_a_schedule_of_the_tenant_holds_unless_the_endpoint_has_its_own(da
         receiver.default = Answer(500)
         await service.publish("one")
         await receiver.wait_for(5)
+
+        async def are_given_up() -> bool:
+            return await service.database.fetchval("SELECT count(*) FROM dead_letter") == 2
+
+        await until(are_given_up, 5)
         counts = await service.database.fetch("SELECT attempts FROM dead_letter ORDER BY attempts")
     assert [row["attempts"] for row in counts] == [2, 3]
+    assert len(receiver.requests) == 5

@@ -88,13 +88,22 @@ def test_a_changed_endpoint_keeps_its_tokens_spent_and_its_circuits_open() -> No
     assert not gate.is_at_rest(1)
 
 
-def test_shut_it_stays_so_until_the_endpoint_is_read_anew() -> None:
+def test_shut_it_stays_so_whatever_the_endpoint_says_meanwhile() -> None:
     gate = admission()
     gate.is_shut = True
-    assert gate.opens_at(0, TIME) == math.inf
     gate.configure(POLICY, 0)
-    assert gate.opens_at(0, TIME) == 0
-    assert gate.is_at_rest(0)
+    assert gate.opens_at(0, TIME) == math.inf
+
+
+def test_an_operator_who_asks_for_an_attempt_waits_for_no_circuit_and_no_retry_after() -> None:
+    gate = admission(replace(POLICY, urls=POLICY.urls[:1]))
+    attempt(gate, 0, 500)
+    attempt(gate, 0, 429, hold_s=60)
+    assert gate.opens_at(1, TIME) == 60
+    gate.try_now(1)
+    assert gate.opens_at(1, TIME) == 1
+    gate.begin(1, TIME)
+    assert gate.opens_at(1, TIME) == 11  # one probe, no more
 
 
 def test_what_a_receiver_asked_for_ends_with_its_url() -> None:

@@ -83,13 +83,17 @@ CREATE TABLE endpoint_health (
     PRIMARY KEY (tenant_id, endpoint_id)
 );
 
--- The dead letter's later life: OPEN until redriven or discarded.
+-- The dead letter's later life: OPEN until redriven or discarded. own_data: the payload where the event id, forgotten
+-- by the deduplication, had been used before for another one that is still kept.
 ALTER TABLE dead_letter
+    ADD COLUMN own_data     bytea,
     ADD COLUMN state        text NOT NULL DEFAULT 'OPEN',
     ADD COLUMN close_time   timestamptz,
     ADD COLUMN close_reason text,
     ADD COLUMN close_actor  text,
     ADD COLUMN redrive_seq  bigint;
+CREATE INDEX dead_letter_closed ON dead_letter (close_time) WHERE state <> 'OPEN';
+CREATE INDEX dead_letter_event ON dead_letter (tenant_id, event_id);
 
 -- Long operations that append deliveries, executed by the owner of the target endpoint's partition. arguments says
 -- what (store/replays.py); position is where to go on, moved in the transaction that appends.
