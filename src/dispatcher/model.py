@@ -282,10 +282,10 @@ class Payload:
 class OutboxRow:
     """One delivery to make: row `seq` of an endpoint. `payload` is None until it has been read.
 
-    `attempts` and `first_attempt_time` tell what former owners tried; both are 0 and None for a fresh row.
-    `settled` marks a row that needs no sending: a success or a decision is on record. `replay_of` is the sequence that
-    a replay or redrive repeats (0: the endpoint never had it), None for a row of a publish. `parked`: read in its
-    place, though it waits aside as a parked delivery.
+    `attempts`, `first_attempt_time` (when the first began) and `last_attempt_time` (when the last ended) tell what
+    former owners tried; they are 0 and None for a fresh row. `settled` marks a row that needs no sending: a success or
+    a decision is on record. `replay_of` is the sequence that a replay or redrive repeats (0: the endpoint never had
+    it), None for a row of a publish. `parked`: read in its place, though it waits aside as a parked delivery.
     """
 
     key: EndpointKey
@@ -300,6 +300,7 @@ class OutboxRow:
     payload: Payload | None = None
     attempts: int = 0
     first_attempt_time: datetime | None = None
+    last_attempt_time: datetime | None = None
     settled: bool = False
     replay_of: int | None = None
     parked: bool = False

@@ -85,6 +85,69 @@ class PublishQuota:
     bytes_per_second: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """What holds for one endpoint; `age_max_s` None means any age will do."""
+
+    backoff: Backoff
+    attempts_max: int
+    age_max_s: float | None = None
+    final_status_codes: frozenset[int] = frozenset()
+
+    @property
+    def longest_wait_s(self) -> float:
+        """The bound of every wait, and so of what a Retry-After may ask for."""
+        match self.backoff:
+            case ExponentialBackoff():
+                return self.backoff.max_s
+            case RetrySchedule():
+                return max(self.backoff.waits_s)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryDefaults:
+    """What the settings of the service say: a schedule for UNORDERED, growing waits for the modes where others wait."""
+
+    schedule: RetrySchedule
+    exponential: ExponentialBackoff
+    attempts_max: int
+    age_max_s: float
+
+
+def resolve(
+    defaults: RetryDefaults, tenant: RetryOverrides, endpoint: RetryOverrides, *, others_wait: bool
+) -> RetryPolicy:
+    """The policy of an endpoint: its own word first, then the tenant's, then the service's.
+
+    `others_wait`: it is not UNORDERED. A backoff is taken as a whole. With a schedule there is one attempt more than it
+    has waits, unless said otherwise.
+    """
+    own: Backoff = defaults.exponential if others_wait else defaults.schedule
+    backoff = endpoint.backoff or tenant.backoff or own
+    attempts_max = endpoint.attempts_max or tenant.attempts_max
+    if attempts_max is None:
+        attempts_max = len(backoff.waits_s) + 1 if isinstance(backoff, RetrySchedule) else defaults.attempts_max
+    codes = endpoint.final_status_codes if endpoint.final_status_codes is not None else tenant.final_status_codes
+    return RetryPolicy(
+        backoff=backoff,
+        attempts_max=attempts_max,
+        age_max_s=endpoint.age_max_s or tenant.age_max_s or defaults.age_max_s,
+        final_status_codes=codes or frozenset(),
+    )
+
+
+def wait_bound_s(backoff: Backoff, attempt_number: int) -> float:
+    """The bound of the wait after attempt `attempt_number`, in seconds; a schedule's may be a tenth longer."""
+    match backoff:
+        case ExponentialBackoff():
+            try:
+                return min(backoff.max_s, backoff.min_s * backoff.factor ** (attempt_number - 1))
+            except OverflowError:
+                return backoff.max_s
+        case RetrySchedule():
+            return backoff.waits_s[min(attempt_number, len(backoff.waits_s)) - 1]
+
+
 NO_RETRY_OVERRIDES = RetryOverrides()
 NO_CIRCUIT_OVERRIDES = CircuitOverrides()
 NO_AUTO_DISABLE_OVERRIDES = AutoDisableOverrides()

@@ -16,7 +16,6 @@ from dispatcher.api.convert.names import ANY, parse_name, read_name
 from dispatcher.api.endpoints import ACTOR
 from dispatcher.api.interceptors import Context
 from dispatcher.api.ports import CommandListener
-from dispatcher.config.groups import RetrySettings
 from dispatcher.errors import (
     CommandPendingError,
     FieldViolation,
@@ -25,6 +24,7 @@ from dispatcher.errors import (
     PreconditionError,
 )
 from dispatcher.model import Command, CommandKind
+from dispatcher.policy import RetryDefaults
 from dispatcher.store import attempt_history, commands, deliveries, endpoint_status, endpoints, events, halts
 from dispatcher.store.database import Database
 from dispatcher.store.delivery_commands import CommandOutcome
@@ -49,7 +49,7 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
     def __init__(
         self,
         database: Database,
-        retry: RetrySettings,
+        retry: RetryDefaults,
         on_command: CommandListener,
         *,
         page_size_max: int,

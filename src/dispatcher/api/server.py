@@ -196,7 +196,7 @@ class ApiServer:
         delivery_pb2_grpc.add_DeliveryServiceServicer_to_server(
             DeliveryServicer(
                 parts.database,
-                settings,
+                settings.retry_defaults,
                 parts.on_command,
                 page_size_max=size,
                 command_wait_s=settings.command_wait_s,

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
+from dispatcher.policy import ExponentialBackoff, RetryDefaults, RetrySchedule
+
 KIB = 1024
 MIB = 1024 * KIB
 HOUR_S = 3600
@@ -226,6 +228,16 @@ class RetrySettings(Group):
     delivery_age_max_s: float = _time_s(
         4.0 * DAY_S, 1, 30 * DAY_S, "Age since its first attempt at which a delivery is exhausted."
     )
+
+    @property
+    def retry_defaults(self) -> RetryDefaults:
+        """The service's word, after which come the tenant's and the endpoint's."""
+        return RetryDefaults(
+            schedule=RetrySchedule(self.retry_schedule_s),
+            exponential=ExponentialBackoff(self.retry_min_s, self.retry_max_s, self.retry_factor),
+            attempts_max=self.attempts_max,
+            age_max_s=self.delivery_age_max_s,
+        )
 
 
 class FailureSettings(Group):

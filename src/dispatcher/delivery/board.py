@@ -11,13 +11,14 @@ No I/O and no locks: everything runs on one event loop. What needs reading is no
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dispatcher.delivery.admissions import Admissions
 from dispatcher.delivery.endpoint import EndpointRuntime
 from dispatcher.delivery.lane import Lane, LaneLimits, ModeSettings
+from dispatcher.delivery.lane_types import Resume, at_once
 from dispatcher.delivery.payloads import PayloadBudget
 from dispatcher.delivery.scheduler import Scheduler, SchedulerLimits
 from dispatcher.model import Cursor, EndpointKey, OutboxRow
@@ -42,9 +43,16 @@ class OwnedPartition:
 class Board:
     """Lanes and positions; every change of either goes through here."""
 
-    def __init__(self, limits: LaneLimits, scheduling: SchedulerLimits, payload_bytes_budget: int) -> None:
+    def __init__(
+        self,
+        limits: LaneLimits,
+        scheduling: SchedulerLimits,
+        payload_bytes_budget: int,
+        resume_of: Callable[[EndpointRuntime], Resume] = lambda _: at_once,
+    ) -> None:
         self.scheduler: Scheduler[Lane] = Scheduler(scheduling, on_rest=self.feed)
         self._limits = limits
+        self._resume_of = resume_of
         self.budget = PayloadBudget(payload_bytes_budget)
         self._partitions: dict[int, OwnedPartition] = {}
         self._horizons: dict[EndpointKey, int] = {}
@@ -273,7 +281,7 @@ class Board:
 
     def _apply(self, lane: Lane, runtime: EndpointRuntime) -> None:
         owned = self._partitions[lane.key.partition]
-        lane.configure(_modes(runtime))
+        lane.configure(_modes(runtime), self._resume_of(runtime))
         # What is to be read again is no word to start upon.
         is_stale = lane.paused and lane.key in self.unconfigured
         lane.paused = owned.closing or runtime.is_held or is_stale

@@ -38,19 +38,18 @@ from dispatcher.delivery.health import DisablePolicy
 from dispatcher.delivery.hints import HintSender
 from dispatcher.delivery.keeping import HealthKeeper
 from dispatcher.delivery.lane import LaneLimits
+from dispatcher.delivery.lane_types import Resume
 from dispatcher.delivery.leases import LeaseKeeper
 from dispatcher.delivery.leases import LeaseSettings as KeeperSettings
 from dispatcher.delivery.measure import BacklogMeter
 from dispatcher.delivery.ownership import Ownership
-from dispatcher.delivery.policies import FailureDefaults
+from dispatcher.delivery.policies import FailureDefaults, resume_of
 from dispatcher.delivery.rate import ThrottlePolicy
 from dispatcher.delivery.replay import ReplayOptions, ReplayRunner
-from dispatcher.delivery.retry import RetryDefaults
 from dispatcher.delivery.scheduler import SchedulerLimits
 from dispatcher.delivery.sending import SendingOptions, SendLoop
 from dispatcher.delivery.watch import COMMAND_HINT, Watch, WatchOptions
 from dispatcher.model import Attempt, EndpointKey, Instance, OutboxRow, Outcome
-from dispatcher.policy import ExponentialBackoff, RetrySchedule
 from dispatcher.security.secrets import Keyring, SecretSealError
 from dispatcher.store import attempts, decisions, listen, runtime
 from dispatcher.store.database import Database
@@ -103,6 +102,7 @@ class Engine:
             LaneLimits(delivery.lane_rows_max, delivery.lane_bytes_max, parked_rows_max=delivery.lane_parked_rows_max),
             _scheduler_limits(delivery),
             delivery.payload_bytes_budget,
+            functools.partial(_resume_of, chance or random.Random()),  # noqa: S311 -- jitter, no secret
         )
         self.keeper = LeaseKeeper(
             database, _keeper_settings(settings), self, self.describe, count=parts.instruments.lease_changed
@@ -338,6 +338,10 @@ class Engine:
         instruments.flush_lag_s.follow(lambda: self.flusher.oldest_wait_s(time.monotonic()))
 
 
+def _resume_of(chance: random.Random, runtime: EndpointRuntime) -> Resume:
+    return resume_of(runtime.policies.retry, chance)
+
+
 def _scheduler_limits(s: DeliverySettings) -> SchedulerLimits:
     return SchedulerLimits(
         in_flight_max=s.in_flight_max,
@@ -358,12 +362,7 @@ def _keeper_settings(settings: EngineSettings) -> KeeperSettings:
 def failure_defaults(retry: RetrySettings, failure: FailureSettings) -> FailureDefaults:
     """What the settings say of failures."""
     return FailureDefaults(
-        retry=RetryDefaults(
-            schedule=RetrySchedule(retry.retry_schedule_s),
-            exponential=ExponentialBackoff(retry.retry_min_s, retry.retry_max_s, retry.retry_factor),
-            attempts_max=retry.attempts_max,
-            age_max_s=retry.delivery_age_max_s,
-        ),
+        retry=retry.retry_defaults,
         circuit=CircuitPolicy(
             failure_ratio=failure.circuit_failure_ratio,
             window_s=failure.circuit_window_s,

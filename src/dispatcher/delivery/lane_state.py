@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from dispatcher.delivery.held import Held
-from dispatcher.delivery.lane_types import Gate, LaneLimits, ModeSettings
+from dispatcher.delivery.lane_types import Gate, LaneLimits, ModeSettings, Resume, at_once
 from dispatcher.delivery.orders import Order, SerialOrder
 from dispatcher.delivery.payloads import PayloadBudget, PayloadStore
 from dispatcher.delivery.slots import (
@@ -38,6 +38,7 @@ class LaneState:
         "_modes",
         "_order",
         "_payloads",
+        "_resume_at",
         "_settled_through",
         "_settled_time",
         "_slots",
@@ -74,6 +75,7 @@ class LaneState:
         self._limits = limits
         self._modes: dict[int, ModeSettings] = {}
         self._in_flight_max = 1
+        self._resume_at: Resume = at_once
         self._slots: dict[int, Slot] = {}
         self._settled_through = self._acknowledged_through = self._admitted_through = self._tail = position.seq
         self._settled_time = self._tail_time = position.time

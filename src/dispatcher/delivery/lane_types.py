@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from dispatcher.model import OrderingMode
+from dispatcher.model import OrderingMode, OutboxRow
 
 
 class LaneError(RuntimeError):
@@ -32,6 +33,15 @@ class ModeSettings:
 
     mode: OrderingMode
     max_in_flight: int
+
+
+Resume = Callable[[OutboxRow], float]
+"""When (monotonic seconds) the next attempt is due of a delivery whose last one was a former owner's."""
+
+
+def at_once(_row: OutboxRow) -> float:
+    """A `Resume` that waits for nothing."""
+    return 0.0
 
 
 class LoadResult(enum.Enum):

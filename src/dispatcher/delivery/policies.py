@@ -1,22 +1,29 @@
-"""What holds for one endpoint on failure: its own word, its tenant's, the service's, put together; pure."""
+"""What holds for one endpoint on failure: its own word, its tenant's, the service's, put together."""
 
 from __future__ import annotations
 
+import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from dispatcher.delivery.admission import AdmissionPolicy
 from dispatcher.delivery.circuit import CircuitPolicy
 from dispatcher.delivery.health import DisablePolicy
 from dispatcher.delivery.rate import ThrottlePolicy
-from dispatcher.delivery.retry import RetryDefaults, RetryPolicy, resolve
-from dispatcher.model import CatchUp, EndpointSettings
+from dispatcher.delivery.retry import rest_s
+from dispatcher.model import CatchUp, EndpointSettings, OrderingMode, OutboxRow
 from dispatcher.policy import (
     NO_RETRY_OVERRIDES,
     AutoDisableOverrides,
     CircuitOverrides,
     ExponentialBackoff,
+    RetryDefaults,
     RetryOverrides,
+    RetryPolicy,
     RetrySchedule,
+    resolve,
 )
 
 HOUR_S = 3600.0
@@ -53,7 +60,12 @@ def policies_of(
 ) -> FailurePolicies:
     """Put together what the endpoint, its tenant and the service say."""
     return FailurePolicies(
-        retry=resolve(defaults.retry, tenant_retry, settings.retry, settings.ordering_mode),
+        retry=resolve(
+            defaults.retry,
+            tenant_retry,
+            settings.retry,
+            others_wait=settings.ordering_mode is not OrderingMode.UNORDERED,
+        ),
         admission=AdmissionPolicy(
             urls=(settings.url, *settings.fallback_urls),
             rate_limit=settings.rate_limit,
@@ -63,6 +75,25 @@ def policies_of(
         ),
         disable=_disable(defaults.disable, settings.auto_disable),
     )
+
+
+def resume_of(policy: RetryPolicy, chance: random.Random) -> Callable[[OutboxRow], float]:
+    """When (monotonic seconds) a delivery that a former owner tried is due, by what its attempts tell of the past."""
+
+    def resume(row: OutboxRow) -> float:
+        last, now = row.last_attempt_time, datetime.now(UTC)
+        if last is None:
+            return 0.0
+        rest = rest_s(
+            policy,
+            attempt_number=max(1, row.attempts),
+            since_s=(now - last).total_seconds(),
+            age_s=(now - (row.first_attempt_time or last)).total_seconds(),
+            draw=chance.random(),
+        )
+        return time.monotonic() + rest
+
+    return resume
 
 
 def _circuit(default: CircuitPolicy, said: CircuitOverrides) -> CircuitPolicy:

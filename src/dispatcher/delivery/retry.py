@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from dispatcher.model import OrderingMode, Outcome
-from dispatcher.policy import Backoff, ExponentialBackoff, RetryOverrides, RetrySchedule
+from dispatcher.model import Outcome
+from dispatcher.policy import Backoff, ExponentialBackoff, RetryPolicy, RetrySchedule, wait_bound_s
 
 SCHEDULE_JITTER = 0.1
 RETRY_AFTER_CHARS_MAX = 64
@@ -23,56 +23,6 @@ class ExhaustedReason(enum.StrEnum):
     ATTEMPTS_EXHAUSTED = "ATTEMPTS_EXHAUSTED"
     AGE_EXCEEDED = "AGE_EXCEEDED"
     FINAL_STATUS = "FINAL_STATUS"
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """What holds for one endpoint; `age_max_s` None means any age will do."""
-
-    backoff: Backoff
-    attempts_max: int
-    age_max_s: float | None = None
-    final_status_codes: frozenset[int] = frozenset()
-
-    @property
-    def longest_wait_s(self) -> float:
-        """The bound of every wait, and so of what a Retry-After may ask for."""
-        match self.backoff:
-            case ExponentialBackoff():
-                return self.backoff.max_s
-            case RetrySchedule():
-                return max(self.backoff.waits_s)
-
-
-@dataclass(frozen=True, slots=True)
-class RetryDefaults:
-    """What the settings of the service say: a schedule for UNORDERED, growing waits for the modes where others wait."""
-
-    schedule: RetrySchedule
-    exponential: ExponentialBackoff
-    attempts_max: int
-    age_max_s: float
-
-
-def resolve(
-    defaults: RetryDefaults, tenant: RetryOverrides, endpoint: RetryOverrides, mode: OrderingMode
-) -> RetryPolicy:
-    """The policy of an endpoint: its own word first, then the tenant's, then the service's.
-
-    A backoff is taken as a whole. With a schedule there is one attempt more than it has waits, unless said otherwise.
-    """
-    own: Backoff = defaults.schedule if mode is OrderingMode.UNORDERED else defaults.exponential
-    backoff = endpoint.backoff or tenant.backoff or own
-    attempts_max = endpoint.attempts_max or tenant.attempts_max
-    if attempts_max is None:
-        attempts_max = len(backoff.waits_s) + 1 if isinstance(backoff, RetrySchedule) else defaults.attempts_max
-    codes = endpoint.final_status_codes if endpoint.final_status_codes is not None else tenant.final_status_codes
-    return RetryPolicy(
-        backoff=backoff,
-        attempts_max=attempts_max,
-        age_max_s=endpoint.age_max_s or tenant.age_max_s or defaults.age_max_s,
-        final_status_codes=codes or frozenset(),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,23 +77,24 @@ def hold_s(policy: RetryPolicy, outcome: Outcome, retry_after_s: float | None) -
     return min(retry_after_s, policy.longest_wait_s)
 
 
+def rest_s(policy: RetryPolicy, *, attempt_number: int, since_s: float, age_s: float, draw: float) -> float:
+    """What is left of the wait after attempt `attempt_number`, which a former owner made `since_s` ago: 0 if nothing.
+
+    As in `next_step`, the wait does not outlast `age_max_s`. A receiver's Retry-After is not on record.
+    """
+    wait = wait_s(policy.backoff, attempt_number, draw)
+    left_s = math.inf if policy.age_max_s is None else policy.age_max_s - age_s
+    return max(0.0, min(wait - max(0.0, since_s), left_s))
+
+
 def wait_s(backoff: Backoff, attempt_number: int, draw: float) -> float:
     """The wait after attempt `attempt_number`: random up to its bound (full jitter), or the schedule's, up to a tenth
     longer so that deliveries which failed together don't come back together."""
     match backoff:
         case ExponentialBackoff():
-            return draw * backoff_bound_s(backoff, attempt_number)
+            return draw * wait_bound_s(backoff, attempt_number)
         case RetrySchedule():
-            waits = backoff.waits_s
-            return waits[min(attempt_number, len(waits)) - 1] * (1 + SCHEDULE_JITTER * draw)
-
-
-def backoff_bound_s(backoff: ExponentialBackoff, attempt_number: int) -> float:
-    """The longest wait after attempt `attempt_number`, in seconds."""
-    try:
-        return min(backoff.max_s, backoff.min_s * backoff.factor ** (attempt_number - 1))
-    except OverflowError:
-        return backoff.max_s
+            return wait_bound_s(backoff, attempt_number) * (1 + SCHEDULE_JITTER * draw)
 
 
 def parse_retry_after(value: str, now: datetime) -> float | None:

@@ -9,6 +9,8 @@
        │                                 └───────────────── decided ───────────────────────────┤
        └──────────────── read as settled: a success or a decision is on record ────────────────┘
 
+    WAITING, tried by a former owner ──admitted──▶ BACKING_OFF
+
     DECIDING ──halted──▶ HALTED ──retry_now──▶ BACKING_OFF          DECIDING ──undecided──▶ BACKING_OFF
                            └──deciding──▶ DECIDING
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from dispatcher.delivery.held import HeldHalt
 from dispatcher.delivery.lane_state import LaneState
-from dispatcher.delivery.lane_types import Gate, LaneError, LoadResult, ModeSettings
+from dispatcher.delivery.lane_types import Gate, LaneError, LoadResult, ModeSettings, Resume, at_once
 from dispatcher.delivery.orders import order_of
 from dispatcher.delivery.slots import (
     ACKNOWLEDGED,
@@ -46,9 +46,13 @@ class WindowLane(LaneState):
 
     # --- settings ---
 
-    def configure(self, modes: Mapping[int, ModeSettings]) -> None:
-        """Add what is known of the endpoint's revisions. The ordering mode of a revision never changes."""
+    def configure(self, modes: Mapping[int, ModeSettings], resume: Resume = at_once) -> None:
+        """Add what is known of the endpoint's revisions. The ordering mode of a revision never changes.
+
+        `resume` is asked once of each row that a former owner has tried.
+        """
         self._modes |= modes
+        self._resume_at = resume
         if self._modes:
             self._in_flight_max = max(1, self._modes[max(self._modes)].max_in_flight)
         self._unknown = 0
@@ -368,8 +372,15 @@ class WindowLane(LaneState):
                         return
                     self._mode = slot.mode
                     self._order = order_of(slot.mode)
+                self._go_on_waiting(slot)
                 self._order.admit(slot)
             self._admitted_through = slot.row.seq
+
+    def _go_on_waiting(self, slot: Slot) -> None:
+        """A takeover ends no back-off: each would cost an attempt of those that wait for hours."""
+        if slot.state is WAITING and slot.row.last_attempt_time is not None:
+            self._waiting -= 1
+            slot.state, slot.due = BACKING_OFF, self._resume_at(slot.row)
 
     def _unadmitted(self) -> Iterator[Slot]:
         while (slot := self._slots.get(self._admitted_through + 1)) is not None:

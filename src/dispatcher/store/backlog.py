@@ -136,18 +136,19 @@ SELECT w.endpoint_id, f.*
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::timestamptz[])
      w(tenant_id, endpoint_id, first_seq, last_seq, first_time)
 CROSS JOIN LATERAL (
-    SELECT a.seq, a.event_id, max(a.number) AS attempts, min(a.time) AS first_time, bool_or(a.outcome = 1) AS settled,
+    SELECT a.seq, a.event_id, max(a.number) AS attempts, min(a.time) AS first_time,
+           max(a.time + a.duration_us * interval '1 microsecond') AS last_time, bool_or(a.outcome = 1) AS settled,
            false AS parked
     FROM attempt a
     WHERE a.tenant_id = w.tenant_id AND a.endpoint_id = w.endpoint_id AND a.seq >= w.first_seq AND a.seq <= w.last_seq
       AND a.time >= w.first_time - interval '1 hour' AND a.time < now() + interval '1 day'
     GROUP BY a.seq, a.event_id
     UNION ALL
-    SELECT d.seq, d.event_id, NULL, NULL, true, false
+    SELECT d.seq, d.event_id, NULL, NULL, NULL, true, false
     FROM decision d
     WHERE d.tenant_id = w.tenant_id AND d.endpoint_id = w.endpoint_id AND d.seq >= w.first_seq AND d.seq <= w.last_seq
     UNION ALL
-    SELECT p.seq, p.event_id, NULL, NULL, false, true
+    SELECT p.seq, p.event_id, NULL, NULL, NULL, false, true
     FROM parked p
     WHERE p.tenant_id = w.tenant_id AND p.endpoint_id = w.endpoint_id AND p.seq >= w.first_seq AND p.seq <= w.last_seq
 ) f"""
@@ -178,6 +179,7 @@ async def _note_facts(
         row.parked = row.parked or fact["parked"]
         if fact["attempts"] is not None:
             row.attempts, row.first_attempt_time = fact["attempts"], fact["first_time"]
+            row.last_attempt_time = fact["last_time"]
 
 
 def _range_of(rows: Sequence[OutboxRow]) -> tuple[UUID, UUID, int, int, datetime]:

@@ -21,7 +21,8 @@ BACKLOG_ROWS_MAX = 100_000
 @dataclass(frozen=True, slots=True)
 class EndpointStatus:
     """`settled_through` is the low watermark: every sequence up to it is settled. `backlog_count` counts PENDING rows,
-    exactly unless `backlog_capped`, when there are more. `blocked_by` is the lowest PENDING row that has failed.
+    exactly unless `backlog_capped`, when there are more. `blocked_by` is the lowest PENDING row that has failed, and
+    `blocked_due` when its next attempt is due, known where it is parked.
     `now` is the database's clock, to tell the age of the oldest by. Parked deliveries count: they are below the cursor.
     """
 
@@ -32,6 +33,7 @@ class EndpointStatus:
     backlog_capped: bool
     oldest_pending_time: datetime | None
     blocked_by: Delivery | None
+    blocked_due: datetime | None
     now: datetime
     troubles: EndpointTroubles
 
@@ -77,6 +79,7 @@ async def read(db: Database, tenant: str, endpoint: str, *, backlog_rows_max: in
         SELECT_BACKLOG, key.tenant_id, key.endpoint_id, position["seq"], position["time"], backlog_rows_max
     )
     troubles = await endpoint_troubles.read(db, key, backlog_rows_max)
+    blocked_by, blocked_due = await _blocking(db, key, _least(backlog["lowest_failed"], troubles.lowest_parked_failed))
     lowest = _least(backlog["lowest"], troubles.lowest_parked)
     return EndpointStatus(
         endpoint=found,
@@ -85,7 +88,8 @@ async def read(db: Database, tenant: str, endpoint: str, *, backlog_rows_max: in
         backlog_count=backlog["pending_count"] + troubles.parked_count,
         backlog_capped=backlog["above_count"] == backlog_rows_max,
         oldest_pending_time=_least(backlog["lowest_time"], troubles.oldest_parked_time),
-        blocked_by=await _blocking(db, key, _least(backlog["lowest_failed"], troubles.lowest_parked_failed)),
+        blocked_by=blocked_by,
+        blocked_due=blocked_due,
         now=position["now"],
         troubles=troubles,
     )
@@ -99,5 +103,11 @@ def _least(one: T | None, other: T | None) -> T | None:
     return min((value for value in (one, other) if value is not None), default=None)
 
 
-async def _blocking(db: Database, key: EndpointKey, seq: int | None) -> Delivery | None:
-    return None if seq is None else await find(db, key, seq)
+SELECT_DUE = "SELECT due_time FROM parked WHERE tenant_id = $1 AND endpoint_id = $2 AND seq = $3"
+
+
+async def _blocking(db: Database, key: EndpointKey, seq: int | None) -> tuple[Delivery | None, datetime | None]:
+    if seq is None:
+        return None, None
+    due: datetime | None = await db.fetchval(SELECT_DUE, key.tenant_id, key.endpoint_id, seq)
+    return await find(db, key, seq), due

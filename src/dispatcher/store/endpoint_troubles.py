@@ -10,9 +10,11 @@ from typing import Any
 import asyncpg
 
 from dispatcher.model import CatchUp, EndpointKey, OrderingMode, TenantState
+from dispatcher.policy import RetryOverrides
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.deliveries import Delivery, find
 from dispatcher.store.fence import probing
+from dispatcher.store.settings_json import tenant_settings_from_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class EndpointTroubles:
     exhausted_heads: int
     catch_up: CatchUp | None
     tenant_state: TenantState
+    tenant_retry: RetryOverrides
 
 
 SELECT_PARKED = """
@@ -77,7 +80,8 @@ WHERE ($4::boolean OR w.ordering_key IS NOT DISTINCT FROM $5)
   AND NOT EXISTS (SELECT FROM attempt a WHERE a.tenant_id = $1 AND a.endpoint_id = $2 AND a.seq = w.seq
                     AND a.event_id = w.event_id AND a.outcome = 1 AND a.time >= w.time - interval '1 hour')"""
 SELECT_HEALTH = """
-SELECT t.state AS tenant_state, t.resume_rate AS tenant_rate, t.resume_time AS tenant_time, e.resume_rate,
+SELECT t.state AS tenant_state, t.settings AS tenant_settings, t.resume_rate AS tenant_rate,
+       t.resume_time AS tenant_time, e.resume_rate,
        e.resume_time, h.failing_since, coalesce(h.exhausted_heads, 0) AS exhausted_heads, h.circuits, h.throttle_per_s
 FROM endpoint e
 JOIN tenant t ON t.tenant_id = e.tenant_id
@@ -107,6 +111,7 @@ async def read(db: Database, key: EndpointKey, rows_max: int) -> EndpointTrouble
         exhausted_heads=health["exhausted_heads"],
         catch_up=_catch_up(health),
         tenant_state=TenantState(health["tenant_state"]),
+        tenant_retry=tenant_settings_from_json(health["tenant_settings"])[0],
     )
 
 

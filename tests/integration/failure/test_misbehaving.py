@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from webhooks.v1 import attempt_pb2
+from webhooks.v1 import attempt_pb2, endpoint_pb2
 from webhooks.v1.attempt_pb2 import AttemptOutcome
 
 from tests.support.postgres import TestDatabase
@@ -121,3 +121,26 @@ async def test_a_schedule_of_the_tenant_holds_unless_the_endpoint_has_its_own(da
         counts = await service.database.fetch("SELECT attempts FROM dead_letter ORDER BY attempts")
     assert [row["attempts"] for row in counts] == [2, 3]
     assert len(receiver.requests) == 5
+
+
+async def test_a_takeover_ends_no_back_off(database: TestDatabase) -> None:
+    hourly = {"schedule": {"waits": [{"seconds": 3600}] * 3}}
+    async with Receiver() as receiver:
+        receiver.on("a", Answer(500))
+        async with running_service(database.dsn) as service:
+            await service.tenant()
+            mode = endpoint_pb2.ORDERING_MODE_UNORDERED
+            await service.endpoint("a", receiver.url("a"), ordering_mode=mode, retry_policy=hourly)
+            await service.publish("late")
+            await service.until_attempts("a", 1)
+            await service.node.crash()
+        async with running_service(database.dsn) as service:
+            await service.publish("next")
+            await receiver.wait_for(lambda: len(receiver.accepted("a")) == 1)
+            blocked = (await service.status("a")).blocked_by
+            assert (blocked.attempt_count, len(receiver.of("a"))) == (1, 2)
+            due = blocked.next_attempt_time.ToDatetime() - blocked.last_attempt.start_time.ToDatetime()
+            assert 3599 < due.total_seconds() < 3700
+            await service.retry("a", 1)
+            await receiver.wait_for(lambda: len(receiver.accepted("a")) == 2)
+    assert [r.event_id for r in receiver.of("a")] == ["late", "next", "late"]

@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 from webhooks.v1 import attempt_pb2, delivery_pb2, endpoint_pb2
 
 from dispatcher.api.convert import endpoints, event_types, tenants
-from dispatcher.api.convert.deliveries import longest_wait_s
 from dispatcher.api.convert.masks import Maskable
 from dispatcher.api.convert.names import parse_name
 from dispatcher.api.convert.times import is_valid_timestamp, timestamp, to_datetime, to_seconds
-from dispatcher.config.groups import RetrySettings
 from dispatcher.errors import InvalidRequestError
 from dispatcher.model import DeliveryState, EndpointState, OrderingMode, Outcome, TracePropagation
 
@@ -92,8 +90,3 @@ def test_every_word_of_the_model_has_its_word_on_the_wire() -> None:
         (delivery_pb2.Delivery.State, DeliveryState, "STATE_"),
     ):
         assert {prefix + word.value for word in words} | {f"{prefix}UNSPECIFIED"} == set(enum.keys())
-
-
-def test_the_longest_wait_grows_to_its_bound() -> None:
-    retry = RetrySettings(retry_min_s=1, retry_factor=2, retry_max_s=10)
-    assert [longest_wait_s(retry, n) for n in (0, 1, 2, 4, 5, 10**6)] == [1, 1, 2, 8, 10, 10]

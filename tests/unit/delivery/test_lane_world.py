@@ -95,8 +95,12 @@ class WorldMachine(ActingMachine):
         key, revision = self.rows[seq - 1]
         made = row(seq, ordering_key=key, revision=revision, settled=self.is_settled(seq), payload=False)
         made.parked = seq in self.parked
-        made.attempts = 1
+        if seq % 2:
+            made.attempts, made.last_attempt_time = 1, row_time(seq)
         return made
+
+    def resume(self, tried: OutboxRow) -> float:
+        return self.now + tried.seq % 3
 
     def hold(self, lane: Lane) -> None:
         """Tell a lane what is on record aside, as the store does: of each key the first.
@@ -142,7 +146,7 @@ class WorldMachine(ActingMachine):
         if lane is self.owner:
             self.read_cold(lane)
         if lane.needs_reload and choose([True, False]):
-            lane.configure({number: self.modes[number] for number in range(1, self.revision + 1)})
+            lane.configure({number: self.modes[number] for number in range(1, self.revision + 1)}, self.resume)
         for want in lane.wants_payloads(self.now):
             lane.attach(want, payload_of(want))
         for _ in range(choose([1, 3])):

@@ -12,15 +12,21 @@ from dispatcher.delivery.retry import (
     Exhausted,
     ExhaustedReason,
     Retry,
-    RetryDefaults,
-    RetryPolicy,
-    backoff_bound_s,
     next_step,
     parse_retry_after,
-    resolve,
+    rest_s,
+    wait_s,
 )
-from dispatcher.model import OrderingMode, Outcome
-from dispatcher.policy import ExponentialBackoff, RetryOverrides, RetrySchedule
+from dispatcher.model import Outcome
+from dispatcher.policy import (
+    ExponentialBackoff,
+    RetryDefaults,
+    RetryOverrides,
+    RetryPolicy,
+    RetrySchedule,
+    resolve,
+    wait_bound_s,
+)
 
 BACKOFF = ExponentialBackoff(1, 100, 2)
 POLICY = RetryPolicy(BACKOFF, attempts_max=10, age_max_s=1000)
@@ -52,13 +58,13 @@ def step(
 
 
 def test_waits_grow_by_the_factor_up_to_their_bound_and_chance_shortens_them() -> None:
-    assert [backoff_bound_s(BACKOFF, number) for number in (1, 2, 3, 7, 8, 9)] == [1, 2, 4, 64, 100, 100]
+    assert [wait_bound_s(BACKOFF, number) for number in (1, 2, 3, 7, 8, 9)] == [1, 2, 4, 64, 100, 100]
     assert step(attempt_number=3, draw=0.5) == Retry(2)
     assert step(attempt_number=3, draw=0) == Retry(0)
 
 
 def test_a_power_beyond_all_numbers_is_the_longest_wait() -> None:
-    assert backoff_bound_s(ExponentialBackoff(1, 100, 10), 999) == 100
+    assert wait_bound_s(ExponentialBackoff(1, 100, 10), 999) == 100
 
 
 def test_the_last_attempt_is_followed_by_the_end() -> None:
@@ -112,17 +118,31 @@ DEFAULTS = RetryDefaults(SCHEDULE, BACKOFF, attempts_max=50, age_max_s=500)
 def test_the_endpoint_speaks_before_the_tenant_and_the_tenant_before_the_service() -> None:
     tenant = RetryOverrides(backoff=RetrySchedule((1,)), attempts_max=7, final_status_codes=frozenset({400}))
     endpoint = RetryOverrides(age_max_s=9)
-    mode = OrderingMode.ORDERED
-    assert resolve(DEFAULTS, tenant, endpoint, mode) == RetryPolicy(RetrySchedule((1,)), 7, 9, frozenset({400}))
+    policy = RetryPolicy(RetrySchedule((1,)), 7, 9, frozenset({400}))
+    assert resolve(DEFAULTS, tenant, endpoint, others_wait=True) == policy
     own = RetryOverrides(ExponentialBackoff(2, 3, 1), attempts_max=1, final_status_codes=frozenset())
-    assert resolve(DEFAULTS, tenant, own, mode) == RetryPolicy(ExponentialBackoff(2, 3, 1), 1, 500)
+    assert resolve(DEFAULTS, tenant, own, others_wait=True) == RetryPolicy(ExponentialBackoff(2, 3, 1), 1, 500)
 
 
 def test_unordered_endpoints_follow_the_schedule_and_the_others_wait_shortly() -> None:
     nothing = RetryOverrides()
-    assert resolve(DEFAULTS, nothing, nothing, OrderingMode.UNORDERED) == RetryPolicy(SCHEDULE, 4, 500)
-    for mode in (OrderingMode.ORDERED, OrderingMode.ORDERED_BY_KEY):
-        assert resolve(DEFAULTS, nothing, nothing, mode) == RetryPolicy(BACKOFF, 50, 500)
+    assert resolve(DEFAULTS, nothing, nothing, others_wait=False) == RetryPolicy(SCHEDULE, 4, 500)
+    assert resolve(DEFAULTS, nothing, nothing, others_wait=True) == RetryPolicy(BACKOFF, 50, 500)
+
+
+def test_after_a_restart_what_is_left_of_the_wait_is_waited_for() -> None:
+    policy = RetryPolicy(SCHEDULE, attempts_max=4, age_max_s=1000)
+    assert rest_s(policy, attempt_number=2, since_s=100, age_s=200, draw=0) == 200
+    assert rest_s(policy, attempt_number=2, since_s=400, age_s=500, draw=0) == 0
+    assert rest_s(policy, attempt_number=2, since_s=-50, age_s=200, draw=0) == 300  # the former owner's clock is ahead
+    assert rest_s(policy, attempt_number=2, since_s=0, age_s=900, draw=0) == 100  # no longer than its age allows
+    assert rest_s(policy, attempt_number=2, since_s=0, age_s=2000, draw=0) == 0
+
+
+@given(st.integers(1, 2000), st.floats(0, 1, exclude_max=True))
+def test_a_wait_keeps_to_its_bound(attempt_number: int, draw: float) -> None:
+    for backoff in (BACKOFF, SCHEDULE):
+        assert wait_s(backoff, attempt_number, draw) <= wait_bound_s(backoff, attempt_number) * 1.1
 
 
 @given(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import assert_never
 
 from webhooks.v1 import delivery_pb2
@@ -10,8 +10,8 @@ from webhooks.v1 import delivery_pb2
 from dispatcher.api.convert.attempts import attempt_message, delivery_name
 from dispatcher.api.convert.times import duration, timestamp
 from dispatcher.api.convert.troubles import add_troubles
-from dispatcher.config.groups import RetrySettings
-from dispatcher.model import DeliveryState, EndpointState
+from dispatcher.model import DeliveryState, EndpointState, OrderingMode, TenantState
+from dispatcher.policy import RetryDefaults, resolve, wait_bound_s
 from dispatcher.store.deliveries import Delivery, RecordedDecision
 from dispatcher.store.endpoint_status import EndpointStatus
 
@@ -61,7 +61,7 @@ def decision_message(decision: RecordedDecision) -> delivery_pb2.DeliveryDecisio
     )
 
 
-def status_message(tenant: str, status: EndpointStatus, retry: RetrySettings) -> delivery_pb2.EndpointStatus:
+def status_message(tenant: str, status: EndpointStatus, retry: RetryDefaults) -> delivery_pb2.EndpointStatus:
     """How far an endpoint has come and what it waits for."""
     message = delivery_pb2.EndpointStatus(
         name=f"tenants/{tenant}/endpoints/{status.endpoint.name}/status",
@@ -74,32 +74,38 @@ def status_message(tenant: str, status: EndpointStatus, retry: RetrySettings) ->
         message.oldest_pending_time.CopyFrom(timestamp(oldest))
         message.oldest_pending_age.CopyFrom(duration(max(0.0, (status.now - oldest).total_seconds())))
     if status.blocked_by is not None:
-        is_active = status.endpoint.state is EndpointState.ACTIVE and status.endpoint.delete_time is None
-        message.blocked_by.CopyFrom(_blocking(tenant, status.blocked_by, retry, is_active=is_active))
+        message.blocked_by.CopyFrom(_blocking(tenant, status.blocked_by, next_attempt_time(status, retry)))
     add_troubles(message, tenant, status.endpoint, status.troubles)
     return message
 
 
-def _blocking(
-    tenant: str, delivery: Delivery, retry: RetrySettings, *, is_active: bool
-) -> delivery_pb2.BlockingDelivery:
+def _blocking(tenant: str, delivery: Delivery, due: datetime | None) -> delivery_pb2.BlockingDelivery:
     message = delivery_pb2.BlockingDelivery(
         delivery=delivery_name(tenant, delivery.endpoint_name, delivery.seq),
         event=f"tenants/{tenant}/events/{delivery.event_id}",
         attempt_count=delivery.attempt_count,
     )
-    last = delivery.last_attempt
-    if last is None:
-        return message
-    message.last_attempt.CopyFrom(attempt_message(tenant, delivery.endpoint_name, last))
-    if is_active:
-        due = last.start_time + timedelta(seconds=last.duration_s + longest_wait_s(retry, last.number))
+    if delivery.last_attempt is not None:
+        message.last_attempt.CopyFrom(attempt_message(tenant, delivery.endpoint_name, delivery.last_attempt))
+    if due is not None:
         message.next_attempt_time.CopyFrom(timestamp(due))
     return message
 
 
-def longest_wait_s(retry: RetrySettings, attempts: int) -> float:
-    """The bound of the random wait after so many attempts: min x factor^(n-1), at most max."""
-    # The exponent is bounded so that no float overflows; 64 doublings exceed every `retry_max_s`.
-    growth = retry.retry_factor ** min(max(attempts - 1, 0), 64)
-    return float(min(retry.retry_max_s, retry.retry_min_s * growth))
+def next_attempt_time(status: EndpointStatus, retry: RetryDefaults) -> datetime | None:
+    """When the delivery that blocks is tried again at the latest; None where that takes an operator."""
+    endpoint, troubles, delivery = status.endpoint, status.troubles, status.blocked_by
+    if delivery is None or delivery.last_attempt is None:
+        return None
+    is_held = endpoint.state is not EndpointState.ACTIVE or troubles.tenant_state is not TenantState.ACTIVE
+    if is_held or endpoint.delete_time is not None or (troubles.halt is not None and troubles.halt.seq == delivery.seq):
+        return None
+    others_wait = endpoint.settings.ordering_mode is not OrderingMode.UNORDERED
+    policy = resolve(retry, troubles.tenant_retry, endpoint.settings.retry, others_wait=others_wait)
+    last = delivery.last_attempt
+    wait = timedelta(seconds=last.duration_s + wait_bound_s(policy.backoff, last.number))
+    due = status.blocked_due or last.start_time + wait
+    # Where all URLs have a circuit that is not closed, the first probe comes before anything else.
+    probes = [datetime.fromisoformat(circuit["probe_time"]) for circuit in troubles.circuits]
+    all_open = len(probes) == 1 + len(endpoint.settings.fallback_urls)
+    return max(due, min(probes)) if all_open else due
