@@ -30,6 +30,7 @@ DEFAULTS: Mapping[str, str] = {
     # An injected failure shall be seen to be retried, not wait for seconds.
     "retry_min_s": "0.1",
     "retry_max_s": "10",
+    "retry_schedule_s": "0.1,0.5,2,10,60,300,1800,7200",
     # A run that was killed leaves its leases behind; the next one shall not wait long for them.
     "lease_ttl_s": "3",
     "heartbeat_ttl_s": "3",

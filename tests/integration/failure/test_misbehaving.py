@@ -123,6 +123,26 @@ async def test_a_schedule_of_the_tenant_holds_unless_the_endpoint_has_its_own(da
     assert len(receiver.requests) == 5
 
 
+async def test_age_counts_from_a_deliverys_own_first_attempt(database: TestDatabase) -> None:
+    """What waited behind a head that was given up has its whole time: it was never tried."""
+    async with Receiver() as receiver, running_service(database.dsn) as service:
+        await service.tenant()
+        await service.endpoint(
+            "a",
+            receiver.url("a"),
+            circuit_breaker={"off": True},
+            retry_policy={"max_age": {"seconds": 1, "nanos": 500_000_000}},
+        )
+        receiver.on("a", lambda request: Answer(500 if request.event_id == "one" else 204))
+        await service.publish("one", "two")
+        await receiver.wait_for(lambda: len(receiver.accepted("a")) == 1)
+        (row,) = await service.database.fetch("SELECT seq, reason, time FROM decision")
+        first = (await service.until_attempts("a", 1, 1))[0].start_time.ToDatetime(tzinfo=UTC)
+    assert (row["seq"], row["reason"]) == (1, "AGE_EXCEEDED")
+    assert row["time"] - first >= timedelta(seconds=1.5)
+    assert [r.event_id for r in receiver.accepted("a")] == ["two"]
+
+
 async def test_a_takeover_ends_no_back_off(database: TestDatabase) -> None:
     hourly = {"schedule": {"waits": [{"seconds": 3600}] * 3}}
     async with Receiver() as receiver:
