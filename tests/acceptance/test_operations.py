@@ -42,10 +42,10 @@ async def served(database: TestDatabase, tmp_path: Path) -> AsyncIterator[Served
         yield one
 
 
-async def run_page(name: str, served: Served, exchanged: Mapping[str, str] | None = None) -> str:
+async def run_page(name: str, served: Served, exchanged: Mapping[str, str] | None = None, page: str = PAGE) -> str:
     """A block of the page against `served`, in a thread: the receiver is on this loop."""
     ports = {"50051": served.grpc_port, "50052": served.admin_port, "8080": served.ops_port}
-    block = commands(name, PAGE)
+    block = commands(name, page)
     addresses = {f"127.0.0.1:{old}": f"127.0.0.1:{new}" for old, new in ports.items() if f":{old}" in block}
     return await asyncio.to_thread(run_commands, block, addresses | dict(exchanged or {}))
 
@@ -73,6 +73,9 @@ async def test_the_commands_of_the_page_tell_and_do_what_it_says(served: Served)
     for expected in ("ATTEMPT_OUTCOME_CONNECTION_FAILED", '"backlogCount": "1"', '"latency"', '"leases/255"'):
         assert expected in stuck
     assert '"STATE_RETIRING"' in await run_page("rotate", served)
+    changed = await run_page("failing", served, page="README.md")
+    for expected in ('"EXHAUSTION_POLICY_HALT"', '"fallbackUrls"', '"maxAge": "86400s"', '"burst": 50'):
+        assert expected in changed
     held = await run_page("hold", served)
     assert held.index('"STATE_PAUSED"') < held.index('"stateReason": "INC-17"') < held.rindex('"STATE_ACTIVE"')
     assert '"STATE_ACTIVE"' in await run_page("enable", served)

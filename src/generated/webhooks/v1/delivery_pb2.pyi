@@ -425,8 +425,9 @@ class BlockingDelivery(_message.Message):
 
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
-        """When the next attempt is due at the latest by the service's own policy of retries; a receiver's `retry-after` may
-        put it off. Not set where the endpoint is not ACTIVE.
+        """When the next attempt is due at the latest, by the retry policy that holds for the endpoint and by its circuits; a
+        receiver's `retry-after`, a rate or others that are due may put it off. Not set where nothing is sent without an
+        operator: the endpoint or its tenant is not ACTIVE, or is halted at this delivery.
         """
 
     def __init__(

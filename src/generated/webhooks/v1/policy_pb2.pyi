@@ -80,7 +80,7 @@ class RetryPolicy(_message.Message):
     @_builtins.property
     def final_status_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The HTTP status codes (400 to 599) after which there is no further attempt: at most 32. 410 is not among them: it
-        disables the endpoint.
+        disables the endpoint (from a fallback URL it is a failure like any other).
         """
 
     def __init__(
