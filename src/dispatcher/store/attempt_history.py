@@ -19,6 +19,7 @@ from dispatcher.store.deliveries import (
     attempt_from_row,
     delivery_not_found,
     event_id_of,
+    event_times,
     find,
     resolve_scope,
 )
@@ -66,6 +67,21 @@ SCAN_TENANT = """
     WHERE tenant_id = $1 AND (endpoint_id, seq, epoch, number, time) < ($2, $3, $4, $5, $6) AND seq >= $7
       AND time >= $8 AND time < $9
     ORDER BY endpoint_id DESC, seq DESC, epoch DESC, number DESC, time DESC LIMIT $10"""
+# By the deliveries of one event, which its publication times lead to ($19); $20: of all endpoints.
+SCAN_EVENT = """
+    SELECT a.tenant_id, a.endpoint_id, a.seq, a.epoch, a.number, a.time, a.event_id, a.duration_us, a.outcome,
+           a.status_code, a.error, a.response_excerpt, a.url_index
+    FROM outbox o
+    CROSS JOIN LATERAL (
+        SELECT * FROM attempt a
+        WHERE a.tenant_id = o.tenant_id AND a.endpoint_id = o.endpoint_id AND a.seq = o.seq AND a.event_id = o.event_id
+          AND (a.endpoint_id, a.seq, a.epoch, a.number, a.time) < ($2, $3, $4, $5, $6) AND a.seq >= $7
+          AND a.time >= o.time - interval '1 hour' AND a.time >= $8 AND a.time < $9
+        ORDER BY a.epoch DESC, a.number DESC, a.time DESC LIMIT $10
+    ) a
+    WHERE o.tenant_id = $1 AND o.time = ANY ($19::timestamptz[]) AND o.event_id = $17
+      AND ($20::boolean OR o.endpoint_id = $2)
+    ORDER BY a.endpoint_id DESC, a.seq DESC, a.epoch DESC, a.number DESC, a.time DESC LIMIT $10"""
 LIST = """
 WITH scanned AS MATERIALIZED ({scan}
 )
@@ -92,6 +108,7 @@ LEFT JOIN (
 ORDER BY p.endpoint_id DESC, p.seq DESC, p.epoch DESC, p.number DESC, p.start_time DESC"""
 LIST_OF_ENDPOINT = LIST.replace("{scan}", SCAN_ENDPOINT)
 LIST_OF_TENANT = LIST.replace("{scan}", SCAN_TENANT)
+LIST_OF_EVENT = LIST.replace("{scan}", SCAN_EVENT)
 # Failures have an index of their own, so that few among many successes are found at once.
 ONLY_FAILED = ("AND seq >= $7", "AND seq >= $7 AND outcome <> 1")
 FAILED_OF_ENDPOINT = LIST.replace("{scan}", SCAN_ENDPOINT.replace(*ONLY_FAILED))
@@ -102,28 +119,32 @@ async def list_page(
     db: Database, tenant: str, endpoint: str | None, seq: int | None, request: PageRequest
 ) -> Page[ListedAttempt]:
     """Attempts of one delivery, of an endpoint (`seq` None), or of a tenant (`endpoint` None, too: then the filter must
-    hold a `start_time` range of at most 24 h).
+    name an `event` or hold a `start_time` range of at most 24 h).
 
     Filter: `outcome`, `status_code`, `event`, `event_type`, `start_time`. A page may be short or empty and still
     have a next one. Errors: NotFoundError, InvalidRequestError.
     """
     query = ("attempts", tenant, endpoint or "-", "-" if seq is None else str(seq), request.filter)
     wanted = filters.parse(request.filter, FILTER_RULES)
-    window = any_window(wanted, "start_time") if endpoint is not None else bounded_window(wanted, "start_time")
+    event_id = event_id_of(wanted, tenant)
+    is_narrow = endpoint is not None or event_id is not None
+    window = any_window(wanted, "start_time") if is_narrow else bounded_window(wanted, "start_time")
     if window is None:
-        raise bad_filter("must hold a 'start_time' range of at most 24 h where the parent is endpoints/-/deliveries/-")
+        raise bad_filter(
+            "must name an 'event' or a 'start_time' range of at most 24 h where the parent is endpoints/-/deliveries/-"
+        )
     after = decode_token(query, request.token, (UUID, int, int, int, datetime))
     scope = await resolve_scope(db, tenant, endpoint)
     await _check_delivery(db, scope, tenant, endpoint, seq)
     scan_rows = SCAN_ROWS_MAX if wanted.text("event_type") is None else TYPE_SCAN_ROWS_MAX
-    rows = await db.fetch(
-        _statement(scope, wanted),
+    arguments = (
         *_arguments(scope, seq, after, window, wanted, scan_rows),
         request.size + 1,
         _status_code(wanted),
-        event_id_of(wanted, tenant),
+        event_id,
         wanted.text("event_type"),
     )
+    rows = await _list(db, scope, wanted, event_id, arguments)
     found = [row for row in rows if row["seq"] is not None]
     end: Position | None = None
     if len(found) > request.size:
@@ -132,6 +153,15 @@ async def list_page(
         end = _position(rows[0], "scan_")
     items = tuple(ListedAttempt(row["endpoint_name"], attempt_from_row(row)) for row in found[: request.size])
     return Page(items, encode_token(query, end) if end else "")
+
+
+async def _list(
+    db: Database, scope: Scope, wanted: Filter, event_id: str | None, arguments: tuple[Any, ...]
+) -> list[asyncpg.Record]:
+    if event_id is None:
+        return await db.fetch(_statement(scope, wanted), *arguments)
+    times = await event_times(db, scope.tenant_id, event_id)
+    return await db.fetch(LIST_OF_EVENT, *arguments, times, scope.endpoint_id is None)
 
 
 async def _check_delivery(db: Database, scope: Scope, tenant: str, endpoint: str | None, seq: int | None) -> None:

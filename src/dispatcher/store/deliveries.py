@@ -255,6 +255,11 @@ SELECT_EVENT_TIMES = """
 SELECT time FROM event WHERE tenant_id = $1 AND event_id = $2 ORDER BY time DESC LIMIT $3"""
 
 
+async def event_times(db: Database, tenant_id: UUID, event_id: str) -> list[datetime]:
+    """When an event was published, the newest time first: its deliveries have the same times."""
+    return [row["time"] for row in await db.fetch(SELECT_EVENT_TIMES, tenant_id, event_id, EVENT_TIMES_MAX)]
+
+
 async def _list(
     db: Database, scope: Scope, event_id: str | None, arguments: tuple[Any, ...], status_code: int | None = None
 ) -> list[asyncpg.Record]:
@@ -264,8 +269,8 @@ async def _list(
         return await db.fetch(
             LIST_OF_TENANT if is_all else LIST_OF_ENDPOINT, *arguments, None, is_all, None, status_code
         )
-    times = await db.fetch(SELECT_EVENT_TIMES, scope.tenant_id, event_id, EVENT_TIMES_MAX)
-    return await db.fetch(LIST_OF_EVENT, *arguments, event_id, is_all, [row["time"] for row in times], status_code)
+    times = await event_times(db, scope.tenant_id, event_id)
+    return await db.fetch(LIST_OF_EVENT, *arguments, event_id, is_all, times, status_code)
 
 
 def _position(row: asyncpg.Record, prefix: str) -> Position:

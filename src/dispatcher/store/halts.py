@@ -81,9 +81,10 @@ class StoredHalt:
 # A success, however late, leaves no gap: it ends the halt.
 LOAD_HALTS = """
 SELECT h.tenant_id, h.endpoint_id, h.seq, h.event_id, h.event_time, h.type, h.ordering_key, h.ordering_mode, h.time,
-       EXISTS (SELECT FROM decision d WHERE d.tenant_id = h.tenant_id AND d.endpoint_id = h.endpoint_id
-                 AND d.seq = h.seq AND d.event_id = h.event_id) AS settled
+       d.seq IS NOT NULL AS settled
 FROM halt h
+LEFT JOIN decision d ON d.tenant_id = h.tenant_id AND d.endpoint_id = h.endpoint_id AND d.seq = h.seq
+                    AND d.event_id = h.event_id
 WHERE h.tenant_id = $1 AND h.endpoint_id = $2 AND NOT EXISTS (
     SELECT FROM attempt a
     WHERE a.tenant_id = h.tenant_id AND a.endpoint_id = h.endpoint_id AND a.seq = h.seq AND a.event_id = h.event_id

@@ -11,7 +11,20 @@ import asyncpg
 import orjson
 import pytest
 
-from dispatcher.store import backlog, decisions, partitions, runtime, upkeep
+from dispatcher.store import (
+    appending,
+    backlog,
+    dead_letters,
+    decisions,
+    delivery_commands,
+    endpoint_troubles,
+    halts,
+    parked,
+    partitions,
+    replay_sources,
+    runtime,
+    upkeep,
+)
 from dispatcher.store.database import Database
 from dispatcher.store.fence import guard_plan
 from dispatcher.store.partitions import Partition
@@ -20,7 +33,7 @@ from tests.support.backlog import SETTINGS
 DAYS = 6
 ENDPOINTS = 40
 ROWS_PER_DAY = 50
-PARTITIONED = ("outbox_p", "event_p", "attempt_p", "decision", "dead_letter", "cursor", "endpoint")
+PARTITIONED = ("outbox_p", "event_p", "attempt_p", "decision", "dead_letter", "cursor", "endpoint", "parked", "halt")
 
 FILL = """
 WITH endpoints AS (
@@ -77,6 +90,35 @@ def statements(
     letters = [tenants, three, [1, 1, 1], ["e-1-1"] * 3, [last_day] * 3, ["t"] * 3, [None] * 3, [1] * 3]
     yield "letters", decisions.INSERT_DEAD_LETTERS, [*letters, [None] * 3, [None] * 3, [None] * 3]
     yield "letter payloads", decisions.INSERT_PAYLOADS, [tenants, ["e-1-1"] * 3, [last_day] * 3]
+    yield "own payloads", decisions.KEEP_OWN, [tenants, three, [1, 1, 1], ["e-1-1"] * 3, [last_day] * 3]
+    yield from statements_of_failure(tenant_id, three[0], start)
+
+
+def statements_of_failure(
+    tenant_id: uuid.UUID, endpoint_id: uuid.UUID, start: datetime
+) -> Iterator[tuple[str, str, list[Any]]]:
+    one, last_day, end = [tenant_id, endpoint_id], start + timedelta(days=DAYS - 1), start + timedelta(days=DAYS)
+    yield "halts", halts.LOAD_HALTS, one
+    yield "halted", halts.SELECT_HALTED, [*one, 7]
+    yield "parked", parked.LOAD_ALL, [*one, 1000]
+    yield "parked heads", parked.LOAD_HEADS, one
+    yield "parked of a key", parked.LOAD_COLD, [*one, "k", 7, 64]
+    yield "parked before", parked.ENDPOINTS_BEFORE, [last_day, 100]
+    yield "parked, old", parked.LOAD_OLDER, [*one, last_day, 100]
+    yield "status: parked", endpoint_troubles.SELECT_PARKED, [*one, 1000]
+    yield "status: halts", endpoint_troubles.SELECT_HALTS, one
+    yield "status: waiting", endpoint_troubles.SELECT_WAITING, [*one, 7, True, None, 1000]
+    yield "status: health", endpoint_troubles.SELECT_HEALTH, one
+    yield "is settled", delivery_commands.IS_SETTLED, [*one, 7, "e-1-7"]
+    yield "skip parked", decisions.SKIP_PARKED, [*one, 100, 2, "r", "a"]
+    yield "replay", replay_sources.SCAN_OUTBOX, [*one, 0, 300, start, end, 1000]
+    yield "replay events", replay_sources.FETCH_EVENTS, [tenant_id, ["e-1-1"], [last_day], [1]]
+    yield "backfill: had", replay_sources.HAS_ALREADY, [*one, last_day, end, ["e-5-1"]]
+    letters = [*one, 0, 300, None, None, None, start, end, 100]
+    yield "redrive", replay_sources.SCAN_LETTERS, letters
+    yield "append", appending.HIGHEST, one
+    yield "closed letters", dead_letters.REMOVE_CLOSED, [86_400, 100]
+    yield "payloads gone", dead_letters.DELETE_PAYLOADS, [[tenant_id], ["e-1-1"]]
 
 
 async def explain(connection: asyncpg.Connection, sql: str, arguments: list[Any], *, analyze: bool) -> list[dict]:
@@ -187,3 +229,20 @@ async def test_facts_are_looked_up_once_per_endpoint_and_partition(
 
 def is_probe(node: dict, table: str) -> bool:
     return node.get("Relation Name", "").startswith(table) and "Index Cond" in node
+
+
+async def test_the_happy_path_pays_for_no_index_that_only_lists_need(connection: asyncpg.Connection) -> None:
+    """Every index of the tables that each event writes, with who needs it: a new one has to answer for itself."""
+    rows = await connection.fetch(
+        "SELECT tablename, indexdef FROM pg_indexes WHERE tablename IN ('event', 'outbox', 'attempt')"
+    )
+    found = {(row["tablename"], row["indexdef"].partition(" USING ")[2]) for row in rows}
+    assert found == {
+        ("event", 'btree (tenant_id, event_id, "time")'),  # payloads
+        ("event", "brin (\"time\") WITH (pages_per_range='32', autosummarize='on')"),  # backfills; a page per 32
+        ("outbox", 'btree (tenant_id, endpoint_id, seq, "time")'),  # delivery
+        ("outbox", "brin (\"time\") WITH (pages_per_range='32', autosummarize='on')"),  # the sweep
+        ("attempt", 'btree (tenant_id, endpoint_id, seq, epoch, number, "time")'),  # takeovers
+        # A success is not in it.
+        ("attempt", 'btree (tenant_id, endpoint_id, seq, epoch, number, "time") WHERE (outcome <> 1)'),
+    }

@@ -10,7 +10,7 @@ import pytest
 
 from dispatcher.errors import InvalidRequestError, NotFoundError
 from dispatcher.model import DeliveryState, EndpointKey, Outcome
-from dispatcher.store import attempt_history, deliveries, endpoint_deletion, endpoint_status, events
+from dispatcher.store import attempt_history, dead_letters, deliveries, endpoint_deletion, endpoint_status, events
 from dispatcher.store.database import Database
 from dispatcher.store.paging import SCAN_ROWS_MAX, PageRequest
 from tests.support.configured import (
@@ -292,13 +292,24 @@ async def test_history_of_a_deleted_endpoint_can_be_read(db: Database) -> None:
     assert (await endpoint_status.read(db, "acme", "billing")).backlog_count == 1
 
 
+FAILURES = 20
+"""Of each endpoint, by FILL."""
 FILL = """
 WITH r AS (
     SELECT e.tenant_id, e.endpoint_id, g AS seq, clock_timestamp() - interval '20 minutes' + g * interval '1 ms' AS time
     FROM endpoint e CROSS JOIN generate_series(1, 20000) g
 ), a AS (
     INSERT INTO attempt
-    SELECT tenant_id, endpoint_id, seq, 1, 1, time, 'e' || seq, 100, 1, 200, NULL, NULL FROM r WHERE seq < 19000
+    SELECT tenant_id, endpoint_id, seq, 1, 1, time, 'e' || seq, 100, 1, 200, NULL, NULL::bytea FROM r WHERE seq < 19000
+    UNION ALL
+    SELECT tenant_id, endpoint_id, seq, 1, 0, time, 'e' || seq, 100, 2, 503, NULL, NULL FROM r WHERE seq % 1000 = 0
+), d AS (
+    INSERT INTO decision
+    SELECT tenant_id, endpoint_id, seq, 1, 'e' || seq, 'EXPIRED', 'x', time FROM r WHERE seq > 19900
+), l AS (
+    INSERT INTO dead_letter
+    SELECT tenant_id, endpoint_id, seq, 'e' || seq, time, 'a', NULL, 'x/y', 1 FROM r
+    WHERE seq > 19900
 ), v AS (
     INSERT INTO event
     SELECT tenant_id, 'e' || seq, time, 'a', NULL, 'x/y', '', NULL, NULL, NULL, NULL, NULL
@@ -315,7 +326,7 @@ async def test_no_read_scans_a_partition(db: Database) -> None:
         await make_endpoint(db, name)
     await db.execute(FILL)
     await db.execute("UPDATE cursor SET seq = 18500, time = clock_timestamp() - interval '1 hour'")
-    for table in ("outbox", "event", "attempt", "endpoint", "cursor", "decision"):
+    for table in ("outbox", "event", "attempt", "endpoint", "cursor", "decision", "dead_letter"):
         await db.execute(f"VACUUM ANALYZE {table}")
     spy = SpyDatabase(db)
     page = PageRequest(50)
@@ -331,14 +342,44 @@ async def test_no_read_scans_a_partition(db: Database) -> None:
     await attempt_history.list_page(spy, "acme", "e1", 77, page)
     await attempt_history.list_page(spy, "acme", "e1", None, page)
     await attempt_history.list_page(spy, "acme", None, None, PageRequest(filter=day.replace("create", "start")))
+    one = "event = 'tenants/acme/events/e77'"
+    for text in ("last_status_code = 503", "event_type = a AND ordering_key = k", f"{one} AND state = PENDING"):
+        await deliveries.list_page(spy, "acme", "e1", PageRequest(filter=text))
+    for text in ("status_code = 200", "event_type = b", one):
+        await attempt_history.list_page(spy, "acme", "e1", None, PageRequest(filter=text))
+    assert (await attempt_history.list_page(spy, "acme", None, None, PageRequest(filter=one))).items
+    await dead_letters.list_page(spy, "acme", "e1", PageRequest(filter="state = OPEN AND event_type = a"))
+    await dead_letters.list_page(spy, "acme", None, PageRequest(filter="reason = EXPIRED"))
+    await dead_letters.get(spy, "acme", "e1", 19901)
     status = await endpoint_status.read(spy, "acme", "e1")
-    assert status.backlog_count == 1001
+    assert status.backlog_count == 901
     assert len(spy.plans) > 15
     for sql, plan in spy.plans:
         scans = re.findall(r"Seq Scan on (?:outbox|event|attempt)_p\S+", plan)
         # What a scan never starts costs nothing, and an empty partition has no better plan.
         assert not [scan for scan in scans if not _is_idle(scan, plan)], f"{sql}\n{plan}"
         assert _rows_read(plan) <= 3 * SCAN_ROWS_MAX, f"{sql}\n{plan}"
+
+
+async def test_a_list_of_failures_reads_the_failures_alone(db: Database) -> None:
+    """Few among many successes; the index that leads to them holds no success."""
+    await make_tenant(db)
+    await make_endpoint(db, "e1")
+    await db.execute(FILL)
+    for table in ("outbox", "attempt", "endpoint"):
+        await db.execute(f"VACUUM ANALYZE {table}")
+    indexes = "SELECT c.relname, c.reltuples FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+    of_failures = await db.fetch(f"{indexes} WHERE i.inhparent = 'attempt_failure'::regclass")
+    assert sum(max(0, row["reltuples"]) for row in of_failures) == FAILURES
+    spy = SpyDatabase(db)
+    day = f"start_time >= {today(1)}"
+    for text in ("outcome != SUCCEEDED", "outcome = HTTP_ERROR", "status_code = 503"):
+        for endpoint, filter_ in (("e1", text), (None, f"{text} AND {day}")):
+            page = await attempt_history.list_page(spy, "acme", endpoint, None, PageRequest(filter=filter_))
+            assert len(page.items) == FAILURES
+            sql, plan = spy.plans[-1]
+            assert any(row["relname"] in plan for row in of_failures), f"{sql}\n{plan}"
+            assert _rows_read(plan) <= 2 * FAILURES, f"{sql}\n{plan}"
 
 
 def _is_idle(scan: str, plan: str) -> bool:

@@ -656,9 +656,9 @@ class ListAttemptsRequest(_message.Message):
     """`next_page_token` of the page before, with the same parent and filter. Empty: the first page."""
     filter: _builtins.str
     """An AIP-160 subset: comparisons joined by `AND`. Fields: `outcome` with `=` and `!=`, `status_code`, `event_type` and
-    `event` (its name) with `=`, `start_time` with `>=` and `<`. With the parent `endpoints/-/deliveries/-` a
-    `start_time` range of at most 24 h is required. Example: `outcome != SUCCEEDED AND status_code = 503`. Empty: all of
-    the delivery or endpoint.
+    `event` (its name) with `=`, `start_time` with `>=` and `<`. With the parent `endpoints/-/deliveries/-` either
+    `event` or a `start_time` range of at most 24 h is required. Example: `outcome != SUCCEEDED AND status_code = 503`.
+    Empty: all of the delivery or endpoint.
     """
     def __init__(
         self,
