@@ -43,4 +43,5 @@ def to_seconds(value: Duration) -> float | None:
         return None
     if value.seconds * value.nanos < 0:
         return None
-    return float(value.seconds + value.nanos / 1e9)
+    # One division of integers is rounded once: 1.852 s come back as 1.852.
+    return (value.seconds * 1_000_000_000 + value.nanos) / 1_000_000_000
