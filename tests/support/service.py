@@ -38,6 +38,7 @@ class Service:
     """A running node, and stubs on its port."""
 
     node: Node
+    port: int
     channel: grpc.aio.Channel
     tenants: Any = field(init=False)
     endpoints: Any = field(init=False)
@@ -135,4 +136,4 @@ async def running_service(dsn: str, **variables: str) -> AsyncIterator[Service]:
         channel_to(api.port) as channel,
     ):
         node.core.health.started()
-        yield Service(node, channel)
+        yield Service(node, api.port, channel)

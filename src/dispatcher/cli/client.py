@@ -16,10 +16,12 @@ import grpc
 import grpc.aio
 from google.protobuf import descriptor_pool, json_format, message_factory
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from webhooks.v1 import dead_letter_pb2 as _dead_letter
 from webhooks.v1 import delivery_pb2 as _delivery
 from webhooks.v1 import endpoint_pb2 as _endpoint
 from webhooks.v1 import event_pb2, publisher_pb2, publisher_pb2_grpc
 from webhooks.v1 import event_type_pb2 as _event_type
+from webhooks.v1 import replay_pb2 as _replay
 from webhooks.v1 import tenant_pb2 as _tenant
 
 from dispatcher.cli.failure import CliError, UsageError
@@ -27,7 +29,7 @@ from dispatcher.cli.records import EventRecord
 from dispatcher.cli.status import OK_STATUS, Code, ServiceError, ServiceStatus, Violation
 from dispatcher.cli.window import Answer
 
-SERVICES = (_delivery, _endpoint, _event_type, _tenant)
+SERVICES = (_dead_letter, _delivery, _endpoint, _event_type, _replay, _tenant)
 """Imported so that their methods are found by name."""
 PACKAGE = "webhooks.v1"
 CHANNEL_OPTIONS: list[tuple[str, str | int]] = [

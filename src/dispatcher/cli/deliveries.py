@@ -13,12 +13,13 @@ from dispatcher.cli.arguments import child_name, parent_of
 from dispatcher.cli.failure import UsageError
 from dispatcher.cli.resource import Kind, Page, cell, headed
 
-app = typer.Typer(no_args_is_help=True, help="See what became of events on their way to endpoints.")
+app = typer.Typer(no_args_is_help=True, help="See what became of events on their way to endpoints; retry, skip.")
 
+COLLECTION = "deliveries"
 DELIVERY = Kind(
     noun="Delivery",
     field="delivery",
-    plural="deliveries",
+    plural=COLLECTION,
     service="DeliveryService",
     columns=(
         cell("name"),
@@ -37,6 +38,7 @@ Endpoint = Annotated[
         "--endpoint", "-e", help="An id with --tenant, or a full name. Default: all; then --filter must name an event."
     ),
 ]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="tenants/TENANT/endpoints/ENDPOINT/deliveries/SEQUENCE")]
 ALL = "-"
 
 
@@ -64,16 +66,47 @@ def list_(
     resource.list_resources(DELIVERY, access, page, parent=delivery_parent(endpoint, tenant))
 
 
+def full_name(name: str, collection: str) -> str:
+    """A name as it was given, if it is one of such a collection below an endpoint."""
+    parts = name.split("/")
+    if len(parts) != 6 or parts[::2] != ["tenants", "endpoints", collection]:
+        raise UsageError(f"{name!r} is not a name such as tenants/acme/endpoints/e1/{collection}/17")
+    return name
+
+
 @app.command("get")
 def get(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="tenants/TENANT/endpoints/ENDPOINT/deliveries/SEQUENCE")],
+    name: Name,
     *,
     target: options.Target = None,
     timeout_s: options.Timeout = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Read a delivery with its last attempt."""
-    parts = name.split("/")
-    if len(parts) != 6 or parts[::2] != ["tenants", "endpoints", "deliveries"]:
-        raise UsageError(f"{name!r} is not a name such as tenants/acme/endpoints/e1/deliveries/17")
-    resource.get(DELIVERY, Access(target, timeout_s, as_json), name)
+    resource.get(DELIVERY, Access(target, timeout_s, as_json), full_name(name, COLLECTION))
+
+
+@app.command("skip")
+def skip(
+    name: Name,
+    *,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it stays on record.")],
+    target: options.Target = None,
+    timeout_s: options.Timeout = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Pass over a pending delivery, halted or not; what waits behind it goes on."""
+    access = Access(target, timeout_s, as_json)
+    resource.act(DELIVERY, access, "Skip", full_name(name, COLLECTION), {"reason": reason})
+
+
+@app.command("retry")
+def retry(
+    name: Name,
+    *,
+    target: options.Target = None,
+    timeout_s: options.Timeout = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Try a pending delivery now, halted or not."""
+    resource.act(DELIVERY, Access(target, timeout_s, as_json), "Retry", full_name(name, COLLECTION), {})

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from dispatcher.cli import access as options
+from dispatcher.cli import endpoint_control, resource
 from dispatcher.cli import endpoint_options as given_options
-from dispatcher.cli import resource
 from dispatcher.cli.access import Access
 from dispatcher.cli.arguments import child_name, duration, given, nested, parent_of
 from dispatcher.cli.endpoint_options import EndpointOptions, read_secret
@@ -16,7 +16,9 @@ from dispatcher.cli.failure import CliError
 from dispatcher.cli.output import print_note
 from dispatcher.cli.resource import Kind, Page, cell, headed
 
-app = typer.Typer(no_args_is_help=True, help="Create, list, read, change, delete, test endpoints; rotate their keys.")
+app = typer.Typer(
+    no_args_is_help=True, help="Create, change, test, hold, delete endpoints; rotate keys; see what they wait for."
+)
 
 COLLECTION = "endpoints"
 ENDPOINT = Kind(
@@ -240,6 +242,12 @@ def ping(
     resource.show(access, answer if as_json else _readable(answer), f"Ping to {full_name}")
     if answer.get("outcome") != SUCCEEDED:
         raise CliError(f"the ping to {full_name} was not accepted")
+
+
+app.command("pause")(endpoint_control.pause)
+app.command("resume")(endpoint_control.resume)
+app.command("enable")(endpoint_control.enable)
+app.command("on-failure")(endpoint_control.on_failure)
 
 
 def _readable(answer: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from dispatcher import __version__
-from dispatcher.cli import deliveries, dev, endpoints, event_types, migrate, publish, serve, show_config, tenants
+from dispatcher.cli import (
+    dead_letters,
+    deliveries,
+    dev,
+    endpoints,
+    event_types,
+    migrate,
+    publish,
+    replays,
+    serve,
+    show_config,
+    tenants,
+)
 from dispatcher.cli.failure import CliError, ExitCode, UsageError
 
 SERVICE = "Service"
@@ -39,6 +51,8 @@ app.command("migrate", rich_help_panel=SERVICE)(migrate.migrate)
 app.command("config", rich_help_panel=SERVICE)(show_config.config)
 app.command("publish", rich_help_panel=EVENTS)(publish.publish)
 app.add_typer(deliveries.app, name="deliveries", rich_help_panel=EVENTS)
+app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=EVENTS)
+app.add_typer(replays.app, name="replays", rich_help_panel=EVENTS)
 app.add_typer(tenants.app, name="tenants", rich_help_panel=RESOURCES)
 app.add_typer(endpoints.app, name="endpoints", rich_help_panel=RESOURCES)
 app.add_typer(event_types.app, name="event-types", rich_help_panel=RESOURCES)

@@ -68,6 +68,12 @@ def delete(
         print_note(f"{'Would delete' if validate_only else 'Deleted'} {name}")
 
 
+def act(kind: Kind, access: Access, verb: str, name: str, request: dict[str, Any]) -> None:
+    """Call a method of one resource, such as PauseEndpoint, and print the answer."""
+    answer = access.call(kind.method(verb), {"name": name, **request})
+    show(access, answer, f"{verb}: {name}")
+
+
 def list_resources(
     kind: Kind, access: Access, page: Page, *, parent: str | None = None, method: str | None = None
 ) -> None:

@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from dispatcher.cli import access as options
-from dispatcher.cli import resource
+from dispatcher.cli import resource, tenant_control
 from dispatcher.cli.access import Access
 from dispatcher.cli.arguments import Fields, given, map_field, nested, tenant_name
 from dispatcher.cli.resource import Kind, Page, cell, headed
 
-app = typer.Typer(no_args_is_help=True, help="Create, list, read, change and delete tenants.")
+app = typer.Typer(no_args_is_help=True, help="Create, list, read, change, hold and delete tenants.")
 
 TENANT = Kind(
     noun="Tenant",
@@ -130,3 +130,9 @@ def delete(
     """Delete a tenant that has no endpoints."""
     access = Access(target, timeout_s, as_json)
     resource.delete(TENANT, access, tenant_name(name), etag=etag, validate_only=validate_only)
+
+
+app.command("pause")(tenant_control.pause)
+app.command("resume")(tenant_control.resume)
+app.command("on-failure")(tenant_control.on_failure)
+app.command("quota")(tenant_control.quota)
