@@ -42,8 +42,8 @@ class Expiry:
         lane = self._board.lanes.get(key)
         if lane is not None:
             lane.paused = True  # until it is located anew below
-        if self._sending.is_sending_to(key):
-            return False
+        if self._sending.is_sending_to(key) or (lane is not None and lane.has_unflushed):
+            return False  # what was delivered must not be taken for undelivered
         try:
             is_done = await self._expire_backlog(key, epoch, before) and await self._expire_parked(key, epoch, before)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import datetime
 
 from dispatcher.delivery.held import Held
@@ -147,6 +148,12 @@ class LaneState:
     def unsettled(self) -> int:
         """Deliveries that are not done, as far as they are known here: cold ones are not counted."""
         return self._highest_known - self._acknowledged_through + len(self._held.slots)
+
+    @property
+    def has_unflushed(self) -> bool:
+        """A delivery was answered 2xx, and the database does not know yet. Looks at every slot."""
+        slots = itertools.chain(self._slots.values(), self._held.slots.values())
+        return any(slot.state is ACKNOWLEDGED for slot in slots)
 
     @property
     def has_cold(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -29,6 +29,7 @@ STEP_ROWS_MAX = 100
 """Deliveries appended in one transaction; publishers of the endpoint wait for it."""
 STEPS_MAX = 10
 """Transactions of one replay before the next one has its turn."""
+FIRST = UUID(int=0)
 SELECT_NOW = "SELECT clock_timestamp()"
 
 
@@ -56,6 +57,8 @@ class ReplayRunner:
         self._options = options
         self._clock = clock
         self._buckets: dict[UUID, TokenBucket] = {}
+        self._after = FIRST
+        self._seen: set[UUID] = set()
 
     async def run(self) -> None:
         """Run for ever. While the database is away, everything waits."""
@@ -67,10 +70,9 @@ class ReplayRunner:
                 log.warning("replays wait for the database", extra={"error": str(error)})
 
     async def work(self) -> None:
-        """One turn for each running replay of the partitions delivered for. Raises UnavailableError."""
-        found = await replays.running(self._database, list(self._board.epochs))
-        known = {replay.replay_id for replay in found}
-        self._buckets = {replay_id: bucket for replay_id, bucket in self._buckets.items() if replay_id in known}
+        """One turn for the next of the running replays of the partitions delivered for. Raises UnavailableError."""
+        found = await replays.running(self._database, list(self._board.epochs), self._after)
+        self._go_round(found)
         if not found:
             return
         now: datetime = await self._database.fetchval(SELECT_NOW)
@@ -80,6 +82,15 @@ class ReplayRunner:
                 await self._turn(replay, settled_before)
             except EndpointGoneError:
                 await replays.fail(self._database, replay, "the endpoint has been deleted")
+
+    def _go_round(self, found: Sequence[Replay]) -> None:
+        """Where the next look begins. Once all have been seen, what those that have ended left behind goes."""
+        self._seen.update(replay.replay_id for replay in found)
+        if len(found) == replays.RUNNING_MAX:
+            self._after = found[-1].replay_id
+            return
+        self._buckets = {replay_id: bucket for replay_id, bucket in self._buckets.items() if replay_id in self._seen}
+        self._after, self._seen = FIRST, set()
 
     async def _turn(self, replay: Replay, settled_before: datetime) -> None:
         for _ in range(STEPS_MAX):

@@ -32,7 +32,7 @@ from dispatcher.delivery.keeping import Disabling
 from dispatcher.delivery.lane import Lane
 from dispatcher.delivery.retry import Exhausted, Retry
 from dispatcher.delivery.slots import SETTLED
-from dispatcher.model import EndpointKey, OutboxRow
+from dispatcher.model import EndpointKey, Halt, OutboxRow
 from dispatcher.policy import ExhaustionPolicy
 from dispatcher.telemetry import Instruments
 
@@ -49,10 +49,10 @@ class SendingOptions:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The end of a delivery on its way into the database: a dead letter, or a halt."""
+    """The end of a delivery: a dead letter on its way into the database, or else a halt that is yet to be put there."""
 
-    verdict: asyncio.Future[Verdict]
-    is_halt: bool
+    verdict: asyncio.Future[Verdict] | None = None
+    halt: Halt | None = None
 
 
 class SendLoop:
@@ -201,10 +201,10 @@ class SendLoop:
         match runtime.settings.exhaustion:
             case ExhaustionPolicy.DEAD_LETTER:
                 verdict = self._decisions.submit(*dead_letter(row, result, step), lane.epoch)
-                return Ending(verdict, is_halt=False)
+                return Ending(verdict)
             case ExhaustionPolicy.HALT:
                 mode = runtime.revisions.get(row.revision, runtime.settings).ordering_mode
-                return Ending(self._decisions.submit_halt(halt(row, mode, result, step), lane.epoch), is_halt=True)
+                return Ending(halt=halt(row, mode, result, step))
             case _:
                 assert_never(runtime.settings.exhaustion)
 
@@ -214,10 +214,10 @@ class SendLoop:
         A void one goes with its lane. After a refused one, already logged, the lane stays where it is: going on would
         pass over an event that nothing is on record about.
         """
-        if await ending.verdict is not Verdict.COMMITTED or not self._board.is_current(lane):
+        if await self._verdict(lane, ending) is not Verdict.COMMITTED or not self._board.is_current(lane):
             return
         what = {"tenant": str(row.key.tenant_id), "endpoint": str(row.key.endpoint_id), "sequence": row.seq}
-        if ending.is_halt:
+        if ending.halt is not None:
             log.warning("an endpoint is halted at a delivery", extra=what)
             lane.halted(row.seq)
             self._conclusions.halted(row.key)
@@ -226,3 +226,11 @@ class SendLoop:
             self._instruments.settled("dead_lettered")
             lane.decided(row.seq)
         self._board.settled(lane)
+
+    async def _verdict(self, lane: Lane, ending: Ending) -> Verdict:
+        """A halt follows its last attempt, so that who reads of it finds what came back, whatever crashes meanwhile."""
+        if ending.halt is not None:
+            await self._flusher.flushed()
+            return await self._decisions.submit_halt(ending.halt, lane.epoch)
+        assert ending.verdict is not None  # noqa: S101 -- one of the two is there
+        return await ending.verdict

@@ -22,7 +22,7 @@ from dispatcher.store.operational import OperationalEvent, OperationalType, reco
 from dispatcher.store.paging import Page, PageRequest, decode_token, encode_token
 
 RUNNING_MAX = 100
-"""Replays of one instance's partitions that run at the same time; others wait for their turn."""
+"""Replays looked at in one turn; the next turn goes on behind them, so that those that wait starve no others."""
 
 
 class ReplayKind(enum.StrEnum):
@@ -184,13 +184,13 @@ SELECT r.tenant_id, r.replay_id, r.name, r.endpoint_id, e.name AS endpoint_name,
        r.complete_time
 FROM replay r
 JOIN endpoint e ON e.tenant_id = r.tenant_id AND e.endpoint_id = r.endpoint_id
-WHERE r.state = 'RUNNING' AND r.partition = ANY ($1::smallint[])
-ORDER BY r.create_time LIMIT $2"""
+WHERE r.state = 'RUNNING' AND r.partition = ANY ($1::smallint[]) AND r.replay_id > $2
+ORDER BY r.replay_id LIMIT $3"""
 
 
-async def running(db: Database, partitions: Sequence[int]) -> list[Replay]:
-    """The running replays of these partitions, oldest first."""
-    return [_replay(row) for row in await db.fetch(SELECT_RUNNING, list(partitions), RUNNING_MAX)]
+async def running(db: Database, partitions: Sequence[int], after: UUID) -> list[Replay]:
+    """The next `RUNNING_MAX` running replays of these partitions, by id; fewer: there are none behind them."""
+    return [_replay(row) for row in await db.fetch(SELECT_RUNNING, list(partitions), after, RUNNING_MAX)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,11 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from webhooks.v1 import replay_pb2
+from webhooks.v1 import endpoint_pb2, replay_pb2
 
+from dispatcher.store import replays
 from tests.support.api import refused
 from tests.support.postgres import TestDatabase
 from tests.support.receiver import Answer, Receiver
@@ -127,6 +129,29 @@ async def test_live_events_do_not_queue_behind_a_replay(database: TestDatabase) 
         place = next(i for i, r in enumerate(receiver.of("a")) if r.event_id == "live")
         assert place - sent <= 25
         await succeeded(service)
+
+
+async def test_replays_that_wait_starve_no_others(database: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replays, "RUNNING_MAX", 1)
+    async with Receiver() as receiver, running_service(database.dsn, **QUICK, replay_ahead_rows_max="10") as service:
+        await service.tenant()
+        for name in ("held", "a"):
+            await service.endpoint(name, receiver.url(name))
+        await service.publish(*[f"e-{i}" for i in range(30)])
+        for name in ("held", "a"):
+            await receiver.wait_for(lambda name=name: len(receiver.accepted(name)) == 30)
+            await service.until_attempts(name, 30)
+        pause = endpoint_pb2.PauseEndpointRequest(name=NAME.format("held"))
+        await service.endpoints.PauseEndpoint(pause)
+        await create(service, "first", "held", max_per_second=10_000)
+
+        async def waits() -> bool:
+            return (await service.replay("first")).appended_count == 10
+
+        await until(waits, 10)
+        await create(service, "second", "a", max_per_second=10_000)
+        assert (await succeeded(service, "second")).appended_count == 30
+        assert (await service.replay("first")).state == replay_pb2.Replay.STATE_RUNNING
 
 
 async def test_a_cancelled_replay_appends_nothing_more(database: TestDatabase) -> None:

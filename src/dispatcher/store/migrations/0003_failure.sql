@@ -118,7 +118,7 @@ CREATE TABLE replay (
     PRIMARY KEY (tenant_id, replay_id)
 );
 CREATE UNIQUE INDEX replay_name ON replay (tenant_id, name);
-CREATE INDEX replay_running ON replay (partition, create_time) WHERE state = 'RUNNING';
+CREATE INDEX replay_running ON replay (partition, replay_id) WHERE state = 'RUNNING';
 
 -- What is to be published as an event of the service's own (type dispatcher.*): written with its cause, in the same
 -- transaction where there is one, and deleted once published. event_id makes the publication idempotent.
