@@ -159,7 +159,7 @@ class Scheduler(Generic[LaneT]):
         if self._timers and self._timers[0][0] <= now:
             self._fire(now)
         limits = self._limits
-        while self._ready and self._in_flight < limits.in_flight_max:
+        while (self._ready or self._has_slow_turn()) and self._in_flight < limits.in_flight_max:
             entry = self._ready.popleft()
             lane = entry.lane
             if lane is None:
@@ -239,6 +239,13 @@ class Scheduler(Generic[LaneT]):
             self._make_ready(tenant.waiting.popitem(last=False)[0])
         if self._slow_waiting and self._slow_in_flight < self._limits.slow_in_flight_max:
             self._make_ready(self._slow_waiting.popitem(last=False)[0])
+
+    def _has_slow_turn(self) -> bool:
+        """Make one of the slow ready where there is room: whoever was given it last may have turned quick meanwhile."""
+        if not self._slow_waiting or self._slow_in_flight >= self._limits.slow_in_flight_max:
+            return False
+        self._make_ready(self._slow_waiting.popitem(last=False)[0])
+        return True
 
     def _fire(self, now: float) -> None:
         timers = self._timers

@@ -115,6 +115,24 @@ def test_slow_lanes_share_a_pool_and_the_others_do_not_notice() -> None:
     assert take_all(scheduler) == [slow[2]]
 
 
+def test_a_place_among_the_slow_that_its_lane_no_longer_needs_goes_to_the_next() -> None:
+    wide, other, third, fourth = FakeLane(rows=0, width=2), *(FakeLane(rows=0) for _ in range(3))
+    lanes = [wide, other, third, fourth]
+    scheduler = scheduler_of(*lanes)
+    make_slow(scheduler, *lanes)
+    for lane in (wide, other):
+        lane.waiting = 1
+        scheduler.wake(lane)
+    assert take_all(scheduler) == [wide, other]  # both places of the slow
+    for lane in (wide, third, fourth):
+        lane.waiting = 1
+        scheduler.wake(lane)
+    assert take_all(scheduler) == []
+    finish(scheduler, other, failed=True)  # its place is wide's turn,
+    finish(scheduler, wide)  # which is slow no longer
+    assert take_all(scheduler) == [wide, third, fourth]
+
+
 @pytest.mark.parametrize(
     ("failed", "duration_s", "is_slow"), [(True, 0.1, True), (False, 1.1, True), (False, 1.0, False)]
 )
