@@ -116,21 +116,23 @@ def test_slow_lanes_share_a_pool_and_the_others_do_not_notice() -> None:
 
 
 def test_a_place_among_the_slow_that_its_lane_no_longer_needs_goes_to_the_next() -> None:
-    wide, other, third, fourth = FakeLane(rows=0, width=2), *(FakeLane(rows=0) for _ in range(3))
-    lanes = [wide, other, third, fourth]
+    first, other, third, fourth = (FakeLane(rows=0) for _ in range(4))
+    lanes = [first, other, third, fourth]
     scheduler = scheduler_of(*lanes)
     make_slow(scheduler, *lanes)
-    for lane in (wide, other):
+    assert take_all(scheduler) == []
+    for lane in (first, other):
         lane.waiting = 1
         scheduler.wake(lane)
-    assert take_all(scheduler) == [wide, other]  # both places of the slow
-    for lane in (wide, third, fourth):
+    assert take_all(scheduler) == [first, other]  # both places of the slow
+    for lane in (first, third, fourth):
         lane.waiting = 1
         scheduler.wake(lane)
     assert take_all(scheduler) == []
-    finish(scheduler, other, failed=True)  # its place is wide's turn,
-    finish(scheduler, wide)  # which is slow no longer
-    assert take_all(scheduler) == [wide, third, fourth]
+    scheduler.remove(other)
+    finish(scheduler, other, failed=True)  # its place is the turn of the first,
+    finish(scheduler, first)  # which is slow no longer
+    assert take_all(scheduler) == [first, third, fourth]
 
 
 @pytest.mark.parametrize(
