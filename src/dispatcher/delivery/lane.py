@@ -265,23 +265,10 @@ class Lane(WindowLane):
         if slot.proven:
             self.late_success(seq)
 
-    def retry_now(self, seq: int, now: float) -> bool:
-        """Make the next attempt of a delivery that backs off or is halted due now; its halt is off the record already.
-
-        False where there is nothing to bring forward: it is in flight, waits its turn, is done or not in memory.
-        """
-        slot = self._find(seq)
-        if slot is None or slot.state not in (BACKING_OFF, HALTED) or (slot.state is BACKING_OFF and slot.due <= now):
-            return False
-        if slot.row.settled:  # a halt that stands for a row settled otherwise
-            return False
-        was_halted = slot.state is HALTED
+    def retry_now(self, seq: int, now: float) -> None:
+        """What was claimed is due now, and its halt, if it had one, is off the record."""
         self._held.halts.pop(seq, None)
-        slot.state, slot.due = BACKING_OFF, now
-        if was_halted:
-            self._payloads.add(slot.row)
-        self._back_in_order(slot)
-        return True
+        self.undecided(seq, now)
 
     def undecided(self, seq: int, due: float) -> None:
         """The decision under way on `seq` will not come: the delivery is tried again at `due`."""

@@ -36,8 +36,7 @@ class DeliveryCommands:
         """Pass over a delivery. An attempt in flight is waited for: what it comes to decides."""
         seq = int(command.arguments["seq"])
         lane = self._board.lanes.get(command.key)
-        state = None if lane is None else lane.state_of(seq)
-        if lane is not None and (lane.needs_held or state is IN_FLIGHT or state is DECIDING):
+        if lane is not None and self._must_wait(lane, seq):
             return False
         is_ours = lane is not None and lane.claim(seq)
         try:
@@ -49,6 +48,8 @@ class DeliveryCommands:
             return False
         if lane is not None and self._board.is_current(lane):
             self._tell(lane, seq, outcome, is_ours=is_ours)
+        else:
+            self._board.relocate(command.key)  # whatever has been read meanwhile may be older
         if outcome is CommandOutcome.DONE:
             self._instruments.settled("skipped")
         return True
@@ -70,21 +71,40 @@ class DeliveryCommands:
                 assert_never(outcome)
 
     async def retry(self, command: Command, epoch: int) -> bool:
-        """Make the next attempt due now, and end a halt for it."""
+        """Make the next attempt due now, and end a halt for it.
+
+        The row is claimed meanwhile: an attempt of its own could be exhausted, and halted anew, while that halt is
+        being taken off the record.
+        """
         seq = int(command.arguments["seq"])
         lane = self._board.lanes.get(command.key)
-        state = None if lane is None else lane.state_of(seq)
-        if lane is not None and (lane.needs_held or state is DECIDING):
+        if lane is not None and self._must_wait(lane, seq):
             return False
-        outcome = await delivery_commands.retry(self._database, epoch, command)
+        is_ours = lane is not None and lane.claim(seq)
+        try:
+            outcome = await delivery_commands.retry(self._database, epoch, command)
+        except UnavailableError:
+            self._board.relocate(command.key)  # what is on record is not known
+            raise
         if outcome is None:
             return False
-        if lane is not None and self._board.is_current(lane):
-            if state is not None and state < ACKNOWLEDGED and outcome is CommandOutcome.DONE:
-                lane.retry_now(seq, self._clock())
-                standing = self._board.admissions.get(command.key)
-                if standing is not None:
-                    standing.admission.try_now(self._clock())
-            self._board.feed(lane)
-            self._board.wake(lane)
+        is_told = lane is not None and self._board.is_current(lane)
+        if lane is not None and is_told and is_ours and outcome is CommandOutcome.DONE:
+            self._retry_now(lane, seq)
+        elif not is_told or is_ours or outcome is CommandOutcome.DONE:
+            self._board.relocate(command.key)  # it is not in memory, or differs from what is on record
         return True
+
+    def _retry_now(self, lane: Lane, seq: int) -> None:
+        now = self._clock()
+        lane.retry_now(seq, now)
+        standing = self._board.admissions.get(lane.key)
+        if standing is not None:
+            standing.admission.try_now(now)
+        self._board.feed(lane)
+        self._board.wake(lane)
+
+    @staticmethod
+    def _must_wait(lane: Lane, seq: int) -> bool:
+        """What is held is not known yet, or what an attempt comes to is not on record: that decides."""
+        return lane.needs_held or lane.state_of(seq) in (IN_FLIGHT, DECIDING, ACKNOWLEDGED)

@@ -11,7 +11,7 @@
 
     WAITING, tried by a former owner ──admitted──▶ BACKING_OFF
 
-    DECIDING ──halted──▶ HALTED ──retry_now──▶ BACKING_OFF          DECIDING ──undecided──▶ BACKING_OFF
+    DECIDING ──halted──▶ HALTED               DECIDING ──retry_now, undecided──▶ BACKING_OFF
                            └──deciding──▶ DECIDING
 
 A success of an attempt that this lane did not start (`late_success`) acknowledges a slot that is WAITING, BACKING_OFF

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from webhooks.v1 import delivery_pb2, endpoint_pb2, policy_pb2
 
 from tests.support.api import refused
 from tests.support.postgres import TestDatabase
-from tests.support.receiver import Answer, Receiver, Request
+from tests.support.receiver import Answer, Hang, Receiver, Request
 from tests.support.service import Service, running_service
 from tests.support.waiting import until
 
@@ -67,6 +69,30 @@ async def test_a_retry_ends_a_halt_for_one_attempt(database: TestDatabase) -> No
         receiver.on("a", lambda _request: Answer(204))
         await service.retry("a", 1)
         await receiver.wait_for(lambda: len(receiver.accepted("a")) == 2)
+    assert [r.event_id for r in receiver.of("a")] == ["poison"] * 4 + ["behind"]
+
+
+async def test_a_retry_beside_an_attempt_waits_for_what_it_comes_to(database: TestDatabase) -> None:
+    """Else it would take off the record the halt that this attempt ends in, and nothing would ever move again."""
+    async with Receiver() as receiver, running_service(database.dsn) as service:
+        released = asyncio.Event()
+        receiver.on("a", Answer(500), Answer(500), Hang(released, Answer(500)), Answer(204))
+        await service.tenant()
+        await service.endpoint("a", receiver.url("a"), **HALT)
+        await service.publish("poison", "behind")
+        await halted(service)
+        await service.retry("a", 1)
+        await receiver.wait_for(lambda: len(receiver.of("a")) == 3)
+        again = asyncio.create_task(service.retry("a", 1))
+
+        async def is_asked() -> bool:
+            return await service.database.fetchval("SELECT count(*) FROM command") == 2
+
+        await until(is_asked, 5)
+        released.set()
+        await again
+        await receiver.wait_for(lambda: len(receiver.accepted("a")) == 2)
+        assert (await service.status("a")).halt_count == 0
     assert [r.event_id for r in receiver.of("a")] == ["poison"] * 4 + ["behind"]
 
 

@@ -257,7 +257,8 @@ class EndpointMachine(ActingMachine):
         seq = choose(halted)
         if choose([True, False]):
             self.known[seq - 1].end, self.known[seq - 1].due = "", self.now
-            assert self.lane.retry_now(seq, self.now)
+            assert self.lane.claim(seq)
+            self.lane.retry_now(seq, self.now)
         else:
             self.known[seq - 1].end = "DEAD"
             assert self.lane.deciding(seq)
@@ -274,7 +275,8 @@ class EndpointMachine(ActingMachine):
         for seq, known in enumerate(self.known, 1):
             if known.end == "HALTED":
                 known.end, known.due = "", self.now
-                assert self.lane.retry_now(seq, self.now)
+                assert self.lane.claim(seq)
+                self.lane.retry_now(seq, self.now)
         for _ in range(4 * len(self.known) + 100):
             self.start()
             for sent, url in self.sending:

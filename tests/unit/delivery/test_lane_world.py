@@ -232,8 +232,12 @@ class WorldMachine(ActingMachine):
         pending = sorted(seq for seq in self.halts if not self.is_settled(seq) and not owner.needs_held)
         if pending:
             seq = choose(pending)
+            is_claimed = owner.claim(seq)
             self.halts.discard(seq)
-            owner.retry_now(seq, self.now)
+            if is_claimed:
+                owner.retry_now(seq, self.now)
+            else:
+                self.take_over()
 
     def expire_halted(self, choose: Choose) -> None:
         """The retention ends a halted delivery; that releases nothing. The lane is made anew, as after any expiry."""
