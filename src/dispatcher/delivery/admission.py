@@ -125,6 +125,9 @@ class Admission:
         return at
 
     def _circuits_open_at(self, now: float) -> float:
+        first = self._circuits[self.policy.urls[0]].opens_at(now)
+        if first <= now or len(self._circuits) == 1:
+            return first
         return min(circuit.opens_at(now) for circuit in self._circuits.values())
 
     def begin(self, now: float, row_time: datetime) -> int:

@@ -105,9 +105,11 @@ class Circuit:
         self._turn(now)
         place = self._bucket % BUCKETS
         self._attempts[place] += 1
-        self._failures[place] += failed
+        if not failed:
+            return None
+        self._failures[place] += 1
         attempts, failures = sum(self._attempts), sum(self._failures)
-        if not failed or attempts < self._policy.attempts_min or failures < self._policy.failure_ratio * attempts:
+        if attempts < self._policy.attempts_min or failures < self._policy.failure_ratio * attempts:
             return None
         self.state, self.opened_at, self._probe_at = CircuitState.OPEN, now, now + self._policy.open_s
         return Transition.OPENED
@@ -115,6 +117,8 @@ class Circuit:
     def _turn(self, now: float) -> None:
         """Empty the parts of the window that are over."""
         bucket = int(now * BUCKETS / self._policy.window_s)
+        if bucket == self._bucket:
+            return
         for passed in range(max(self._bucket + 1, bucket - BUCKETS + 1), bucket + 1):
             self._attempts[passed % BUCKETS] = self._failures[passed % BUCKETS] = 0
         self._bucket = bucket

@@ -54,7 +54,7 @@ class Conclusions:
         standing.changes.extend((change, row.type) for change in list(changes)[:room])
         if result.is_success:
             lane = self._board.lanes.get(runtime.key)
-            standing.health.succeeded(is_halted=lane is not None and bool(lane.halts))
+            standing.health.succeeded(is_halted=lane is not None and lane.is_halted)
         else:
             standing.health.failed(datetime.now(UTC))
             self._check(runtime, row, attempt.epoch, attempt.status_code, attempt.url_index)

@@ -334,7 +334,7 @@ class Engine:
             lambda: sum(s.admission.throttled_per_s is not None for _, s in standings.items())
         )
         instruments.deliveries_parked.follow(lambda: sum(lane.parked_count for lane in self.board.lanes.values()))
-        instruments.lanes_halted.follow(lambda: sum(bool(lane.halts) for lane in self.board.lanes.values()))
+        instruments.lanes_halted.follow(lambda: sum(lane.is_halted for lane in self.board.lanes.values()))
         instruments.flush_lag_s.follow(lambda: self.flusher.oldest_wait_s(time.monotonic()))
 
 

@@ -180,6 +180,11 @@ class LaneState:
         return None if slot is None else slot.row
 
     @property
+    def is_halted(self) -> bool:
+        """Whether anything waits for an operator."""
+        return bool(self._held.halts)
+
+    @property
     def halts(self) -> frozenset[int]:
         """The sequences at which it is halted."""
         return frozenset(self._held.halts)
