@@ -80,6 +80,10 @@ def with_url(url: str) -> endpoint_pb2.CreateEndpointRequest:
     return create_endpoint(http=endpoint_pb2.HttpTarget(url=url))
 
 
+def with_fallbacks(*urls: str) -> endpoint_pb2.CreateEndpointRequest:
+    return create_endpoint(http=endpoint_pb2.HttpTarget(url="https://a.example/", fallback_urls=urls))
+
+
 def with_secret(secret: str) -> endpoint_pb2.CreateEndpointRequest:
     request = create_endpoint()
     request.signing_secret = secret
@@ -93,6 +97,16 @@ BAD_ENDPOINTS: dict[str, tuple[endpoint_pb2.CreateEndpointRequest, str]] = {
     "a URL without a host": (with_url("https:///hook"), "endpoint.http.url"),
     "a loopback address": (with_url("http://127.0.0.1/"), "endpoint.http.url"),
     "a metadata address": (with_url("http://169.254.169.254/"), "endpoint.http.url"),
+    "a metadata address to fall back on": (
+        with_fallbacks("https://b.example/", "http://169.254.169.254/"),
+        "endpoint.http.fallback_urls[1]",
+    ),
+    "a password in a fallback": (with_fallbacks("https://u:p@b.example/"), "endpoint.http.fallback_urls[0]"),
+    "too many fallbacks": (
+        with_fallbacks(*[f"https://{n}.example/" for n in "bcde"]),
+        "endpoint.http.fallback_urls",
+    ),
+    "the same fallback twice": (with_fallbacks(*["https://b.example/"] * 2), "endpoint.http.fallback_urls"),
     "a password in the URL": (with_url("https://u:p@receiver.example/"), "endpoint.http.url"),
     "no event types": (bad(event_types=[]), "endpoint.event_types"),
     "too many event types": (bad(event_types=[f"a{i}" for i in range(101)]), "endpoint.event_types"),
