@@ -106,6 +106,10 @@ class Admissions:
         ]:
             del self._standings[key]
 
+    def discard(self, key: EndpointKey) -> None:
+        """The endpoint is deleted."""
+        self._standings.pop(key, None)
+
     def forget(self, partition: int) -> None:
         """The partition is no longer ours."""
         for key in [key for key in self._standings if key.partition == partition]:

@@ -206,6 +206,7 @@ class Board:
             lane = self.lanes.get(key)
             if lane is not None:
                 self._drop(lane)
+            self.admissions.discard(key)
 
     def _revive(self, row: OutboxRow) -> Lane | None:
         """The lane of an idle endpoint. A first row needs no position: a sequence is never used twice."""

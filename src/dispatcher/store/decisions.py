@@ -205,10 +205,12 @@ WITH rows AS MATERIALIZED (
 )
 SELECT (SELECT count(*) FROM rows) AS seen, (SELECT count(*) FROM skipped) AS skipped"""
 DELETE_ALL_HALTS = "DELETE FROM halt WHERE tenant_id = $1 AND endpoint_id = $2"
+DELETE_HEALTH = "DELETE FROM endpoint_health WHERE tenant_id = $1 AND endpoint_id = $2"
 
 
 async def skip_parked(db: Database, epoch: int, key: EndpointKey, limit: int, reason: str, actor: str) -> SkipProgress:
-    """Skip up to `limit` parked deliveries of a deleted endpoint, and end its halts; `through_seq` counts those seen.
+    """Skip up to `limit` parked deliveries of a deleted endpoint, end its halts and forget its health; `through_seq`
+    counts those seen.
 
     Call again until it has seen fewer than `limit`. Raises `UnavailableError`.
     """
@@ -220,6 +222,7 @@ async def skip_parked(db: Database, epoch: int, key: EndpointKey, limit: int, re
             SKIP_PARKED, key.tenant_id, key.endpoint_id, limit, DecisionKind.SKIP, reason, actor
         )
         await connection.execute(DELETE_ALL_HALTS, key.tenant_id, key.endpoint_id)
+        await connection.execute(DELETE_HEALTH, key.tenant_id, key.endpoint_id)
     return SkipProgress(held=True, through_seq=row["seen"] if row else 0, skipped=row["skipped"] if row else 0)
 
 

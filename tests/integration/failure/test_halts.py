@@ -158,3 +158,27 @@ async def test_a_reason_must_be_given(database: TestDatabase) -> None:
         await service.endpoint("a", receiver.url("a"))
         await service.publish("one")
         assert (await refused(service.skip("a", 1, ""))).fields == ["reason"]
+
+
+async def test_of_a_deleted_endpoint_nothing_is_left_but_decisions(database: TestDatabase) -> None:
+    async with Receiver() as receiver, running_service(database.dsn, lane_rows_max="16") as service:
+        receiver.on("a", poison)
+        await service.tenant()
+        keyed = {"ordering_mode": endpoint_pb2.ORDERING_MODE_ORDERED_BY_KEY}
+        await service.endpoint("a", receiver.url("a"), **HALT, **keyed)
+        await service.publish("poison", *[f"e-{i}" for i in range(40)], key="k")
+        await halted(service)
+
+        async def is_parked() -> bool:
+            return (await service.status("a")).parked_count > 0
+
+        await until(is_parked, 10)
+        delete = endpoint_pb2.DeleteEndpointRequest(name="tenants/acme/endpoints/a", force=True)
+        await service.endpoints.DeleteEndpoint(delete)
+
+        async def is_clean() -> bool:
+            tables = ("parked", "halt", "endpoint_health")
+            counts = [await service.database.fetchval(f"SELECT count(*) FROM {table}") for table in tables]
+            return counts == [0, 0, 0] and await service.database.fetchval("SELECT count(*) FROM decision") == 41
+
+        await until(is_clean, 15)
