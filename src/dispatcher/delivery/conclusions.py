@@ -38,8 +38,7 @@ class Conclusions:
     def note(self, runtime: EndpointRuntime, row: OutboxRow, result: AttemptResult) -> float | None:
         """Tell the endpoint's admission and health; returns what the receiver's Retry-After amounts to, in seconds."""
         attempt = result.attempt
-        asked_s = None if result.retry_after is None else parse_retry_after(result.retry_after, datetime.now(UTC))
-        held_s = None if result.is_success else hold_s(runtime.policies.retry, attempt.outcome, asked_s)
+        held_s = None if result.is_success else self._held_s(runtime, result)
         standing = self._board.admissions.get(runtime.key)
         if standing is None:
             return held_s
@@ -50,8 +49,9 @@ class Conclusions:
             status_code=attempt.status_code,
             hold_s=held_s,
         )
-        room = CHANGES_MAX - len(standing.changes)
-        standing.changes.extend((change, row.type) for change in list(changes)[:room])
+        if changes:
+            room = CHANGES_MAX - len(standing.changes)
+            standing.changes.extend((change, row.type) for change in list(changes)[:room])
         if result.is_success:
             lane = self._board.lanes.get(runtime.key)
             standing.health.succeeded(is_halted=lane is not None and lane.is_halted)
@@ -59,6 +59,11 @@ class Conclusions:
             standing.health.failed(datetime.now(UTC))
             self._check(runtime, row, attempt.epoch, attempt.status_code, attempt.url_index)
         return held_s
+
+    @staticmethod
+    def _held_s(runtime: EndpointRuntime, result: AttemptResult) -> float | None:
+        asked_s = None if result.retry_after is None else parse_retry_after(result.retry_after, datetime.now(UTC))
+        return hold_s(runtime.policies.retry, result.attempt.outcome, asked_s)
 
     def next_step(
         self, runtime: EndpointRuntime, row: OutboxRow, result: AttemptResult, held_s: float | None
