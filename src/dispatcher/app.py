@@ -244,8 +244,8 @@ class CoreProber:
         return await self._prober.ping(found[0])
 
 
-class CoreStatus:
-    """AdminService.GetStatus, from memory."""
+class CoreControl:
+    """What AdminService asks of this instance, from memory."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -259,7 +259,19 @@ class CoreStatus:
             partitions=tuple(sorted(engine.board.epochs)),
             in_flight=engine.sending.in_flight,
             flush_lag_s=engine.flusher.oldest_wait_s(time.monotonic()),
+            draining=engine.keeper.is_draining,
         )
+
+    def instance(self) -> Instance:
+        return self._core.engine.describe()
+
+    def drain(self) -> None:
+        log.info("an operator drains this instance")
+        self._core.health.start_draining("drained by an operator")
+        self._core.engine.drain()
+
+    async def drained(self) -> None:
+        await self._core.engine.keeper.handed_over()
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +344,7 @@ def api_parts(core: Core) -> ApiParts:
         keyring=core.keyring,
         egress=core.policy,
         prober=CoreProber(core),
-        status=CoreStatus(core),
+        control=CoreControl(core),
         health=core.health,
         instruments=core.telemetry.instruments,
         tracing=core.telemetry.tracing,

@@ -87,6 +87,10 @@ async def test_the_commands_of_the_page_tell_and_do_what_it_says(served: Served)
         return '"settledSequence": "1"' in told
 
     await until(is_settled, LIMIT_S)
+    drained = await run_page("drain", served)
+    for expected in ('"draining": true', "not ready", "draining: drained by an operator"):
+        assert expected in drained
+    assert '"partitionCount"' not in drained
 
 
 class Shop:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -33,7 +33,7 @@ from dispatcher.api.errors import DETAILS_KEY, DOMAIN, STATUS_BYTES_MAX
 from dispatcher.api.ports import ServiceStatus
 from dispatcher.api.server import ApiParts, ApiServer
 from dispatcher.config import Settings
-from dispatcher.model import EndpointKey, Outcome, ProbeResult
+from dispatcher.model import EndpointKey, Instance, Outcome, ProbeResult
 from dispatcher.routing.cache import SubscriptionCache
 from dispatcher.routing.publisher import Publisher
 from dispatcher.security.egress import EgressPolicy
@@ -44,7 +44,7 @@ from dispatcher.store.handoff import NoHandOff
 from dispatcher.telemetry import Health, Instruments, Tracing
 
 KEYRING = Keyring([("test", b"k" * 32)])
-STATUS = ServiceStatus(UUID(int=7), "0.1.0", datetime(2030, 1, 1, tzinfo=UTC), (3, 1), 5, 0.25)
+STATUS = ServiceStatus(UUID(int=7), "0.1.0", datetime(2030, 1, 1, tzinfo=UTC), (3, 1), 5, 0.25, draining=False)
 TIMEOUT_S = 20.0
 
 M = TypeVar("M", bound=Message)
@@ -62,9 +62,27 @@ class FakeProber:
         return self.result
 
 
-class FixedStatus:
+class FixedControl:
+    """An instance that hands over one of its two partitions at once, and the other when `last_drained` is set."""
+
+    def __init__(self) -> None:
+        self.drains = 0
+        self.last_drained = asyncio.Event()
+
     def status(self) -> ServiceStatus:
-        return STATUS
+        return replace(STATUS, draining=self.drains > 0)
+
+    def instance(self) -> Instance:
+        left = 0 if self.last_drained.is_set() else 1 if self.drains else 2
+        return Instance(
+            STATUS.instance_id, "host:1", "0.1.0", STATUS.start_time, STATUS.start_time, self.drains > 0, left, 5, 9
+        )
+
+    def drain(self) -> None:
+        self.drains += 1
+
+    async def drained(self) -> None:
+        await self.last_drained.wait()
 
 
 @dataclass
@@ -77,6 +95,7 @@ class Api:
     health: Health
     instruments: Instruments
     prober: FakeProber
+    control: FixedControl
     changed: list[EndpointKey]
     channel: grpc.aio.Channel
     admin_channel: grpc.aio.Channel
@@ -146,6 +165,7 @@ async def serving(
     defaults = {"grpc_listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0", "grpc_drain_s": 5.0}
     values = Settings(**{**defaults, **settings})
     instruments, health, prober, changed = Instruments.silent(), Health(database_away_s=0.2), FakeProber(), []
+    control = FixedControl()
     async with Database.open(options) as database:
         commits = GroupCommit(database, limits or GroupCommitLimits(), NoHandOff())
         health.follow_database(lambda: database.availability.away_s)
@@ -156,7 +176,7 @@ async def serving(
             keyring=KEYRING,
             egress=EgressPolicy(),
             prober=prober,
-            status=FixedStatus(),
+            control=control,
             health=health,
             instruments=instruments,
             tracing=tracing or silent_tracing(),
@@ -170,7 +190,17 @@ async def serving(
                 channel_to(server.admin_port) as admin_channel,
             ):
                 yield Api(
-                    server, database, commits, health, instruments, prober, changed, channel, admin_channel, writers
+                    server,
+                    database,
+                    commits,
+                    health,
+                    instruments,
+                    prober,
+                    control,
+                    changed,
+                    channel,
+                    admin_channel,
+                    writers,
                 )
         finally:
             writers.cancel()

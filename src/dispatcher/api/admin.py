@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from datetime import datetime
 from uuid import UUID
 
 from webhooks.admin.v1 import admin_pb2, admin_pb2_grpc
 
+from dispatcher.api.convert.names import parse_name
 from dispatcher.api.convert.times import duration, timestamp
 from dispatcher.api.interceptors import Context
-from dispatcher.api.ports import StatusSource
-from dispatcher.errors import UnavailableError
+from dispatcher.api.ports import InstanceControl
+from dispatcher.errors import NotFoundError, UnavailableError
 from dispatcher.model import PARTITION_COUNT, Instance, Lease
 from dispatcher.store import instances, leases, ping
 from dispatcher.store.database import Database
@@ -18,18 +21,25 @@ from dispatcher.store.paging import decode_token, encode_token, page_size
 
 _INSTANCES = ("instances",)
 _LEASES = ("leases",)
+ANSWER_MARGIN_S = 0.1
+"""Left of the caller's deadline for the way of the answer."""
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     """This instance as it sees itself, and the tables of instances and leases. Both are small: pages are cut here."""
 
-    def __init__(self, database: Database, source: StatusSource, *, page_size_max: int) -> None:
+    def __init__(
+        self, database: Database, control: InstanceControl, *, page_size_max: int, drain_wait_s: float
+    ) -> None:
+        """`drain_wait_s` bounds how long Drain waits for what it began."""
         self._database = database
-        self._source = source
+        self._control = control
         self._page_size_max = page_size_max
+        self._drain_wait_s = drain_wait_s
 
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
-        status = self._source.status()
+        status = self._control.status()
+        _check_instance(request.instance, status.instance_id)
         response = admin_pb2.GetStatusResponse(
             version=status.version,
             instance=f"instances/{status.instance_id}",
@@ -37,6 +47,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             partitions=sorted(status.partitions),
             in_flight_count=status.in_flight,
             flush_lag=duration(status.flush_lag_s),
+            draining=status.draining,
         )
         try:
             response.database_latency.CopyFrom(duration(await ping.measure_latency_s(self._database)))
@@ -63,6 +74,24 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         page = rest[:size]
         token = encode_token(_LEASES, (page[-1].partition,)) if len(rest) > size else ""
         return admin_pb2.ListLeasesResponse(leases=map(_lease_message, page), next_page_token=token)
+
+    async def Drain(self, request: admin_pb2.DrainRequest, context: Context) -> admin_pb2.DrainResponse:
+        _check_instance(request.instance, self._control.status().instance_id)
+        self._control.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._wait_s(context)):
+                await self._control.drained()
+        return admin_pb2.DrainResponse(instances=[_instance_message(self._control.instance())])
+
+    def _wait_s(self, context: Context) -> float:
+        remaining_s: float | None = context.time_remaining()
+        return self._drain_wait_s if remaining_s is None else min(self._drain_wait_s, remaining_s - ANSWER_MARGIN_S)
+
+
+def _check_instance(name: str, own: UUID) -> None:
+    """Errors: InvalidRequestError, NotFoundError."""
+    if name and parse_name(name, "instances/{instance}", field="instance") != (str(own),):
+        raise NotFoundError("instance behind this port", name)
 
 
 def _instance_message(instance: Instance) -> admin_pb2.Instance:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
-from dispatcher.model import EndpointKey, ProbeResult
+from dispatcher.model import EndpointKey, Instance, ProbeResult
 
 
 class EndpointProber(Protocol):
@@ -56,10 +56,20 @@ class ServiceStatus:
     partitions: tuple[int, ...]
     in_flight: int
     flush_lag_s: float
+    draining: bool
 
 
-class StatusSource(Protocol):
-    """Where AdminService.GetStatus looks."""
+class InstanceControl(Protocol):
+    """What AdminService asks of the instance that it runs in."""
 
     def status(self) -> ServiceStatus:
         """The present status, from memory."""
+
+    def instance(self) -> Instance:
+        """The same as the fleet sees it."""
+
+    def drain(self) -> None:
+        """Begin to hand over all partitions, for good, and turn readiness off. Idempotent."""
+
+    async def drained(self) -> None:
+        """Return once nothing is left to hand over. The caller bounds it."""

@@ -46,8 +46,8 @@ from dispatcher.api.ports import (
     CommandListener,
     EndpointListener,
     EndpointProber,
+    InstanceControl,
     RowListener,
-    StatusSource,
     tell_nobody,
     tell_nobody_of_rows,
 )
@@ -99,7 +99,7 @@ class ApiParts:
     keyring: Keyring
     egress: EgressPolicy
     prober: EndpointProber
-    status: StatusSource
+    control: InstanceControl
     health: Health
     instruments: Instruments
     tracing: Tracing
@@ -127,7 +127,12 @@ class ApiServer:
         """Listen. Raises OSError where an address can't be bound."""
         callers, operators = self._make_server(), self._make_server()
         self._add_caller_services(callers)
-        admin = AdminServicer(self._parts.database, self._parts.status, page_size_max=self._settings.page_size_max)
+        admin = AdminServicer(
+            self._parts.database,
+            self._parts.control,
+            page_size_max=self._settings.page_size_max,
+            drain_wait_s=self._settings.command_wait_s,
+        )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, operators)
         self._add_common(callers, self._healths[0], CALLER_SERVICES)
         self._add_common(operators, self._healths[1], ADMIN_SERVICES)

@@ -33,8 +33,6 @@ DEFAULTS: Mapping[str, str] = {
     "retry_schedule_s": "0.1,0.5,2,10,60,300,1800,7200",
     # A run that was killed leaves its leases behind; the next one shall not wait long for them.
     "lease_ttl_s": "3",
-    "heartbeat_ttl_s": "3",
-    "heartbeat_interval_s": "1",
     # Together below the 5 s in which Ctrl-C has to end everything.
     "grpc_drain_s": "0.5",
     "delivery_drain_s": "1",

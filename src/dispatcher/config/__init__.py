@@ -151,10 +151,6 @@ def _relations(s: Settings) -> Iterator[tuple[bool, str]]:
         s.lease_send_margin_s <= s.lease_ttl_s / 3,
         f"{variable_of('lease_send_margin_s')}: must not exceed a third of {variable_of('lease_ttl_s')}",
     )
-    yield (
-        s.heartbeat_interval_s <= s.heartbeat_ttl_s / 2,
-        f"{variable_of('heartbeat_interval_s')}: must not exceed half of {variable_of('heartbeat_ttl_s')}",
-    )
 
 
 def variable_of(name: str) -> str:

@@ -118,6 +118,15 @@ class ListenSettings(Group):
     ops_listen: Address = _plain("0.0.0.0:8080", "HTTP: /metrics, /livez, /readyz.")
     grpc_message_bytes_max: int = _count(16 * MIB, 64 * KIB, 256 * MIB, "Largest gRPC message read or written.")
     grpc_streams_max: int = _count(1000, 1, 100_000, "Concurrent calls on one gRPC connection.")
+    workers: int = _count(
+        1, 1, 64, "Processes of one `serve` that share its gRPC port, each with connections and leases of its own."
+    )
+    worker_silent_max_s: float = _time_s(
+        30.0, 2, 600, "A worker that does not answer for so long is killed and replaced."
+    )
+    worker_restart_max_s: float = _time_s(
+        5.0, 0.1, 300, "Longest pause before a worker that keeps dying is started anew."
+    )
     grpc_drain_s: float = _time_s(10.0, 0, 300, "Time for calls in flight to finish on shutdown.")
     delivery_drain_s: float = _time_s(10.0, 0, 300, "Time for attempts in flight to finish on shutdown.")
 
@@ -160,10 +169,8 @@ class RetentionSettings(Group):
 class LeaseSettings(Group):
     """Who delivers what: leases on the 256 partitions of endpoints."""
 
-    lease_ttl_s: float = _time_s(10.0, 1, 300, "Life of a lease; renewed at a third of it.")
+    lease_ttl_s: float = _time_s(10.0, 1, 300, "Life of a lease, and of a heartbeat; both renewed at a third of it.")
     lease_send_margin_s: float = _time_s(1.0, 0.1, 60, "No send starts with less of the lease left.")
-    heartbeat_interval_s: float = _time_s(2.0, 0.1, 60, "How often an instance says it lives.")
-    heartbeat_ttl_s: float = _time_s(10.0, 1, 300, "An instance silent for so long no longer counts for a fair share.")
     sweep_interval_s: float = _time_s(5.0, 0.1, 300, "How often owned endpoints are searched for what no hint told.")
     checkpoint_interval_s: float = _time_s(2.0, 0.1, 300, "How often changed cursors are written.")
     command_poll_interval_s: float = _time_s(1.0, 0.05, 60, "How often an owner looks for operators' commands.")

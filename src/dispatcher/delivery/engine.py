@@ -218,6 +218,10 @@ class Engine:
 
     # -- life ------------------------------------------------------------------------------------------------------
 
+    def drain(self) -> None:
+        """Hand all partitions over to others, for good, and go on running. Idempotent."""
+        self.keeper.drain()
+
     def stop(self) -> None:
         """Begin the orderly end; `run` returns when it is done."""
         self._stop.set()
@@ -240,7 +244,7 @@ class Engine:
                 await self.sending.quiesced(lambda _key: True)
         await self.decisions.drain(self._settings.drain_s / 2)
         await self.flusher.drain(self._settings.drain_s / 2)
-        self.keeper.drain()
+        self.keeper.stop()
         done, _ = await asyncio.wait([keeper], timeout=self._settings.drain_s)
         if not done:
             log.warning("leases could not be given back in time; they expire")
@@ -277,7 +281,7 @@ class Engine:
         """This instance as its heartbeat tells."""
         return replace(
             self._parts.describe(),
-            draining=self._stop.is_set(),
+            draining=self.keeper.is_draining,
             partitions=len(self.board.epochs),
             in_flight=self.sending.in_flight,
             delivered_total=self.sending.delivered_total,

@@ -81,7 +81,8 @@ def went_back(held: Mapping[int, Held], renewed: Iterable[Lease]) -> bool:
 class LeaseKeeper:
     """Holds the share of one instance. `describe` gives its heartbeat, without `draining` and `partitions`.
 
-    `run` works until cancelled; `drain` gives everything back in an orderly way and ends the loop.
+    serving ──drain()──> draining: everything is given back, nothing is taken, heartbeats go on
+        └──────stop()──────> stopping: the same, and `run` returns when all is given back
     """
 
     def __init__(
@@ -110,6 +111,8 @@ class LeaseKeeper:
         self.live_count = 1
         """Instances alive at the last look, this one included."""
         self._draining = False
+        self._stopping = False
+        self._handed_over = asyncio.Event()
         self._wake = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
 
@@ -154,22 +157,38 @@ class LeaseKeeper:
     # The loop.
 
     async def run(self) -> None:
-        """Work until drained or cancelled. While the database is away nothing is acquired and validity runs out."""
+        """Work until stopped or cancelled. While the database is away nothing is acquired and validity runs out."""
         async with asyncio.TaskGroup() as self._group:
-            while self._held or not self._draining:
+            while self._held or not self._stopping:
                 try:
                     await self._round()
                 except UnavailableError as error:
                     log.warning("the lease round failed", extra={"error": str(error)})
+                if self._draining and not self._held:
+                    self._handed_over.set()
                 await self._pause()
         with contextlib.suppress(UnavailableError):
             await instances.remove(self._db, self.instance_id)
 
     def drain(self) -> None:
-        """Begin to give everything back; `run` returns when all is given back."""
+        """Begin to give everything back, for good: others take it, nothing comes to us any more. Idempotent."""
         self._draining = True
         self._renew_due = -1.0
         self._wake.set()
+
+    def stop(self) -> None:
+        """`drain`, and `run` returns when all is given back."""
+        self._stopping = True
+        self.drain()
+
+    async def handed_over(self) -> None:
+        """Return once nothing is held any more after `drain`. The caller bounds it."""
+        await self._handed_over.wait()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether everything is being given back, or has been."""
+        return self._draining
 
     async def _round(self) -> None:
         """One look at the fleet, with renewal and heartbeat when they are due. Raises `UnavailableError`."""

@@ -51,9 +51,9 @@ class Health:
         """All parts run: traffic may come."""
         self.clear(STARTING)
 
-    def start_draining(self) -> None:
-        """This instance is about to stop: no new traffic."""
-        self.fail(DRAINING, "shutting down")
+    def start_draining(self, why: str = "shutting down") -> None:
+        """This instance is about to stop, or was taken out of service: no new traffic."""
+        self.fail(DRAINING, why)
 
     @property
     def is_draining(self) -> bool:

@@ -67,6 +67,35 @@ async def test_leases_are_listed_all_at_once_or_by_pages(api: Api) -> None:
     assert refusal.fields == ["page_token"]
 
 
+async def test_drain_answers_when_everything_is_handed_over(api: Api) -> None:
+    assert not (await api.admin.GetStatus(admin_pb2.GetStatusRequest())).draining
+    call = asyncio.ensure_future(api.admin.Drain(admin_pb2.DrainRequest(instance=f"instances/{STATUS.instance_id}")))
+    await until(lambda: api.control.drains == 1, "the drain to begin")
+    assert not call.done()
+    api.control.last_drained.set()
+    (drained,) = (await asyncio.wait_for(call, 5)).instances
+    assert (drained.name, drained.draining) == (f"instances/{STATUS.instance_id}", True)
+    assert (drained.partition_count, drained.in_flight_count) == (0, 5)
+    assert (await api.admin.GetStatus(admin_pb2.GetStatusRequest())).draining
+
+
+async def test_drain_tells_what_is_left_before_the_caller_has_to_give_up(api: Api) -> None:
+    answer = await api.admin.Drain(admin_pb2.DrainRequest(), timeout=0.5)
+    assert [drained.partition_count for drained in answer.instances] == [1]
+
+
+async def test_an_instance_that_is_not_behind_the_port_is_neither_told_of_nor_drained(api: Api) -> None:
+    other = f"instances/{UUID(int=8)}"
+    for call in (
+        api.admin.Drain(admin_pb2.DrainRequest(instance=other)),
+        api.admin.GetStatus(admin_pb2.GetStatusRequest(instance=other)),
+    ):
+        assert (await refused(call)).code is grpc.StatusCode.NOT_FOUND
+    refusal = await refused(api.admin.Drain(admin_pb2.DrainRequest(instance="7")))
+    assert (refusal.code, refusal.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["instance"])
+    assert api.control.drains == 0
+
+
 async def test_callers_and_operators_have_services_of_their_own(api: Api) -> None:
     for call in (
         api.admin_channel.unary_unary("/webhooks.v1.TenantService/GetTenant")(b""),

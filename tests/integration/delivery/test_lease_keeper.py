@@ -104,13 +104,30 @@ async def test_three_join_and_share_then_one_leaves_and_gives_back_in_order(flee
     await until(fleet.is_balanced)
     handed_over = first.engine.count("release")
     assert handed_over == PARTITION_COUNT - len(first.held)
-    last.keeper.drain()
+    last.keeper.stop()
     await asyncio.wait_for(last.task, 5.0)
     assert last.engine.count("release") == last.engine.count("acquired")
     assert last.changes == {"acquired": last.engine.count("acquired"), "released": last.engine.count("release")}
     assert last.instance.instance_id not in {i.instance_id for i in await instances.read_all(db)}
     await until(fleet.is_balanced)
     assert all(process.engine.count("lost") == 0 for process in fleet)
+
+
+async def test_a_drained_instance_hands_everything_over_lives_on_and_takes_nothing_back(
+    fleet: Fleet, db: Database
+) -> None:
+    drained, crashed, last = [fleet.join() for _ in range(3)]
+    await until(fleet.is_balanced)
+    drained.keeper.drain()
+    await asyncio.wait_for(drained.keeper.handed_over(), 5.0)
+    assert drained.held == set()
+    await until(lambda: _hold_all(crashed, last))
+    before = len(drained.engine.told)
+    await crashed.crash()
+    await until(lambda: _hold_all(last), SETTINGS.lease_ttl_s + 1.0)
+    assert len(drained.engine.told) == before
+    assert not drained.task.done()
+    assert [i.draining for i in await instances.live(db, SETTINGS.lease_ttl_s)].count(True) == 1
 
 
 async def test_a_balanced_fleet_stays_as_it_is(fleet: Fleet) -> None:
@@ -274,3 +291,7 @@ async def test_without_a_database_nothing_is_held_and_the_loop_goes_on() -> None
         assert process.held == set()
         assert not process.task.done()
         await process.crash()
+
+
+async def _hold_all(*processes: Process) -> bool:
+    return sum(len(process.held) for process in processes) == PARTITION_COUNT

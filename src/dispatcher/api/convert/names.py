@@ -27,6 +27,7 @@ _SEGMENTS: dict[str, re.Pattern[str]] = {
     "delivery": _SEQUENCE,
     "dead_letter": _SEQUENCE,
     "replay": _ID,
+    "instance": _ID,
 }
 
 

@@ -30,7 +30,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dwebhooks/admin/v1/admin.proto\x12\x11webhooks.admin.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x85\x03\n\x08Instance\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x15\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07version\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x38\n\x0eheartbeat_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x16\n\x08\x64raining\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fpartition_count\x18\x07 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fin_flight_count\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0f\x64\x65livered_count\x18\t \x01(\x03\x42\x04\xe2\x41\x01\x03:R\xea\x41O\n\"admin.webhooks.dispatcher/Instance\x12\x14instances/{instance}*\tinstances2\x08instance\"\x81\x02\n\x05Lease\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x17\n\tpartition\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05\x65poch\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12:\n\x05owner\x18\x04 \x01(\tB+\xe2\x41\x01\x03\xfa\x41$\n\"admin.webhooks.dispatcher/Instance\x12\x35\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:C\xea\x41@\n\x1f\x61\x64min.webhooks.dispatcher/Lease\x12\x0eleases/{lease}*\x06leases2\x05lease\"\x12\n\x10GetStatusRequest\"\xc7\x02\n\x11GetStatusResponse\x12\x15\n\x07version\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12=\n\x08instance\x18\x02 \x01(\tB+\xe2\x41\x01\x03\xfa\x41$\n\"admin.webhooks.dispatcher/Instance\x12\x34\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x18\n\npartitions\x18\x04 \x03(\x05\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fin_flight_count\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x32\n\tflush_lag\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x12\x39\n\x10\x64\x61tabase_latency\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\"I\n\x14ListInstancesRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"l\n\x15ListInstancesResponse\x12\x34\n\tinstances\x18\x01 \x03(\x0b\x32\x1b.webhooks.admin.v1.InstanceB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"F\n\x11ListLeasesRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"c\n\x12ListLeasesResponse\x12.\n\x06leases\x18\x01 \x03(\x0b\x32\x18.webhooks.admin.v1.LeaseB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x32\x80\x03\n\x0c\x41\x64minService\x12s\n\tGetStatus\x12#.webhooks.admin.v1.GetStatusRequest\x1a$.webhooks.admin.v1.GetStatusResponse\"\x1b\xda\x41\x00\x82\xd3\xe4\x93\x02\x12\x12\x10/admin/v1/status\x12\x82\x01\n\rListInstances\x12\'.webhooks.admin.v1.ListInstancesRequest\x1a(.webhooks.admin.v1.ListInstancesResponse\"\x1e\xda\x41\x00\x82\xd3\xe4\x93\x02\x15\x12\x13/admin/v1/instances\x12v\n\nListLeases\x12$.webhooks.admin.v1.ListLeasesRequest\x1a%.webhooks.admin.v1.ListLeasesResponse\"\x1b\xda\x41\x00\x82\xd3\xe4\x93\x02\x12\x12\x10/admin/v1/leasesBy\n\x1c\x64ispatcher.webhooks.admin.v1B\nAdminProtoP\x01Z,dispatcher/webhooks/admin/v1;webhooksadminv1\xaa\x02\x1c\x44ispatcher.Webhooks.Admin.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dwebhooks/admin/v1/admin.proto\x12\x11webhooks.admin.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x85\x03\n\x08Instance\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x15\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07version\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x34\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x38\n\x0eheartbeat_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x16\n\x08\x64raining\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fpartition_count\x18\x07 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fin_flight_count\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0f\x64\x65livered_count\x18\t \x01(\x03\x42\x04\xe2\x41\x01\x03:R\xea\x41O\n\"admin.webhooks.dispatcher/Instance\x12\x14instances/{instance}*\tinstances2\x08instance\"\x81\x02\n\x05Lease\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x17\n\tpartition\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05\x65poch\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12:\n\x05owner\x18\x04 \x01(\tB+\xe2\x41\x01\x03\xfa\x41$\n\"admin.webhooks.dispatcher/Instance\x12\x35\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:C\xea\x41@\n\x1f\x61\x64min.webhooks.dispatcher/Lease\x12\x0eleases/{lease}*\x06leases2\x05lease\"Q\n\x10GetStatusRequest\x12=\n\x08instance\x18\x01 \x01(\tB+\xe2\x41\x01\x01\xfa\x41$\n\"admin.webhooks.dispatcher/Instance\"\x9c\x03\n\x11GetStatusResponse\x12\x15\n\x07version\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12=\n\x08instance\x18\x02 \x01(\tB+\xe2\x41\x01\x03\xfa\x41$\n\"admin.webhooks.dispatcher/Instance\x12\x34\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x18\n\npartitions\x18\x04 \x03(\x05\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fin_flight_count\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x32\n\tflush_lag\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x12\x39\n\x10\x64\x61tabase_latency\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x12\x16\n\x08\x64raining\x18\x08 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12;\n\x07workers\x18\t \x03(\x0b\x32$.webhooks.admin.v1.GetStatusResponseB\x04\xe2\x41\x01\x03\"M\n\x0c\x44rainRequest\x12=\n\x08instance\x18\x01 \x01(\tB+\xe2\x41\x01\x01\xfa\x41$\n\"admin.webhooks.dispatcher/Instance\"E\n\rDrainResponse\x12\x34\n\tinstances\x18\x01 \x03(\x0b\x32\x1b.webhooks.admin.v1.InstanceB\x04\xe2\x41\x01\x03\"I\n\x14ListInstancesRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"l\n\x15ListInstancesResponse\x12\x34\n\tinstances\x18\x01 \x03(\x0b\x32\x1b.webhooks.admin.v1.InstanceB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\"F\n\x11ListLeasesRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"c\n\x12ListLeasesResponse\x12.\n\x06leases\x18\x01 \x03(\x0b\x32\x18.webhooks.admin.v1.LeaseB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x32\xfd\x03\n\x0c\x41\x64minService\x12s\n\tGetStatus\x12#.webhooks.admin.v1.GetStatusRequest\x1a$.webhooks.admin.v1.GetStatusResponse\"\x1b\xda\x41\x00\x82\xd3\xe4\x93\x02\x12\x12\x10/admin/v1/status\x12\x82\x01\n\rListInstances\x12\'.webhooks.admin.v1.ListInstancesRequest\x1a(.webhooks.admin.v1.ListInstancesResponse\"\x1e\xda\x41\x00\x82\xd3\xe4\x93\x02\x15\x12\x13/admin/v1/instances\x12v\n\nListLeases\x12$.webhooks.admin.v1.ListLeasesRequest\x1a%.webhooks.admin.v1.ListLeasesResponse\"\x1b\xda\x41\x00\x82\xd3\xe4\x93\x02\x12\x12\x10/admin/v1/leases\x12{\n\x05\x44rain\x12\x1f.webhooks.admin.v1.DrainRequest\x1a .webhooks.admin.v1.DrainResponse\"/\xda\x41\x08instance\x82\xd3\xe4\x93\x02\x1e\"\x19/admin/v1/instances:drain:\x01*By\n\x1c\x64ispatcher.webhooks.admin.v1B\nAdminProtoP\x01Z,dispatcher/webhooks/admin/v1;webhooksadminv1\xaa\x02\x1c\x44ispatcher.Webhooks.Admin.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -70,6 +70,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEASE'].fields_by_name['expire_time']._serialized_options = b'\342A\001\003'
   _globals['_LEASE']._loaded_options = None
   _globals['_LEASE']._serialized_options = b'\352A@\n\037admin.webhooks.dispatcher/Lease\022\016leases/{lease}*\006leases2\005lease'
+  _globals['_GETSTATUSREQUEST'].fields_by_name['instance']._loaded_options = None
+  _globals['_GETSTATUSREQUEST'].fields_by_name['instance']._serialized_options = b'\342A\001\001\372A$\n\"admin.webhooks.dispatcher/Instance'
   _globals['_GETSTATUSRESPONSE'].fields_by_name['version']._loaded_options = None
   _globals['_GETSTATUSRESPONSE'].fields_by_name['version']._serialized_options = b'\342A\001\003'
   _globals['_GETSTATUSRESPONSE'].fields_by_name['instance']._loaded_options = None
@@ -84,6 +86,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSRESPONSE'].fields_by_name['flush_lag']._serialized_options = b'\342A\001\003'
   _globals['_GETSTATUSRESPONSE'].fields_by_name['database_latency']._loaded_options = None
   _globals['_GETSTATUSRESPONSE'].fields_by_name['database_latency']._serialized_options = b'\342A\001\003'
+  _globals['_GETSTATUSRESPONSE'].fields_by_name['draining']._loaded_options = None
+  _globals['_GETSTATUSRESPONSE'].fields_by_name['draining']._serialized_options = b'\342A\001\003'
+  _globals['_GETSTATUSRESPONSE'].fields_by_name['workers']._loaded_options = None
+  _globals['_GETSTATUSRESPONSE'].fields_by_name['workers']._serialized_options = b'\342A\001\003'
+  _globals['_DRAINREQUEST'].fields_by_name['instance']._loaded_options = None
+  _globals['_DRAINREQUEST'].fields_by_name['instance']._serialized_options = b'\342A\001\001\372A$\n\"admin.webhooks.dispatcher/Instance'
+  _globals['_DRAINRESPONSE'].fields_by_name['instances']._loaded_options = None
+  _globals['_DRAINRESPONSE'].fields_by_name['instances']._serialized_options = b'\342A\001\003'
   _globals['_LISTINSTANCESREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTINSTANCESREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
   _globals['_LISTINSTANCESREQUEST'].fields_by_name['page_token']._loaded_options = None
@@ -106,22 +116,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADMINSERVICE'].methods_by_name['ListInstances']._serialized_options = b'\332A\000\202\323\344\223\002\025\022\023/admin/v1/instances'
   _globals['_ADMINSERVICE'].methods_by_name['ListLeases']._loaded_options = None
   _globals['_ADMINSERVICE'].methods_by_name['ListLeases']._serialized_options = b'\332A\000\202\323\344\223\002\022\022\020/admin/v1/leases'
+  _globals['_ADMINSERVICE'].methods_by_name['Drain']._loaded_options = None
+  _globals['_ADMINSERVICE'].methods_by_name['Drain']._serialized_options = b'\332A\010instance\202\323\344\223\002\036\"\031/admin/v1/instances:drain:\001*'
   _globals['_INSTANCE']._serialized_start=233
   _globals['_INSTANCE']._serialized_end=622
   _globals['_LEASE']._serialized_start=625
   _globals['_LEASE']._serialized_end=882
   _globals['_GETSTATUSREQUEST']._serialized_start=884
-  _globals['_GETSTATUSREQUEST']._serialized_end=902
-  _globals['_GETSTATUSRESPONSE']._serialized_start=905
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1232
-  _globals['_LISTINSTANCESREQUEST']._serialized_start=1234
-  _globals['_LISTINSTANCESREQUEST']._serialized_end=1307
-  _globals['_LISTINSTANCESRESPONSE']._serialized_start=1309
-  _globals['_LISTINSTANCESRESPONSE']._serialized_end=1417
-  _globals['_LISTLEASESREQUEST']._serialized_start=1419
-  _globals['_LISTLEASESREQUEST']._serialized_end=1489
-  _globals['_LISTLEASESRESPONSE']._serialized_start=1491
-  _globals['_LISTLEASESRESPONSE']._serialized_end=1590
-  _globals['_ADMINSERVICE']._serialized_start=1593
-  _globals['_ADMINSERVICE']._serialized_end=1977
+  _globals['_GETSTATUSREQUEST']._serialized_end=965
+  _globals['_GETSTATUSRESPONSE']._serialized_start=968
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1380
+  _globals['_DRAINREQUEST']._serialized_start=1382
+  _globals['_DRAINREQUEST']._serialized_end=1459
+  _globals['_DRAINRESPONSE']._serialized_start=1461
+  _globals['_DRAINRESPONSE']._serialized_end=1530
+  _globals['_LISTINSTANCESREQUEST']._serialized_start=1532
+  _globals['_LISTINSTANCESREQUEST']._serialized_end=1605
+  _globals['_LISTINSTANCESRESPONSE']._serialized_start=1607
+  _globals['_LISTINSTANCESRESPONSE']._serialized_end=1715
+  _globals['_LISTLEASESREQUEST']._serialized_start=1717
+  _globals['_LISTLEASESREQUEST']._serialized_end=1787
+  _globals['_LISTLEASESRESPONSE']._serialized_start=1789
+  _globals['_LISTLEASESRESPONSE']._serialized_end=1888
+  _globals['_ADMINSERVICE']._serialized_start=1891
+  _globals['_ADMINSERVICE']._serialized_end=2400
 # @@protoc_insertion_point(module_scope)

@@ -126,12 +126,17 @@ class GetStatusRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """`instances/{instance}`: which of the instances behind this port. Empty: the only one, or all of them together."""
     def __init__(
         self,
+        *,
+        instance: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -139,7 +144,9 @@ Global___GetStatusRequest: _TypeAlias = GetStatusRequest  # noqa: Y015
 
 @_typing.final
 class GetStatusResponse(_message.Message):
-    """Answer of GetStatus: the instance that answers, as it sees itself now."""
+    """Answer of GetStatus: the instance that answers, as it sees itself now. Where several workers share the port and none
+    was named: their partitions, the sum of their counts, the longest of their times.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -150,12 +157,16 @@ class GetStatusResponse(_message.Message):
     IN_FLIGHT_COUNT_FIELD_NUMBER: _builtins.int
     FLUSH_LAG_FIELD_NUMBER: _builtins.int
     DATABASE_LATENCY_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of the service."""
     instance: _builtins.str
-    """This instance: `instances/{instance}`."""
+    """This instance: `instances/{instance}`. Empty where several answer together."""
     in_flight_count: _builtins.int
     """Its attempts in flight."""
+    draining: _builtins.bool
+    """Whether it hands over its partitions, or has, and takes no new ones: it is being stopped, or was drained."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
@@ -174,6 +185,10 @@ class GetStatusResponse(_message.Message):
     def database_latency(self) -> _duration_pb2.Duration:
         """How long a trivial query of the database took just now; not set where the database is away."""
 
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetStatusResponse]:
+        """Each of the workers that answer together, one level deep; empty where one instance answers."""
+
     def __init__(
         self,
         *,
@@ -184,14 +199,66 @@ class GetStatusResponse(_message.Message):
         in_flight_count: _builtins.int = ...,
         flush_lag: _duration_pb2.Duration | None = ...,
         database_latency: _duration_pb2.Duration | None = ...,
+        draining: _builtins.bool = ...,
+        workers: _abc.Iterable[Global___GetStatusResponse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["database_latency", b"database_latency", "flush_lag", b"flush_lag", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["database_latency", b"database_latency", "flush_lag", b"flush_lag", "in_flight_count", b"in_flight_count", "instance", b"instance", "partitions", b"partitions", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database_latency", b"database_latency", "draining", b"draining", "flush_lag", b"flush_lag", "in_flight_count", b"in_flight_count", "instance", b"instance", "partitions", b"partitions", "start_time", b"start_time", "version", b"version", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class DrainRequest(_message.Message):
+    """Request of Drain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """`instances/{instance}`: which of the instances behind this port. Empty: all of them, which is the only one where no
+    workers share the port.
+    """
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class DrainResponse(_message.Message):
+    """Answer of Drain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instance]:
+        """The drained instances as they are now. Their `partition_count` is what they have not handed over yet, and
+        `in_flight_count` the attempts that still are under way.
+        """
+
+    def __init__(
+        self,
+        *,
+        instances: _abc.Iterable[Global___Instance] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
 
 @_typing.final
 class ListInstancesRequest(_message.Message):

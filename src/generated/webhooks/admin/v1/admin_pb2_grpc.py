@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """Looks into a running fleet, for operators. Served on a port of its own; every instance answers.
+    """Looks into a running fleet, for operators. Served on a port of its own; every instance answers. The workers of one
+    `serve --workers N` are instances that share a port: calls that concern one of them name it.
     """
 
     def __init__(self, channel):
@@ -50,14 +51,20 @@ class AdminServiceStub:
                 request_serializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.ListLeasesRequest.SerializeToString,
                 response_deserializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.ListLeasesResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/webhooks.admin.v1.AdminService/Drain',
+                request_serializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+                response_deserializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
-    """Looks into a running fleet, for operators. Served on a port of its own; every instance answers.
+    """Looks into a running fleet, for operators. Served on a port of its own; every instance answers. The workers of one
+    `serve --workers N` are instances that share a port: calls that concern one of them name it.
     """
 
     def GetStatus(self, request, context):
-        """Tells how the instance that answers is doing.
+        """Tells how the instance that answers is doing. Errors: NOT_FOUND (no such instance behind this port).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,6 +81,17 @@ class AdminServiceServicer:
     def ListLeases(self, request, context):
         """Lists the 256 partitions of endpoints and who owns them, in the order of their numbers. Errors: INVALID_ARGUMENT
         (page token); UNAVAILABLE (the database is away).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Takes an instance out of service, for good: its attempts in flight end, its partitions go to the other instances, it
+        takes no new ones, and its readiness turns off. It goes on answering calls until it is stopped; only a restart brings
+        it back. Answers once nothing is left to hand over, or after 10 s (a setting of the service), whichever is sooner;
+        what it began goes on by itself. May be repeated. Errors: NOT_FOUND (no such instance behind this port);
+        INVALID_ARGUMENT (malformed name).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,6 +115,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.ListLeasesRequest.FromString,
                     response_serializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.ListLeasesResponse.SerializeToString,
             ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.DrainRequest.FromString,
+                    response_serializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'webhooks.admin.v1.AdminService', rpc_method_handlers)
@@ -106,7 +129,8 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """Looks into a running fleet, for operators. Served on a port of its own; every instance answers.
+    """Looks into a running fleet, for operators. Served on a port of its own; every instance answers. The workers of one
+    `serve --workers N` are instances that share a port: calls that concern one of them name it.
     """
 
     @staticmethod
@@ -180,6 +204,33 @@ class AdminService:
             '/webhooks.admin.v1.AdminService/ListLeases',
             webhooks_dot_admin_dot_v1_dot_admin__pb2.ListLeasesRequest.SerializeToString,
             webhooks_dot_admin_dot_v1_dot_admin__pb2.ListLeasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/webhooks.admin.v1.AdminService/Drain',
+            webhooks_dot_admin_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+            webhooks_dot_admin_dot_v1_dot_admin__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

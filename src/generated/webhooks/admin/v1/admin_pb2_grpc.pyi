@@ -27,14 +27,16 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
-    """Looks into a running fleet, for operators. Served on a port of its own; every instance answers."""
+    """Looks into a running fleet, for operators. Served on a port of its own; every instance answers. The workers of one
+    `serve --workers N` are instances that share a port: calls that concern one of them name it.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]
-    """Tells how the instance that answers is doing."""
+    """Tells how the instance that answers is doing. Errors: NOT_FOUND (no such instance behind this port)."""
     ListInstances: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListInstancesRequest, _admin_pb2.ListInstancesResponse]
     """Lists all instances as their last heartbeat told, oldest first. Errors: INVALID_ARGUMENT (page token); UNAVAILABLE
     (the database is away).
@@ -43,14 +45,23 @@ class AdminServiceStub:
     """Lists the 256 partitions of endpoints and who owns them, in the order of their numbers. Errors: INVALID_ARGUMENT
     (page token); UNAVAILABLE (the database is away).
     """
+    Drain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
+    """Takes an instance out of service, for good: its attempts in flight end, its partitions go to the other instances, it
+    takes no new ones, and its readiness turns off. It goes on answering calls until it is stopped; only a restart brings
+    it back. Answers once nothing is left to hand over, or after 10 s (a setting of the service), whichever is sooner;
+    what it began goes on by itself. May be repeated. Errors: NOT_FOUND (no such instance behind this port);
+    INVALID_ARGUMENT (malformed name).
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """Looks into a running fleet, for operators. Served on a port of its own; every instance answers."""
+    """Looks into a running fleet, for operators. Served on a port of its own; every instance answers. The workers of one
+    `serve --workers N` are instances that share a port: calls that concern one of them name it.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]  # type: ignore[assignment]
-    """Tells how the instance that answers is doing."""
+    """Tells how the instance that answers is doing. Errors: NOT_FOUND (no such instance behind this port)."""
     ListInstances: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListInstancesRequest, _admin_pb2.ListInstancesResponse]  # type: ignore[assignment]
     """Lists all instances as their last heartbeat told, oldest first. Errors: INVALID_ARGUMENT (page token); UNAVAILABLE
     (the database is away).
@@ -59,9 +70,18 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Lists the 256 partitions of endpoints and who owns them, in the order of their numbers. Errors: INVALID_ARGUMENT
     (page token); UNAVAILABLE (the database is away).
     """
+    Drain: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
+    """Takes an instance out of service, for good: its attempts in flight end, its partitions go to the other instances, it
+    takes no new ones, and its readiness turns off. It goes on answering calls until it is stopped; only a restart brings
+    it back. Answers once nothing is left to hand over, or after 10 s (a setting of the service), whichever is sooner;
+    what it began goes on by itself. May be repeated. Errors: NOT_FOUND (no such instance behind this port);
+    INVALID_ARGUMENT (malformed name).
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Looks into a running fleet, for operators. Served on a port of its own; every instance answers."""
+    """Looks into a running fleet, for operators. Served on a port of its own; every instance answers. The workers of one
+    `serve --workers N` are instances that share a port: calls that concern one of them name it.
+    """
 
     @_abc_1.abstractmethod
     def GetStatus(
@@ -69,7 +89,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetStatusResponse, _abc.Awaitable[_admin_pb2.GetStatusResponse]]:
-        """Tells how the instance that answers is doing."""
+        """Tells how the instance that answers is doing. Errors: NOT_FOUND (no such instance behind this port)."""
 
     @_abc_1.abstractmethod
     def ListInstances(
@@ -89,6 +109,19 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.ListLeasesResponse, _abc.Awaitable[_admin_pb2.ListLeasesResponse]]:
         """Lists the 256 partitions of endpoints and who owns them, in the order of their numbers. Errors: INVALID_ARGUMENT
         (page token); UNAVAILABLE (the database is away).
+        """
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _admin_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.DrainResponse, _abc.Awaitable[_admin_pb2.DrainResponse]]:
+        """Takes an instance out of service, for good: its attempts in flight end, its partitions go to the other instances, it
+        takes no new ones, and its readiness turns off. It goes on answering calls until it is stopped; only a restart brings
+        it back. Answers once nothing is left to hand over, or after 10 s (a setting of the service), whichever is sooner;
+        what it began goes on by itself. May be repeated. Errors: NOT_FOUND (no such instance behind this port);
+        INVALID_ARGUMENT (malformed name).
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
