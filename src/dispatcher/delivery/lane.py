@@ -102,7 +102,8 @@ class Lane(WindowLane):
         """
         if not self.is_tight or self._mode in (None, OrderingMode.ORDERED) or self._held.parking:
             return []
-        # The records of one mode are deleted as left over once another has any: all must be on record as done by then.
+        # The records of one mode are deleted as left over once another has any: all must be on record as done by then,
+        # those too that are only acknowledged (`_parkable`), which a crash would make pending again.
         if any(slot.mode is not self._mode for slot in self._held.slots.values()):
             return []
         room = self._limits.parked_rows_max - len(self._held.slots)
@@ -115,6 +116,8 @@ class Lane(WindowLane):
         """Ascending, up to the first row that holds the watermark where it is anyhow."""
         for seq in range(self._settled_through + 1, self._admitted_through + 1):
             slot = self._slots[seq]
+            if slot.state is ACKNOWLEDGED and slot.mode is not self._mode:
+                return
             if slot.state >= ACKNOWLEDGED:
                 continue
             is_cold = slot.row.ordering_key in self._held.cold and self._mode is OrderingMode.ORDERED_BY_KEY

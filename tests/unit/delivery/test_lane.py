@@ -131,6 +131,21 @@ def test_another_mode_begins_once_every_lower_row_is_done() -> None:
     assert start_all(one) == [5, 6]
 
 
+def test_nothing_of_a_new_mode_is_parked_while_a_row_of_the_old_one_is_not_on_record_as_done() -> None:
+    """A crash makes the acknowledgement pending again; its record, once parked, would pass for one left over."""
+    changed = lane(BY_KEY, rows_max=8)
+    changed.configure({2: ModeSettings(UNORDERED, 4)})
+    for seq in range(1, 9):
+        changed.offer(row(seq, revision=1 if seq == 1 else 2))
+    assert start_all(changed) == [1]
+    changed.succeeded(1)
+    for seq in start_all(changed):
+        changed.failed(seq, 1000.0)
+    assert changed.to_park() == []
+    changed.flushed(1)
+    assert [held.row.seq for held in changed.to_park()] == [2, 3, 4, 5]
+
+
 def test_nothing_at_or_above_an_unknown_revision_starts() -> None:
     one = lane(UNORDERED)
     for seq, revision in enumerate([1, 2, 1], 1):
