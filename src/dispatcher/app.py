@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -33,12 +32,13 @@ from dispatcher.delivery.operations import OperationalRelay
 from dispatcher.delivery.prober import Prober
 from dispatcher.errors import PreconditionError, UnavailableError
 from dispatcher.model import EndpointKey, Instance, ProbeResult
-from dispatcher.ops.server import OpsServer
+from dispatcher.ops.server import OpsServer, OwnPages
 from dispatcher.routing.cache import SubscriptionCache
 from dispatcher.routing.publisher import Publisher
 from dispatcher.routing.quotas import Quotas
 from dispatcher.security.egress import EgressPolicy
 from dispatcher.security.secrets import Keyring
+from dispatcher.signals import stop_on_signals
 from dispatcher.store import upkeep
 from dispatcher.store.database import Database, DatabaseOptions
 from dispatcher.store.group_commit import GroupCommit, GroupCommitLimits
@@ -46,6 +46,7 @@ from dispatcher.store.migrate import check_schema
 from dispatcher.store.observation import Observation
 from dispatcher.store.upkeep import UpkeepSettings
 from dispatcher.telemetry import ExportPlan, Health, Telemetry, configure_logging, start_telemetry
+from dispatcher.workers.process import supervisor_gone
 
 log = logging.getLogger(__name__)
 
@@ -290,14 +291,16 @@ async def serve(
     stop: asyncio.Event | None = None,
     on_ready: Callable[[Core, Ports], None] | None = None,
     log_stream: TextIO | None = None,
+    worker: int | None = None,
 ) -> None:
     """Run one process until SIGTERM or SIGINT, or until `stop` is set where one is given.
 
-    What is exported by OTLP is `plan`'s, by default the standard OTEL_* variables' word (ConfigError).
+    `worker`: the number of this process among those that listen on the same gRPC port. What is exported by OTLP is
+    `plan`'s, by default the standard OTEL_* variables' word (ConfigError).
     `on_ready` is told once all ports are bound. Logs go to `log_stream`, by default stderr.
     Raises OSError where a port can't be bound, and whatever unexpected ended it.
     """
-    configure_logging(settings, log_stream)
+    configure_logging(settings, log_stream, worker=worker)
     stopping = stop or asyncio.Event()
     if stop is None:
         stop_on_signals(stopping.set)
@@ -308,16 +311,36 @@ async def serve(
         async with open_core(settings, telemetry, instance) as core:
             with contextlib.suppress(UnavailableError):  # away at start: it is waited for
                 await check_schema(core.database)
-            await _serve(core, stopping, on_ready)
+            await _serve(core, stopping, on_ready, shares_port=worker is not None)
     finally:
         await telemetry.shutdown(settings.telemetry_flush_timeout_s)
 
 
-async def _serve(core: Core, stopping: asyncio.Event, on_ready: Callable[[Core, Ports], None] | None) -> None:
+async def serve_as_worker(settings: Settings, number: int) -> None:
+    """`serve` as one of several workers: ends in good order on SIGTERM, or when the supervisor is gone."""
+    stopping = asyncio.Event()
+    stop_on_signals(stopping.set)
+
+    async def end_with_supervisor() -> None:
+        await supervisor_gone()
+        log.warning("the supervisor is gone")
+        stopping.set()
+
+    watching = asyncio.create_task(end_with_supervisor(), name="supervisor-gone")
+    try:
+        await serve(settings, stop=stopping, worker=number)
+    finally:
+        watching.cancel()
+
+
+async def _serve(
+    core: Core, stopping: asyncio.Event, on_ready: Callable[[Core, Ports], None] | None, *, shares_port: bool
+) -> None:
     running = asyncio.create_task(core.run(), name="core")
     try:
-        async with OpsServer(core.settings.ops_listen, core.health, core.telemetry.registry) as ops:
-            async with ApiServer(core.settings, api_parts(core)) as api:
+        pages = OwnPages(core.health, core.telemetry.registry)
+        async with OpsServer(core.settings.ops_listen, pages) as ops:
+            async with ApiServer(core.settings, api_parts(core), shares_port=shares_port) as api:
                 core.health.started()
                 log.info("serving", extra={"version": __version__, "instance": str(core.instance.instance_id)})
                 if on_ready is not None:
@@ -353,20 +376,6 @@ def api_parts(core: Core) -> ApiParts:
         on_row=lambda key, seq: core.engine.hint({key: seq}),
         look_back_s=core.look_back_s,
     )
-
-
-def stop_on_signals(stop: Callable[[], None]) -> None:
-    """SIGTERM and SIGINT begin the orderly end; a second one is left to its default and kills."""
-    loop = asyncio.get_running_loop()
-
-    def once(number: int) -> None:
-        log.info("stopping", extra={"signal": signal.Signals(number).name})
-        for each in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(each)
-        stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, once, number)
 
 
 def host_name() -> str:

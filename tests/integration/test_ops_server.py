@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from dispatcher.ops import OpsServer
+from dispatcher.ops.server import OpsServer, OwnPages
 from dispatcher.telemetry import ExportPlan, Health, Telemetry, start_telemetry
 
 
@@ -26,7 +26,7 @@ async def get(server: OpsServer, path: str) -> tuple[int, str, str]:
 
 async def test_readyz_says_what_is_wrong_and_livez_does_not_care(telemetry: Telemetry) -> None:
     health = Health(database_away_s=0)
-    async with OpsServer("127.0.0.1:0", health, telemetry.registry) as server:
+    async with OpsServer("127.0.0.1:0", OwnPages(health, telemetry.registry)) as server:
         status, text, _ = await get(server, "/readyz")
         assert (status, text.partition(" (for")[0]) == (503, "not ready\nstarting: not yet serving")
         health.started()
@@ -47,7 +47,7 @@ async def test_metrics_are_served_for_prometheus(telemetry: Telemetry) -> None:
     telemetry.instruments.delivered(0.2)
     telemetry.instruments.in_flight.follow(lambda: 3)
     telemetry.instruments.commit(events=2, rows=4, duration_s=0.01, result="committed")
-    async with OpsServer("127.0.0.1:0", Health(database_away_s=5), telemetry.registry) as server:
+    async with OpsServer("127.0.0.1:0", OwnPages(Health(database_away_s=5), telemetry.registry)) as server:
         status, text, content_type = await get(server, "/metrics")
     assert status == 200
     assert content_type.startswith("text/plain")
@@ -60,20 +60,20 @@ async def test_metrics_are_served_for_prometheus(telemetry: Telemetry) -> None:
 
 async def test_scrapes_at_once_all_see_every_metric(telemetry: Telemetry) -> None:
     telemetry.instruments.delivered(0.2)
-    async with OpsServer("127.0.0.1:0", Health(database_away_s=5), telemetry.registry) as server:
+    async with OpsServer("127.0.0.1:0", OwnPages(Health(database_away_s=5), telemetry.registry)) as server:
         answers = await asyncio.gather(*(get(server, "/metrics") for _ in range(10)))
     assert all(text.count("\ndispatcher_deliveries_total{") == 1 for _, text, _ in answers)
 
 
 async def test_nothing_else_is_served(telemetry: Telemetry) -> None:
-    async with OpsServer("127.0.0.1:0", Health(database_away_s=5), telemetry.registry) as server:
+    async with OpsServer("127.0.0.1:0", OwnPages(Health(database_away_s=5), telemetry.registry)) as server:
         assert (await get(server, "/"))[0] == 404
 
 
 async def test_a_taken_port_is_an_error_and_the_port_is_free_after_the_end(telemetry: Telemetry) -> None:
-    async with OpsServer("127.0.0.1:0", Health(database_away_s=5), telemetry.registry) as server:
+    async with OpsServer("127.0.0.1:0", OwnPages(Health(database_away_s=5), telemetry.registry)) as server:
         listen = f"127.0.0.1:{server.port}"
         with pytest.raises(OSError, match="in use"):
-            await OpsServer(listen, Health(database_away_s=5), telemetry.registry).__aenter__()
-    async with OpsServer(listen, Health(database_away_s=5), telemetry.registry) as again:
+            await OpsServer(listen, OwnPages(Health(database_away_s=5), telemetry.registry)).__aenter__()
+    async with OpsServer(listen, OwnPages(Health(database_away_s=5), telemetry.registry)) as again:
         assert (await get(again, "/livez"))[0] == 200

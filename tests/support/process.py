@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,11 @@ class Served:
     `variables` are settings in full (`DISPATCHER_…`, `OTEL_…`); nothing else of the environment is passed on.
     """
 
-    def __init__(self, dsn: str, folder: Path, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, dsn: str, folder: Path, variables: Mapping[str, str] | None = None, arguments: Sequence[str] = ()
+    ) -> None:
         self.dsn = dsn
+        self._arguments = tuple(arguments)
         self.grpc_port, self.admin_port, self.ops_port = free_ports(3)
         self.log_file = folder / f"serve-{next(_names)}.log"
         self._environ = _environ() | QUICK | self._listen() | {"DISPATCHER_DATABASE_URL": dsn} | dict(variables or {})
@@ -54,7 +57,7 @@ class Served:
         """Start and return at once; see `wait_ready`."""
         assert self._process is None or self._process.poll() is not None, "it runs"
         with self.log_file.open("ab") as log:
-            command = [sys.executable, "-m", "dispatcher", "serve"]
+            command = [sys.executable, "-m", "dispatcher", "serve", *self._arguments]
             self._process = subprocess.Popen(command, cwd=ROOT, env=self._environ, stdout=log, stderr=log)
 
     def wait_ready(self) -> None:
@@ -73,12 +76,17 @@ class Served:
 
     def readiness(self) -> int | None:
         """The status that /readyz answers with; None while nobody answers."""
+        return self.page("/readyz")[0]
+
+    def page(self, path: str) -> tuple[int | None, str]:
+        """Status and text of a page of the ops port; None while nobody answers."""
         connection = http.client.HTTPConnection("127.0.0.1", self.ops_port, timeout=5)
         try:
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
         except OSError:
-            return None
+            return None, ""
         finally:
             connection.close()
 
@@ -121,11 +129,15 @@ class Served:
 
 @contextlib.contextmanager
 def processes(
-    dsn: str, folder: Path, count: int = 1, variables: Mapping[str, str] | None = None
+    dsn: str,
+    folder: Path,
+    count: int = 1,
+    variables: Mapping[str, str] | None = None,
+    arguments: Sequence[str] = (),
 ) -> Iterator[tuple[Served, ...]]:
     """So many dispatchers on a migrated database, ready. All are killed at the end, and their logs shown by pytest
     where the test fails."""
-    served = tuple(Served(dsn, folder, variables) for _ in range(count))
+    served = tuple(Served(dsn, folder, variables, arguments) for _ in range(count))
     try:
         for each in served:
             each.start()

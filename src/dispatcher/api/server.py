@@ -112,8 +112,10 @@ class ApiParts:
 class ApiServer:
     """Serves while it is entered; leaving it drains and stops. `port` and `admin_port` are those bound."""
 
-    def __init__(self, settings: Settings, parts: ApiParts) -> None:
+    def __init__(self, settings: Settings, parts: ApiParts, *, shares_port: bool = False) -> None:
+        """`shares_port`: other workers of the same supervisor listen on the callers' port, too."""
         self._settings = settings
+        self._shares_port = shares_port
         self._parts = parts
         self._drain = Drain()
         self._is_drained = False
@@ -125,7 +127,7 @@ class ApiServer:
 
     async def __aenter__(self) -> Self:
         """Listen. Raises OSError where an address can't be bound."""
-        callers, operators = self._make_server(), self._make_server()
+        callers, operators = self._make_server(shares_port=self._shares_port), self._make_server()
         self._add_caller_services(callers)
         admin = AdminServicer(
             self._parts.database,
@@ -136,8 +138,8 @@ class ApiServer:
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, operators)
         self._add_common(callers, self._healths[0], CALLER_SERVICES)
         self._add_common(operators, self._healths[1], ADMIN_SERVICES)
-        self.port = _bind(callers, self._settings.grpc_listen)
-        self.admin_port = _bind(operators, self._settings.admin_listen)
+        self.port = bind(callers, self._settings.grpc_listen)
+        self.admin_port = bind(operators, self._settings.admin_listen)
         told = self._parts.health.is_ready
         await self._tell_health(is_ready=told)
         self._servers = [callers, operators]
@@ -173,9 +175,11 @@ class ApiServer:
         except TimeoutError:
             _log.warning("calls in flight are cut off", extra={"waited_s": self._settings.grpc_drain_s})
 
-    def _make_server(self) -> grpc.aio.Server:
+    def _make_server(self, *, shares_port: bool = False) -> grpc.aio.Server:
         interceptor = CallInterceptor(self._parts.instruments, self._parts.tracing, self._drain)
-        return grpc.aio.server(interceptors=[interceptor], options=_options(self._settings))
+        return grpc.aio.server(
+            interceptors=[interceptor], options=server_options(self._settings, shares_port=shares_port)
+        )
 
     def _add_caller_services(self, server: grpc.aio.Server) -> None:
         parts, settings, size = self._parts, self._settings, self._settings.page_size_max
@@ -249,14 +253,14 @@ def _endpoint_rules(settings: Settings, egress: EgressPolicy) -> EndpointRules:
     )
 
 
-def _options(settings: Settings) -> list[tuple[str, int]]:
+def server_options(settings: Settings, *, shares_port: bool = False) -> list[tuple[str, int]]:
     """Channel arguments of the servers; https://github.com/grpc/grpc, include/grpc/impl/channel_arg_names.h."""
     return [
         ("grpc.max_receive_message_length", settings.grpc_message_bytes_max),
         ("grpc.max_send_message_length", settings.grpc_message_bytes_max),
         ("grpc.max_concurrent_streams", settings.grpc_streams_max),
-        # With it, a second process on the same port would silently take half of the calls.
-        ("grpc.so_reuseport", 0),
+        # Only for workers: with it, a second service on the same port would silently take half of the calls.
+        ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_connection_age_ms", CONNECTION_AGE_S * 1000),
         ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_S * 1000),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
@@ -265,7 +269,8 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
     ]
 
 
-def _bind(server: grpc.aio.Server, address: str) -> int:
+def bind(server: grpc.aio.Server, address: str) -> int:
+    """Add the port; the one bound. Raises OSError."""
     with contextlib.suppress(RuntimeError):
         port = server.add_insecure_port(address)
         if port:

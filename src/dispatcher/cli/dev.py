@@ -104,7 +104,7 @@ def _run(folder: LocalFolder, wish: Wish, started_s: float) -> Outcome:
 
 
 async def _interruptible(session: Session) -> Outcome:
-    from dispatcher.app import stop_on_signals
+    from dispatcher.signals import stop_on_signals
 
     stop_on_signals(session.stop)
     return await session.run()

@@ -46,6 +46,7 @@ app = typer.Typer(
     epilog=EPILOG,
 )
 app.command("serve", rich_help_panel=SERVICE)(serve.serve)
+app.command("worker", hidden=True)(serve.worker)
 app.command("dev", rich_help_panel=SERVICE)(dev.dev)
 app.command("migrate", rich_help_panel=SERVICE)(migrate.migrate)
 app.command("config", rich_help_panel=SERVICE)(show_config.config)

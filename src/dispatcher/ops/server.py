@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -13,26 +14,56 @@ from prometheus_client.exposition import choose_encoder
 from dispatcher.config.groups import split_address
 from dispatcher.telemetry.health import Health
 
+UNIX_PREFIX = "unix:"
 _NO_STORE = {"Cache-Control": "no-store"}
 _REQUEST_BYTES_MAX = 1024
 _STOP_TIMEOUT_S = 1.0
 
 
-class OpsServer:
-    """Serves while entered; `port` is the bound one, also where `listen` asked for port 0."""
+class OpsPages(Protocol):
+    """What is served, beside the fact that it is."""
 
-    def __init__(self, listen: str, health: Health, registry: CollectorRegistry) -> None:
-        self._host, self._port = split_address(listen)
+    async def readiness(self) -> tuple[bool, str]:
+        """Whether traffic should come here, and why, line by line."""
+
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
+        """All metrics in the form that an Accept header asks for, and their content type."""
+
+
+class OwnPages:
+    """Those of one process."""
+
+    def __init__(self, health: Health, registry: CollectorRegistry) -> None:
         self._health = health
         self._registry = registry
         self._collecting = asyncio.Lock()  # one collection at a time: two scrapes would mix in the SDK's reader
+
+    async def readiness(self) -> tuple[bool, str]:
+        problems = self._health.problems()
+        if not problems:
+            return True, "ready\n"
+        lines = [f"{problem.check}: {problem.text} (for {problem.age_s:.1f} s)" for problem in problems]
+        return False, "\n".join(["not ready", *lines, ""])
+
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
+        encode, content_type = choose_encoder(accept)
+        async with self._collecting:
+            return await asyncio.to_thread(encode, self._registry), content_type
+
+
+class OpsServer:
+    """Serves while entered. `listen` is host:port or unix:path; `port` is the bound one, 0 for a path."""
+
+    def __init__(self, listen: str, pages: OpsPages) -> None:
+        self._listen = listen
+        self._pages = pages
         self._runner: web.AppRunner | None = None
 
     @property
     def port(self) -> int:
-        """The port that is bound; the one asked for while not yet serving."""
+        """The port that is bound; 0 while not yet serving."""
         addresses = self._runner.addresses if self._runner else []
-        return int(addresses[0][1]) if addresses else self._port
+        return int(addresses[0][1]) if addresses and not self._listen.startswith(UNIX_PREFIX) else 0
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=_REQUEST_BYTES_MAX)
@@ -46,11 +77,16 @@ class OpsServer:
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_STOP_TIMEOUT_S)
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, self._host, self._port).start()
+            await self._site(self._runner).start()
         except BaseException:
             await self._runner.cleanup()
             raise
         return self
+
+    def _site(self, runner: web.AppRunner) -> web.BaseSite:
+        if self._listen.startswith(UNIX_PREFIX):
+            return web.UnixSite(runner, Path(self._listen.removeprefix(UNIX_PREFIX)))
+        return web.TCPSite(runner, *split_address(self._listen))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -63,14 +99,9 @@ class OpsServer:
         return web.Response(text="alive\n", headers=_NO_STORE)
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        problems = self._health.problems()
-        if not problems:
-            return web.Response(text="ready\n", headers=_NO_STORE)
-        lines = [f"{problem.check}: {problem.text} (for {problem.age_s:.1f} s)" for problem in problems]
-        return web.Response(status=503, text="\n".join(["not ready", *lines, ""]), headers=_NO_STORE)
+        is_ready, text = await self._pages.readiness()
+        return web.Response(status=200 if is_ready else 503, text=text, headers=_NO_STORE)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        async with self._collecting:
-            body = await asyncio.to_thread(encode, self._registry)
+        body, content_type = await self._pages.metrics(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type, **_NO_STORE})

@@ -167,6 +167,13 @@ LEASE_CHANGES = Metric(
     "Leases acquired, released, lost.",
     ("dispatcher.lease.change",),
 )
+WORKERS = Metric("dispatcher.workers", Kind.GAUGE, "{process}", "Workers that run; from a supervisor only.")
+WORKERS_ENDED = Metric(
+    "dispatcher.workers.ended",
+    Kind.COUNTER,
+    "{process}",
+    "Workers that ended unasked, or were killed as they had fallen silent; each was replaced. From a supervisor only.",
+)
 DATABASE_OPERATION = Metric(
     DB_CLIENT_OPERATION_DURATION,
     Kind.HISTOGRAM,

@@ -136,6 +136,8 @@ class Instruments:
         self._deliveries = Tally(meter, catalog.DELIVERIES)
         self._flush_dropped = Tally(meter, catalog.FLUSH_DROPPED)
         self._lease_changes = Tally(meter, catalog.LEASE_CHANGES)
+        self._workers_ended = Tally(meter, catalog.WORKERS_ENDED)
+        self.workers = Gauge(meter, catalog.WORKERS)
         self._operational_events = Tally(meter, catalog.OPERATIONAL_EVENTS)
         self.circuits_open = Gauge(meter, catalog.CIRCUITS_OPEN)
         self.endpoints_throttled = Gauge(meter, catalog.ENDPOINTS_THROTTLED)
@@ -201,6 +203,10 @@ class Instruments:
     def lease_changed(self, change: str, count: int = 1) -> None:
         """Leases `acquired`, `released` or `lost`."""
         self._lease_changes.add(count, change)
+
+    def worker_ended(self) -> None:
+        """A worker ended unasked."""
+        self._workers_ended.add()
 
     def database_operation(self, operation: str, duration_s: float, error_type: str = "") -> None:
         """One database operation is over; `operation` is ours (`publish`), `error_type` empty on success."""

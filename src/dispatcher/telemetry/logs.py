@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 import traceback
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -77,7 +78,14 @@ def _stack(record: logging.LogRecord) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One line: time, level, logger, message, trace_id, span_id, the fields, and on errors exception and stack."""
+    """One line: time, level, logger, message, trace_id, span_id, the fields, and on errors exception and stack.
+
+    `constant` fields stand in every line.
+    """
+
+    def __init__(self, constant: Mapping[str, object]) -> None:
+        super().__init__()
+        self._constant = dict(constant)
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line of JSON."""
@@ -86,6 +94,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": _message(record),
+            **self._constant,
             **trace_ids(),
         }
         for name, value in fields_of(record).items():
@@ -102,14 +111,16 @@ class JsonFormatter(logging.Formatter):
 class TextFormatter(logging.Formatter):
     """Time, level, message, fields; for people. Control characters are escaped, so that no input forges a line."""
 
-    def __init__(self, *, colours: bool) -> None:
+    def __init__(self, constant: Mapping[str, object], *, colours: bool) -> None:
         super().__init__()
+        self._constant = dict(constant)
         self._colours = colours
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line, with the stack below it on errors."""
         clock = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
-        fields = "".join(f" {name}={value}" for name, value in {**fields_of(record), **trace_ids()}.items())
+        told = {**self._constant, **fields_of(record), **trace_ids()}
+        fields = "".join(f" {name}={value}" for name, value in told.items())
         body = _CONTROL.sub(lambda found: repr(found[0])[1:-1], f"{_message(record)}{fields}")
         level = f"{record.levelname:<7}"
         if self._colours and (colour := _LEVEL_COLOURS.get(record.levelno)):
@@ -118,12 +129,18 @@ class TextFormatter(logging.Formatter):
         return f"{clock} {level} {record.name}: {body}" + (f"\n{stack.rstrip()}" if stack else "")
 
 
-def configure_logging(settings: ObservabilitySettings, stream: TextIO | None = None) -> None:
-    """Send all logs to `stream` (stderr) in the form that the settings ask for, in place of any former handler."""
+def configure_logging(
+    settings: ObservabilitySettings, stream: TextIO | None = None, *, worker: int | None = None
+) -> None:
+    """Send all logs to `stream` (stderr) in the form that the settings ask for, in place of any former handler.
+
+    `worker`: one of several processes that write to the same place; every line has its number.
+    """
     out = stream or sys.stderr
     as_text = settings.log_format == "text" or (settings.log_format == "auto" and out.isatty())
     handler = logging.StreamHandler(out)
-    handler.setFormatter(TextFormatter(colours=out.isatty()) if as_text else JsonFormatter())
+    constant = {} if worker is None else {"worker": worker}
+    handler.setFormatter(TextFormatter(constant, colours=out.isatty()) if as_text else JsonFormatter(constant))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())

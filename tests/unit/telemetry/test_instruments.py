@@ -43,6 +43,8 @@ def record_everything(instruments: Instruments) -> None:
     instruments.settled("dead_lettered", 2)
     instruments.flushed(10, 0.001)
     instruments.flush_dropped(1)
+    instruments.worker_ended()
+    instruments.workers.set(2)
     instruments.lease_changed("acquired", 256)
     instruments.operational_event("dispatcher.circuit.opened")
     instruments.database_operation("publish", 0.001, "UniqueViolationError")

@@ -1,0 +1,150 @@
+"""AdminService of a supervisor: one port in front of several workers, each of which serves its own on a socket.
+
+What concerns one instance goes to the worker that is it: all are asked, and all but one answer NOT_FOUND. What the
+database knows is asked of whichever worker answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from webhooks.admin.v1 import admin_pb2, admin_pb2_grpc
+
+from dispatcher.api.interceptors import TRACEPARENT, Context
+from dispatcher.api.reflection import enable_reflection
+from dispatcher.api.server import ADMIN_SERVICES, CANCEL_GRACE_S, bind, server_options
+from dispatcher.config import Settings
+
+CALL_WAIT_S = 15.0
+"""Longest a worker may take for one call where the caller says nothing."""
+
+_log = logging.getLogger(__name__)
+
+
+class AdminFront(admin_pb2_grpc.AdminServiceServicer):
+    """`targets` are the gRPC targets of the workers that run now."""
+
+    def __init__(self, targets: Callable[[], Sequence[str]]) -> None:
+        self._targets = targets
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def close(self) -> None:
+        """Close the channels to the workers."""
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+
+    async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
+        statuses = await self._of_all(request, context, "GetStatus")
+        return statuses[0] if request.instance else _together(statuses)
+
+    async def ListInstances(
+        self, request: admin_pb2.ListInstancesRequest, context: Context
+    ) -> admin_pb2.ListInstancesResponse:
+        response: admin_pb2.ListInstancesResponse = await self._of_any(request, context, "ListInstances")
+        return response
+
+    async def ListLeases(self, request: admin_pb2.ListLeasesRequest, context: Context) -> admin_pb2.ListLeasesResponse:
+        response: admin_pb2.ListLeasesResponse = await self._of_any(request, context, "ListLeases")
+        return response
+
+    async def Drain(self, request: admin_pb2.DrainRequest, context: Context) -> admin_pb2.DrainResponse:
+        answers = await self._of_all(request, context, "Drain")
+        return admin_pb2.DrainResponse(instances=[each for answer in answers for each in answer.instances])
+
+    async def _of_all(self, request: Message, context: Context, method: str) -> list[Any]:
+        """What those workers answer that it concerns; at least one, or the call ends with the error of one."""
+        calls = [self._call(target, request, context, method) for target in self._targets()]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        found = [answer for answer in answers if not isinstance(answer, BaseException)]
+        if not found:
+            await _abort(context, [answer for answer in answers if isinstance(answer, BaseException)])
+        return found
+
+    async def _of_any(self, request: Message, context: Context, method: str) -> Any:
+        failures: list[BaseException] = []
+        for target in self._targets():
+            try:
+                return await self._call(target, request, context, method)
+            except grpc.aio.AioRpcError as error:
+                failures.append(error)
+        return await _abort(context, failures)
+
+    def _call(self, target: str, request: Message, context: Context, method: str) -> Awaitable[Any]:
+        channel = self._channels.get(target)
+        if channel is None:
+            # Of its own: a worker that was replaced must not be waited for as long as the former one was away.
+            options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 1000)]
+            channel = self._channels[target] = grpc.aio.insecure_channel(target, options=options)
+        remaining_s: float | None = context.time_remaining()
+        call = getattr(admin_pb2_grpc.AdminServiceStub(channel), method)
+        answer: Awaitable[Any] = call(
+            request,
+            timeout=CALL_WAIT_S if remaining_s is None else remaining_s,
+            metadata=[(key, value) for key, value in context.invocation_metadata() or () if key == TRACEPARENT],
+        )
+        return answer
+
+
+def _together(statuses: Sequence[admin_pb2.GetStatusResponse]) -> admin_pb2.GetStatusResponse:
+    """Workers as one: their partitions, the sum of their counts, the longest of their times."""
+    latencies = [s.database_latency for s in statuses if s.HasField("database_latency")]
+    return admin_pb2.GetStatusResponse(
+        version=statuses[0].version,
+        start_time=min((s.start_time for s in statuses), key=lambda time: time.ToNanoseconds()),
+        partitions=sorted(partition for s in statuses for partition in s.partitions),
+        in_flight_count=sum(s.in_flight_count for s in statuses),
+        flush_lag=max((s.flush_lag for s in statuses), key=Duration.ToNanoseconds),
+        database_latency=max(latencies, key=Duration.ToNanoseconds) if latencies else None,
+        draining=all(s.draining for s in statuses),
+        workers=statuses,
+    )
+
+
+async def _abort(context: Context, failures: Sequence[BaseException]) -> Any:
+    """End the call with a worker's error: one that knows the instance, if any does."""
+    known = [failure for failure in failures if isinstance(failure, grpc.aio.AioRpcError)]
+    for failure in failures:
+        if failure not in known:
+            _log.error("a call to a worker failed unexpectedly", exc_info=failure)
+    error = min(known, key=lambda e: e.code() is grpc.StatusCode.NOT_FOUND, default=None)
+    if error is None:
+        return await context.abort(grpc.StatusCode.UNAVAILABLE, "no worker answers")
+    return await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+
+
+class AdminFrontServer:
+    """Serves AdminService, health and reflection while entered. `port` is the bound one."""
+
+    def __init__(self, settings: Settings, targets: Callable[[], Sequence[str]]) -> None:
+        self._settings = settings
+        self._front = AdminFront(targets)
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        """Listen. Raises OSError where the address can't be bound."""
+        server = grpc.aio.server(options=server_options(self._settings))
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(self._front, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        enable_reflection(server, (*ADMIN_SERVICES, health.SERVICE_NAME))
+        for name in ("", *ADMIN_SERVICES):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self.port = bind(server, self._settings.admin_listen)
+        await server.start()
+        self._server = server
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if self._server is not None:
+            await self._server.stop(CANCEL_GRACE_S)
+        await self._front.close()

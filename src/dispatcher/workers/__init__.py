@@ -1,0 +1,1 @@
+"""`serve --workers N`: several processes behind one gRPC port, and the one that looks after them."""

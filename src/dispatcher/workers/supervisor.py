@@ -1,0 +1,132 @@
+"""The process that `serve --workers N` starts: it serves no caller, it looks after those who do.
+
+It holds the gRPC port, without listening, so that its workers can share it and nobody else takes it; it owns the
+operators' port and the ops port, and answers there for all workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from uuid_utils.compat import uuid7
+
+from dispatcher import __version__
+from dispatcher.api.front import AdminFrontServer
+from dispatcher.config import Settings, environment
+from dispatcher.config.groups import split_address
+from dispatcher.ops.server import OpsServer
+from dispatcher.ops.workers import WorkerOps, WorkerPages
+from dispatcher.signals import stop_on_signals
+from dispatcher.telemetry import ExportPlan, Telemetry, configure_logging, start_telemetry
+from dispatcher.workers.pool import PoolOptions, WorkerPool
+
+log = logging.getLogger(__name__)
+
+RESTART_MIN_S = 0.1
+DRAIN_SLACK_S = 5.0
+"""Beyond what the drains of a worker may take by their settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorPorts:
+    """Where a supervised service listens."""
+
+    grpc: int
+    admin: int
+    ops: int
+
+
+async def supervise(
+    settings: Settings, *, on_ready: Callable[[SupervisorPorts], None] | None = None, log_stream: TextIO | None = None
+) -> None:
+    """Run `settings.workers` workers until SIGTERM or SIGINT. `on_ready` is told once all have been up.
+
+    Raises OSError where a port can't be had, WorkerFailedError where no worker starts.
+    """
+    configure_logging(settings, log_stream)
+    telemetry = start_telemetry(ExportPlan.load(environment()), version=__version__, instance_id=str(uuid7()))
+    try:
+        with (
+            reserved_port(settings.grpc_listen) as address,
+            tempfile.TemporaryDirectory(prefix="dispatcher-") as folder,
+        ):
+            pool_options = _pool_options(settings, Path(folder), address)
+            async with WorkerOps() as ops:
+                deaths = telemetry.instruments.worker_ended
+                pool = WorkerPool(pool_options, ops.is_alive, on_death=deaths)
+                telemetry.instruments.workers.follow(lambda: len(pool.workers))
+                await _run(settings, pool, ops, telemetry, on_ready)
+    finally:
+        await telemetry.shutdown(settings.telemetry_flush_timeout_s)
+
+
+async def _run(
+    settings: Settings,
+    pool: WorkerPool,
+    ops: WorkerOps,
+    telemetry: Telemetry,
+    on_ready: Callable[[SupervisorPorts], None] | None,
+) -> None:
+    stop_on_signals(pool.stop)
+    pages = WorkerPages(
+        ops, lambda: {w.number: w.ops_socket for w in pool.workers}, telemetry.registry, lambda: pool.is_stopping
+    )
+    async with (
+        OpsServer(settings.ops_listen, pages) as http,
+        AdminFrontServer(settings, lambda: [w.admin_target for w in pool.workers]) as admin,
+    ):
+        running = asyncio.create_task(pool.run(), name="workers")
+        up = asyncio.create_task(pool.all_up.wait(), name="workers-up")
+        try:
+            await asyncio.wait({running, up}, return_when=asyncio.FIRST_COMPLETED)
+            if up.done():
+                ports = SupervisorPorts(split_address(pool.options.grpc_listen)[1], admin.port, http.port)
+                log.info("all workers serve", extra={"workers": settings.workers, "port": ports.grpc})
+                if on_ready is not None:
+                    on_ready(ports)
+            await running
+        finally:
+            up.cancel()
+            running.cancel()
+            await asyncio.wait({running, up})
+            log.info("stopped")
+
+
+def _pool_options(settings: Settings, folder: Path, address: str) -> PoolOptions:
+    return PoolOptions(
+        count=settings.workers,
+        folder=folder,
+        grpc_listen=address,
+        silent_max_s=settings.worker_silent_max_s,
+        restart_min_s=min(RESTART_MIN_S, settings.worker_restart_max_s),
+        restart_max_s=settings.worker_restart_max_s,
+        drain_s=settings.grpc_drain_s * 2 + settings.delivery_drain_s * 3 + DRAIN_SLACK_S,
+    )
+
+
+@contextlib.contextmanager
+def reserved_port(listen: str) -> Iterator[str]:
+    """Hold an address for processes that share it; yields it with the port that was bound. Raises OSError.
+
+    A first look without SO_REUSEPORT finds any other service there, which the shared binding would not.
+    """
+    host, port = split_address(listen)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if port:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            probe.listen(1)
+    with socket.socket(family) as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind((host, port))
+        bound = held.getsockname()[1]
+        yield f"[{host}]:{bound}" if family is socket.AF_INET6 else f"{host}:{bound}"
