@@ -11,6 +11,7 @@ No I/O and no locks: everything runs on one event loop. What needs reading is no
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,6 +50,7 @@ class Board:
         scheduling: SchedulerLimits,
         payload_bytes_budget: int,
         resume_of: Callable[[EndpointRuntime], Resume] = lambda _: at_once,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.scheduler: Scheduler[Lane] = Scheduler(scheduling, on_rest=self.feed)
         self._limits = limits
@@ -68,7 +70,7 @@ class Board:
         self.cold: OrderedKeys = {}
         self.tight: OrderedKeys = {}
         self._aside: OrderedKeys = {}
-        self.admissions = Admissions()
+        self.admissions = Admissions(clock)
         self.work = asyncio.Event()
         """Set when the feeder has something to read."""
         self.aside_work = asyncio.Event()

@@ -6,6 +6,8 @@ Each step is fenced and idempotent, so a command that an owner leaves half done 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from typing import assert_never
 
 from dispatcher.delivery.board import Board
@@ -28,8 +30,15 @@ SKIP_STEPS_MAX = 4
 class CommandExecutor:
     """`execute_open` is called every so often, and when somebody says that there is something to do."""
 
-    def __init__(self, database: Database, board: Board, sending: SendLoop, instruments: Instruments) -> None:
-        self._single = DeliveryCommands(database, board, instruments)
+    def __init__(
+        self,
+        database: Database,
+        board: Board,
+        sending: SendLoop,
+        instruments: Instruments,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._single = DeliveryCommands(database, board, instruments, clock)
         self._expiry = Expiry(database, board, sending, instruments)
         self._database = database
         self._board = board

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from datetime import UTC, datetime
 
+from dispatcher.clocks import Clocks
 from dispatcher.delivery.admissions import CHANGES_MAX
 from dispatcher.delivery.attempt import AttemptResult
 from dispatcher.delivery.board import Board
@@ -27,12 +27,13 @@ class Conclusions:
         board: Board,
         disable: Callable[[Disabling], None],
         *,
-        clock: Callable[[], float],
+        clocks: Clocks,
         chance: random.Random | None = None,
     ) -> None:
         self._board = board
         self._disable = disable
-        self._clock = clock
+        self._clock = clocks.monotonic
+        self._now = clocks.now
         self._random = chance or random.Random()  # noqa: S311 -- jitter, no secret
 
     def note(self, runtime: EndpointRuntime, row: OutboxRow, result: AttemptResult) -> float | None:
@@ -56,20 +57,19 @@ class Conclusions:
             lane = self._board.lanes.get(runtime.key)
             standing.health.succeeded(is_halted=lane is not None and lane.is_halted)
         else:
-            standing.health.failed(datetime.now(UTC))
+            standing.health.failed(self._now())
             self._check(runtime, row, attempt.epoch, attempt.status_code, attempt.url_index)
         return held_s
 
-    @staticmethod
-    def _held_s(runtime: EndpointRuntime, result: AttemptResult) -> float | None:
-        asked_s = None if result.retry_after is None else parse_retry_after(result.retry_after, datetime.now(UTC))
+    def _held_s(self, runtime: EndpointRuntime, result: AttemptResult) -> float | None:
+        asked_s = None if result.retry_after is None else parse_retry_after(result.retry_after, self._now())
         return hold_s(runtime.policies.retry, result.attempt.outcome, asked_s)
 
     def next_step(
         self, runtime: EndpointRuntime, row: OutboxRow, result: AttemptResult, held_s: float | None
     ) -> Retry | Exhausted:
         """When the delivery is tried again: at once where its URL's circuit is open and another URL may be tried."""
-        now = datetime.now(UTC)
+        now = self._now()
         first = row.first_attempt_time or now
         step = next_step(
             runtime.policies.retry,
@@ -107,7 +107,7 @@ class Conclusions:
         standing = self._board.admissions.get(runtime.key)
         if standing is None or standing.admission.is_shut:
             return
-        reason = standing.health.reason_to_disable(runtime.policies.disable, datetime.now(UTC))
+        reason = standing.health.reason_to_disable(runtime.policies.disable, self._now())
         # A fallback that is gone is only one that fails.
         if status_code == GONE and url_index == 0:
             reason = DisableReason.GONE

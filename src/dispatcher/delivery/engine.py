@@ -11,10 +11,10 @@ import contextlib
 import functools
 import logging
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from dispatcher.clocks import SYSTEM_CLOCKS, Clocks
 from dispatcher.config.groups import (
     DeliverySettings,
     FailureSettings,
@@ -86,6 +86,7 @@ class EngineParts:
     instruments: Instruments
     describe: Callable[[], Instance]
     """This instance; its counters are filled in by the engine."""
+    clocks: Clocks = SYSTEM_CLOCKS
 
 
 class Engine:
@@ -97,46 +98,41 @@ class Engine:
     def __init__(self, parts: EngineParts, settings: EngineSettings, *, chance: random.Random | None = None) -> None:
         self._parts, self._settings = parts, settings
         self._stop = asyncio.Event()
-        delivery, database = settings.delivery, parts.database
+        delivery, database, clocks = settings.delivery, parts.database, parts.clocks
         self.board = Board(
             LaneLimits(delivery.lane_rows_max, delivery.lane_bytes_max, parked_rows_max=delivery.lane_parked_rows_max),
             _scheduler_limits(delivery),
             delivery.payload_bytes_budget,
-            functools.partial(_resume_of, chance or random.Random()),  # noqa: S311 -- jitter, no secret
+            functools.partial(_resume_of, chance or random.Random(), clocks),  # noqa: S311 -- jitter, no secret
+            clocks.monotonic,
         )
         self.keeper = LeaseKeeper(
-            database, _keeper_settings(settings), self, self.describe, count=parts.instruments.lease_changed
+            database,
+            _keeper_settings(settings),
+            self,
+            self.describe,
+            clocks.monotonic,
+            count=parts.instruments.lease_changed,
         )
-        self.flusher = Flusher(
-            functools.partial(attempts.append, database),
-            functools.partial(attempts.append_again, database),
-            on_flushed=self._on_flushed,
-            on_dropped=self._on_dropped,
-            instruments=parts.instruments,
-            limits=FlushLimits(interval_s=delivery.flush_interval_s, attempts_max=delivery.flush_attempts_max),
-        )
+        self.flusher = self._make_flusher(delivery)
         self.decisions: DecisionWriter = DecisionWriter(
             functools.partial(decisions.commit, database), self.keeper.held, DecisionLimits()
         )
         self._defaults = failure_defaults(settings.retry, settings.failure)
-        self.health = HealthKeeper(database, self.board, settings.leases.checkpoint_interval_s)
-        self.sending = SendLoop(
-            self.board,
-            Attempter(parts.client, self.flusher.add, parts.tracing, parts.instruments),
-            self.flusher,
-            self.decisions,
-            self.keeper.sendable_until,
-            SendingOptions(delivery.flush_stall_s),
-            parts.instruments,
-            self.health.disable,
-            chance=chance,
+        self.health = HealthKeeper(database, self.board, settings.leases.checkpoint_interval_s, clocks=clocks)
+        self.sending = self._make_sending(delivery, chance)
+        self.aside = Aside(
+            database, self.board, AsideOptions(settings.leases.checkpoint_interval_s), clock=clocks.monotonic
         )
-        self.aside = Aside(database, self.board, AsideOptions(settings.leases.checkpoint_interval_s))
         self.checkpointer = Checkpointer(database, self.board, settings.leases.checkpoint_interval_s)
         self._feeder = Feeder(
-            database, self.board, self.load_runtimes, FeederLimits(endpoints_max=delivery.fetch_endpoints_max)
+            database,
+            self.board,
+            self.load_runtimes,
+            FeederLimits(endpoints_max=delivery.fetch_endpoints_max),
+            clock=clocks.monotonic,
         )
-        executor = CommandExecutor(database, self.board, self.sending, parts.instruments)
+        executor = CommandExecutor(database, self.board, self.sending, parts.instruments, clocks.monotonic)
         self.watch = Watch(database, self.board, executor.execute_open, self._watch_options())
         self.ownership = Ownership(
             database,
@@ -153,6 +149,32 @@ class Engine:
         self._add_slow_loops(database, settings)
         self._follow_gauges()
 
+    def _make_flusher(self, delivery: DeliverySettings) -> Flusher:
+        return Flusher(
+            functools.partial(attempts.append, self._parts.database),
+            functools.partial(attempts.append_again, self._parts.database),
+            on_flushed=self._on_flushed,
+            on_dropped=self._on_dropped,
+            instruments=self._parts.instruments,
+            limits=FlushLimits(interval_s=delivery.flush_interval_s, attempts_max=delivery.flush_attempts_max),
+            clock=self._parts.clocks.monotonic,
+        )
+
+    def _make_sending(self, delivery: DeliverySettings, chance: random.Random | None) -> SendLoop:
+        parts = self._parts
+        return SendLoop(
+            self.board,
+            Attempter(parts.client, self.flusher.add, parts.tracing, parts.instruments, parts.clocks.wall),
+            self.flusher,
+            self.decisions,
+            self.keeper.sendable_until,
+            SendingOptions(delivery.flush_stall_s),
+            parts.instruments,
+            self.health.disable,
+            clocks=parts.clocks,
+            chance=chance,
+        )
+
     def _add_slow_loops(self, database: Database, settings: EngineSettings) -> None:
         """What looks around every so often, beside delivery itself."""
         parts = self._parts
@@ -162,18 +184,21 @@ class Engine:
             ReplayOptions(
                 settings.replay.replay_interval_s, settings.replay.replay_ahead_rows_max, settings.look_back_s
             ),
+            parts.clocks.monotonic,
         )
         self._meter = BacklogMeter(
             self.board,
             parts.instruments,
             interval_s=settings.observability.metrics_backlog_interval_s,
             worst_max=settings.observability.metrics_endpoints_worst_max,
+            wall_clock=parts.clocks.wall,
         )
         self._backlog_watch = BacklogWatch(
             database,
             self.board,
             BacklogBounds(settings.failure.backlog_high_rows, settings.failure.backlog_high_age_s),
             settings.observability.metrics_backlog_interval_s,
+            parts.clocks.wall,
         )
 
     # -- the hand-off ----------------------------------------------------------------------------------------------
@@ -303,7 +328,7 @@ class Engine:
                     extra={"endpoint": row.name, "tenant": row.tenant_name, "error": str(error)},
                 )
                 continue
-            if endpoint.deleted or endpoint.can_sign(time.time()):
+            if endpoint.deleted or endpoint.can_sign(self._parts.clocks.wall()):
                 prepared.append(endpoint)
             else:
                 log.error("an endpoint has no signing key", extra={"endpoint": row.name, "tenant": row.tenant_name})
@@ -339,11 +364,11 @@ class Engine:
         )
         instruments.deliveries_parked.follow(lambda: sum(lane.parked_count for lane in self.board.lanes.values()))
         instruments.lanes_halted.follow(lambda: sum(lane.is_halted for lane in self.board.lanes.values()))
-        instruments.flush_lag_s.follow(lambda: self.flusher.oldest_wait_s(time.monotonic()))
+        instruments.flush_lag_s.follow(lambda: self.flusher.oldest_wait_s(self._parts.clocks.monotonic()))
 
 
-def _resume_of(chance: random.Random, runtime: EndpointRuntime) -> Resume:
-    return resume_of(runtime.policies.retry, chance)
+def _resume_of(chance: random.Random, clocks: Clocks, runtime: EndpointRuntime) -> Resume:
+    return resume_of(runtime.policies.retry, chance, clocks)
 
 
 def _scheduler_limits(s: DeliverySettings) -> SchedulerLimits:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
+from dispatcher.clocks import SYSTEM_CLOCKS, Clocks
 from dispatcher.delivery.admission import CircuitChange
 from dispatcher.delivery.admissions import WELL, Standing, Summary
 from dispatcher.delivery.board import Board
@@ -55,12 +54,13 @@ class HealthKeeper:
         board: Board,
         interval_s: float,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clocks: Clocks = SYSTEM_CLOCKS,
     ) -> None:
         self._database = database
         self._board = board
         self._interval_s = interval_s
-        self._clock = clock
+        self._clock = clocks.monotonic
+        self._now = clocks.now
         self._disabling: dict[EndpointKey, Disabling] = {}
         self._wake = asyncio.Event()
 
@@ -104,7 +104,7 @@ class HealthKeeper:
         if summary == standing.recorded:
             return False
         since = summary.failing_since
-        is_young = since is not None and datetime.now(UTC) - since < timedelta(seconds=ILL_AFTER_S)
+        is_young = since is not None and self._now() - since < timedelta(seconds=ILL_AFTER_S)
         return not (is_young and standing.recorded == WELL and summary == Summary(failing_since=since))
 
     async def _write(self, part: list[tuple[EndpointKey, Standing]]) -> None:
@@ -123,7 +123,7 @@ class HealthKeeper:
             standing.recorded = summary
 
     def _record(self, key: EndpointKey, epoch: int, summary: Summary) -> HealthRecord:
-        now, wall = self._clock(), datetime.now(UTC)
+        now, wall = self._clock(), self._now()
         return HealthRecord(
             key=key,
             epoch=epoch,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
+from dispatcher.clocks import SYSTEM_CLOCKS, Clocks
 from dispatcher.delivery.admission import AdmissionPolicy
 from dispatcher.delivery.circuit import CircuitPolicy
 from dispatcher.delivery.health import DisablePolicy
@@ -77,11 +76,13 @@ def policies_of(
     )
 
 
-def resume_of(policy: RetryPolicy, chance: random.Random) -> Callable[[OutboxRow], float]:
+def resume_of(
+    policy: RetryPolicy, chance: random.Random, clocks: Clocks = SYSTEM_CLOCKS
+) -> Callable[[OutboxRow], float]:
     """When (monotonic seconds) a delivery that a former owner tried is due, by what its attempts tell of the past."""
 
     def resume(row: OutboxRow) -> float:
-        last, now = row.last_attempt_time, datetime.now(UTC)
+        last, now = row.last_attempt_time, clocks.now()
         if last is None:
             return 0.0
         rest = rest_s(
@@ -91,7 +92,7 @@ def resume_of(policy: RetryPolicy, chance: random.Random) -> Callable[[OutboxRow
             age_s=(now - (row.first_attempt_time or last)).total_seconds(),
             draw=chance.random(),
         )
-        return time.monotonic() + rest
+        return clocks.monotonic() + rest
 
     return resume
 

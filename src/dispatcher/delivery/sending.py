@@ -16,11 +16,11 @@ import asyncio
 import contextlib
 import logging
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import assert_never
 
+from dispatcher.clocks import SYSTEM_CLOCKS, Clocks
 from dispatcher.delivery.attempt import Attempter, AttemptResult
 from dispatcher.delivery.board import Board
 from dispatcher.delivery.conclusions import Conclusions
@@ -69,7 +69,7 @@ class SendLoop:
         instruments: Instruments,
         disable: Callable[[Disabling], None],
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clocks: Clocks = SYSTEM_CLOCKS,
         chance: random.Random | None = None,
     ) -> None:
         self._board = board
@@ -81,8 +81,8 @@ class SendLoop:
         self._leases_until = 0.0
         self._options = options
         self._instruments = instruments
-        self._clock = clock
-        self._conclusions = Conclusions(board, disable, clock=clock, chance=chance)
+        self._clock = clocks.monotonic
+        self._conclusions = Conclusions(board, disable, clocks=clocks, chance=chance)
         self._in_flight: dict[asyncio.Task[None], EndpointKey] = {}
         self._finished = asyncio.Event()
         self._stopping = False
