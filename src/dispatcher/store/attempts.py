@@ -8,6 +8,7 @@ from typing import Any
 
 from dispatcher.model import Attempt
 from dispatcher.store.database import Database, columns
+from dispatcher.store.fence import RAISE_SYNCHRONOUS_COMMIT
 
 COLUMNS = (
     "tenant_id",
@@ -24,17 +25,18 @@ COLUMNS = (
     "response_excerpt",
     "url_index",
 )
-# A loss of the last attempts in a crash means duplicates, no more; and WAL is lost from its end, so no decision
-# outlives an acknowledgement before it. Only ever for this transaction: a session setting would leak into publishes.
-RELAX_COMMIT = "SELECT set_config('synchronous_commit', 'off', true)"
 
 
 async def append(db: Database, attempts: Sequence[Attempt]) -> None:
-    """Write a batch with COPY, all or nothing. A batch of unknown outcome goes to `append_again`."""
+    """Write a batch with COPY, all or nothing, durably. A batch of unknown outcome goes to `append_again`.
+
+    Durably, though a lost attempt only means a duplicate: whoever was told that it is on record may move a cursor over
+    it, and a server that crashed in between would not have it.
+    """
     if not attempts:
         return
     async with db.transaction() as connection:
-        await connection.execute(RELAX_COMMIT)
+        await connection.execute(RAISE_SYNCHRONOUS_COMMIT)
         await connection.copy_records_to_table(
             "attempt", records=[_record(attempt) for attempt in attempts], columns=COLUMNS
         )
@@ -60,7 +62,7 @@ async def append_again(db: Database, attempts: Sequence[Attempt]) -> None:
     if not attempts:
         return
     async with db.transaction() as connection:
-        await connection.execute(RELAX_COMMIT)
+        await connection.execute(RAISE_SYNCHRONOUS_COMMIT)
         await connection.execute(APPEND_AGAIN, *columns([_record(attempt) for attempt in attempts], len(COLUMNS)))
 
 

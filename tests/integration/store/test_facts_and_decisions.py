@@ -62,11 +62,24 @@ async def test_an_attempt_under_an_impossible_clock_is_kept(
     assert await connection.fetchval("SELECT count(*) FROM attempt") == 2
 
 
-async def test_only_the_flush_of_attempts_relaxes_its_commit(db: Database, key: EndpointKey, connection) -> None:
+FLUSHED_PAST = "SELECT pg_current_wal_flush_lsn() > $1::text::pg_lsn"
+INSERTED = "SELECT pg_current_wal_insert_lsn()::text"
+
+
+@pytest.mark.parametrize("write", [attempts.append, attempts.append_again])
+async def test_an_acknowledgement_is_durable_before_anyone_counts_on_it(
+    db: Database, key: EndpointKey, connection, write
+) -> None:
+    """A cursor passes over what was flushed: a server that crashes in between must still have it."""
+    database = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f"ALTER DATABASE {database} SET synchronous_commit = off")
     (row,) = await add_rows(connection, key, 1)
-    await attempts.append(db, [attempt_at(row)])
-    async with db.acquire() as pooled:
-        assert await pooled.fetchval("SHOW synchronous_commit") == "on"
+    async with Database.open(db.options) as careless:
+        assert await careless.fetchval("SHOW synchronous_commit") == "off"
+        before = await connection.fetchval(INSERTED)
+        await write(careless, [attempt_at(row)])
+        assert await connection.fetchval(FLUSHED_PAST, before)
+        assert await careless.fetchval("SHOW synchronous_commit") == "off"
 
 
 def letter_for(row: OutboxRow) -> DeadLetter:
