@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from dispatcher.delivery.backoff import Backoff
-from dispatcher.delivery.board import Board
+from dispatcher.delivery.board import Board, OrderedKeys
 from dispatcher.delivery.held import HeldHalt, HeldRow
 from dispatcher.delivery.lane import Lane
 from dispatcher.errors import UnavailableError
@@ -87,23 +87,27 @@ class Aside:
     async def work(self) -> None:
         """One round over all that is wanted; what fails stays wanted."""
         board = self._board
-        for lane in board.take_lanes(board.unheld, LANES_MAX):
-            await self._hold(lane)
-        for lane in board.take_lanes(board.cold, LANES_MAX):
-            await self._read_cold(lane)
+        await self._each(board.unheld, self._hold)
+        await self._each(board.cold, self._read_cold)
         await self._park(board.take_lanes(board.tight, LANES_MAX))
         if board.unheld or board.cold or board.tight:
             board.aside_work.set()
 
+    async def _each(self, wanted: OrderedKeys, work: Callable[[Lane], Awaitable[None]]) -> None:
+        """Do it for each lane that is wanted; where it fails for one, that one and those behind it stay wanted."""
+        lanes = self._board.take_lanes(wanted, LANES_MAX)
+        for number, lane in enumerate(lanes):
+            try:
+                await work(lane)
+            except BaseException:
+                wanted.update(dict.fromkeys(waiting.key for waiting in lanes[number:]))
+                raise
+
     async def _hold(self, lane: Lane) -> None:
         """Tell a fresh lane what is on record aside; one transaction, so that both are of a piece."""
-        try:
-            async with probing(self._database) as connection:
-                halted = await halts.load(connection, lane.key)
-                held = await parked.load(connection, lane.key)
-        except BaseException:
-            self._board.unheld[lane.key] = None
-            raise
+        async with probing(self._database) as connection:
+            halted = await halts.load(connection, lane.key)
+            held = await parked.load(connection, lane.key)
         if not self._board.is_current(lane) or not lane.needs_held:
             return
         lane.hold(self._held_rows(held), [HeldHalt(halt.row, halt.mode) for halt in halted])
@@ -117,7 +121,6 @@ class Aside:
                 )
             except BaseException:
                 lane.cold_unread(key)
-                self._board.cold[lane.key] = None
                 raise
             if self._board.is_current(lane):
                 lane.cold_read(key, self._held_rows(held), more=more)
@@ -150,7 +153,7 @@ class Aside:
             held = await parked.park(self._database, epochs, requests)
         except BaseException:
             for lane, _ in chosen:
-                lane.not_parked()
+                lane.maybe_parked()
                 self._board.tight[lane.key] = None
             raise
         for lane, rows in chosen:
@@ -172,7 +175,8 @@ class Aside:
         try:
             await parked.tidy(self._database, seqs, delays)
         except BaseException:
-            lane.not_deleted(finished)
+            lane.not_deleted()
             raise
+        lane.deleted()
         if self._board.is_current(lane):
             self._board.settled(lane)

@@ -50,7 +50,7 @@ class Cold:
 class Held:
     """The account of one lane; what the slots mean for the order is the lane's affair."""
 
-    __slots__ = ("_done_ahead", "cold", "finished", "halts", "parking", "rescheduled", "slots")
+    __slots__ = ("_done_ahead", "cold", "deleting", "doubtful", "finished", "halts", "parking", "rescheduled", "slots")
 
     def __init__(self) -> None:
         self.slots: dict[int, Slot] = {}
@@ -60,8 +60,12 @@ class Held:
         """Halts on record, by sequence."""
         self.parking: set[int] = set()
         """Chosen to be parked, not yet known to be."""
+        self.doubtful: set[int] = set()
+        """Still in the window, though they may be on record as parked: nobody heard what became of that."""
         self.finished: dict[int, str] = {}
         """Sequences (and events) whose records as parked or halted are of no more use."""
+        self.deleting: dict[int, str] = {}
+        """Those of them whose records are being deleted just now."""
         self.rescheduled: dict[int, float] = {}
         """Parked deliveries that failed again, and when each is due."""
         self._done_ahead: set[int] = set()
@@ -74,7 +78,7 @@ class Held:
     @property
     def is_quiet(self) -> bool:
         """Nothing is held, and no record is left to be deleted."""
-        return not self.slots and not self.cold and not self.finished and not self.parking
+        return not (self.slots or self.cold or self.finished or self.deleting or self.parking)
 
     def count(self, key: str | None) -> int:
         """Parked slots of one ordering key in memory."""
@@ -97,6 +101,7 @@ class Held:
         self.slots.pop(seq, None)
         self.halts.pop(seq, None)
         self.rescheduled.pop(seq, None)
+        self.doubtful.discard(seq)
         self.finished[seq] = slot.row.event_id
         if seq > tail:
             self._done_ahead.add(seq)

@@ -135,15 +135,30 @@ class Lane(WindowLane):
         """What was chosen was not recorded."""
         self._held.parking = set()
 
+    def maybe_parked(self) -> None:
+        """Nobody knows whether what was chosen was recorded: it stays in the window, and a record goes with its end."""
+        for seq in self._held.parking:
+            if not self._finish_if_done(seq):
+                self._held.doubtful.add(seq)
+        self._held.parking = set()
+
+    def _finish_if_done(self, seq: int) -> bool:
+        """Whether what was to be parked is on record as done already: its record is of no use then."""
+        slot = self._slots.get(seq)
+        if slot is not None and slot.state is not SETTLED:
+            return False
+        self._held.finished[seq] = "" if slot is None else slot.row.event_id
+        return True
+
     def parked(self, seqs: Sequence[int]) -> None:
         """These are on record as parked: the window may pass over them, also over one answered 2xx meanwhile."""
         self._held.parking = set()
+        self._held.doubtful.difference_update(seqs)
         keys: dict[str | None, Slot] = {}
         for seq in seqs:
-            slot = self._slots.get(seq)
-            if slot is None or slot.state is SETTLED:
-                self._held.finished[seq] = "" if slot is None else slot.row.event_id
+            if self._finish_if_done(seq):
                 continue
+            slot = self._slots[seq]
             self._set_aside(slot)
             keys[slot.row.ordering_key] = slot
         if isinstance(self._order, KeyedOrder):
@@ -231,13 +246,22 @@ class Lane(WindowLane):
     # --- records to be deleted ---
 
     def take_finished(self) -> dict[int, str]:
-        """Sequences (and events) whose records as parked or halted are of no more use; each is given once."""
+        """Sequences (and events) whose records as parked or halted are of no more use; each is given once.
+
+        Whoever takes them must tell the outcome by `deleted` or `not_deleted`; until then the lane is not idle.
+        """
         finished, self._held.finished = self._held.finished, {}
+        self._held.deleting |= finished
         return finished
 
-    def not_deleted(self, finished: dict[int, str]) -> None:
-        """These could not be deleted: they are given again."""
-        self._held.finished = finished | self._held.finished
+    def deleted(self) -> None:
+        """What was given is off the record."""
+        self._held.deleting = {}
+
+    def not_deleted(self) -> None:
+        """What was given could not be deleted: it is given again."""
+        self._held.finished = self._held.deleting | self._held.finished
+        self._held.deleting = {}
 
     def take_rescheduled(self) -> dict[int, float]:
         """Parked deliveries that failed again, and when each is due; each is given once."""

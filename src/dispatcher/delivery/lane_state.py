@@ -210,7 +210,7 @@ class LaneState:
     def next_due(self) -> float | None:
         """When the next back-off ends, or the gate opens that has kept a row from its start; None if neither, or while
         paused."""
-        if self.paused or self.needs_held:
+        if self.paused or self.needs_held or not self._modes:
             return None
         return self._order.next_due() if self._gate_due is None else self._gate_due
 

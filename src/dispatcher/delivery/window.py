@@ -184,8 +184,11 @@ class WindowLane(LaneState):
     # --- deliveries ---
 
     def start(self, now: float) -> OutboxRow | None:
-        """The row to send at `now`, in flight from here on; None if nothing may start."""
-        if self.paused or self.needs_held or self._in_flight >= self._in_flight_max:
+        """The row to send at `now`, in flight from here on; None if nothing may start.
+
+        Parked rows carry their ordering mode; still nothing starts before `configure` has told where to.
+        """
+        if self.paused or self.needs_held or not self._modes or self._in_flight >= self._in_flight_max:
             return None
         if self.gate is not None and not self._passes(self.gate, now):
             return None
@@ -290,7 +293,7 @@ class WindowLane(LaneState):
             return
         if slot.state is ACKNOWLEDGED:
             slot.state = SETTLED
-            if slot.aside or seq in self._held.halts:
+            if slot.aside or seq in self._held.halts or seq in self._held.doubtful:
                 self._held.finish(slot, self._tail)
             if seq == self._settled_through + 1:
                 self._settle()
@@ -328,7 +331,7 @@ class WindowLane(LaneState):
         """Let go what waited for `slot`, and move the marks over it."""
         self._order.done(slot)
         seq = slot.row.seq
-        if slot.state is SETTLED and slot.aside:
+        if slot.state is SETTLED and (slot.aside or seq in self._held.doubtful):
             self._held.finish(slot, self._tail)
         if slot.aside:
             if self._admitted_through < self._tail:

@@ -217,9 +217,13 @@ class WorldMachine(ActingMachine):
         seqs = [chosen.row.seq for chosen in self.owner.to_park()]
         if not seqs:
             return
-        fate = choose(["parked"] * 4 + ["refused", "lost"])
+        fate = choose(["parked"] * 4 + ["refused", "lost", "no answer"])
         if fate == "refused":
             self.owner.not_parked()
+            return
+        if fate == "no answer":
+            self.parked.update(choose([seqs, []]))
+            self.owner.maybe_parked()
             return
         self.parked.update(seqs)
         if fate == "lost":
@@ -252,8 +256,9 @@ class WorldMachine(ActingMachine):
             assert all(self.is_settled(seq) for seq in finished.keys() & self.parked)
             self.parked -= finished.keys()
             self.halts -= finished.keys() & self.on_record
+            self.owner.deleted()
         else:
-            self.owner.not_deleted(finished)
+            self.owner.not_deleted()
 
     def time_passes(self, _: Choose) -> None:
         self.now += 1
@@ -286,9 +291,11 @@ class WorldMachine(ActingMachine):
                 self.on_record.add(started.seq)
                 owner.flushed(started.seq)
             self.parked -= owner.take_finished().keys()
+            owner.deleted()
             self.now += 1
         assert set(range(1, len(self.rows) + 1)) <= self.on_record | self.decided
         assert owner.is_idle
+        assert not self.parked
 
 
 TestNoRowIsSentOnAGuess = WorldMachine.TestCase

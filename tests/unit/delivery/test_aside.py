@@ -1,0 +1,99 @@
+"""What is parked, what is told of it, and what stays wanted when the database does not answer."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from dispatcher.delivery.aside import Aside, AsideOptions
+from dispatcher.delivery.held import HeldRow
+from dispatcher.delivery.lane import Lane, LaneLimits, ModeSettings
+from dispatcher.errors import UnavailableError
+from dispatcher.model import Cursor
+from tests.support.lanes import BY_KEY, KEY, UNORDERED, lane, payload_of, row, row_time
+
+
+def tight() -> Lane:
+    """A lane whose first row fails and is in the way."""
+    made = lane(UNORDERED, max_in_flight=8, rows_max=8)
+    for seq in range(1, 7):
+        made.offer(row(seq))
+    while (started := made.start(0.0)) is not None:
+        if started.seq == 1:
+            made.failed(1, 50.0)
+        else:
+            made.succeeded(started.seq)
+            made.flushed(started.seq)
+    return made
+
+
+def test_a_lane_with_parked_deliveries_starts_none_before_it_knows_where_to_send_them() -> None:
+    """Their ordering mode is on record with them, so nothing else would keep them."""
+    fresh = Lane(KEY, 2, Cursor(KEY, 5, row_time(5)), LaneLimits(8, 1000), 5, needs_held=True)
+    waiting = row(3, payload=False)
+    fresh.hold([HeldRow(waiting, BY_KEY, 0.0)], [])
+    for wanted in fresh.wants_payloads(0.0):
+        fresh.attach(wanted, payload_of(wanted))
+    assert (fresh.start(1.0), fresh.next_due()) == (None, None)
+    fresh.configure({1: ModeSettings(BY_KEY, 4)})
+    assert fresh.start(1.0) is waiting
+
+
+def test_what_may_have_been_parked_stays_in_line_and_its_record_goes_with_its_end() -> None:
+    one = tight()
+    assert [held.row.seq for held in one.to_park()] == [1]
+    one.maybe_parked()
+    assert one.settled_through == 0
+    assert one.start(50.0) is not None
+    one.succeeded(1)
+    assert one.take_finished() == {}
+    one.flushed(1)
+    assert one.settled_through == 6
+    assert one.take_finished() == {1: "event-1"}
+
+
+def test_what_ended_before_it_was_known_whether_it_is_parked_leaves_no_record() -> None:
+    one = tight()
+    assert one.to_park()
+    assert one.start(50.0) is not None
+    one.succeeded(1)
+    one.flushed(1)
+    one.maybe_parked()
+    assert one.take_finished().keys() == {1}
+
+
+def test_a_lane_is_not_idle_before_its_records_are_deleted() -> None:
+    one = tight()
+    one.parked([held.row.seq for held in one.to_park()])
+    assert one.start(50.0) is not None
+    one.succeeded(1)
+    one.flushed(1)
+    finished = one.take_finished()
+    assert not one.is_idle
+    one.not_deleted()
+    assert one.take_finished() == finished
+    one.deleted()
+    assert one.is_idle
+
+
+async def test_where_reading_fails_for_one_lane_those_behind_it_stay_wanted() -> None:
+    lanes = {name: SimpleNamespace(key=name) for name in "abc"}
+    asked: list[str] = []
+
+    def take(wanted: dict[str, None], _limit: int) -> list[SimpleNamespace]:
+        taken = [lanes[name] for name in wanted]
+        wanted.clear()
+        return taken
+
+    async def read(one: SimpleNamespace) -> None:
+        asked.append(one.key)
+        if one.key == "b":
+            raise UnavailableError("away")
+
+    aside = Aside(cast("Any", None), cast("Any", SimpleNamespace(take_lanes=take)), AsideOptions(1.0))
+    wanted = cast("Any", dict.fromkeys("abc"))
+    with pytest.raises(UnavailableError):
+        await aside._each(wanted, cast("Any", read))
+    assert (asked, list(wanted)) == (["a", "b"], ["b", "c"])
