@@ -1,0 +1,108 @@
+"""Bugs to plant: each is what to put in the place of something, for `simulate(seed, bug)`. Nothing in src knows of it.
+
+Some are those that the design warns of, the others were really there until the simulation found them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dispatcher.delivery import aside
+from dispatcher.delivery.flush import Flusher
+from dispatcher.delivery.lane_state import LaneState
+from dispatcher.delivery.leases import LeaseKeeper
+from dispatcher.delivery.window import WindowLane
+from dispatcher.model import Attempt, Cursor, OutboxRow
+from dispatcher.store import attempts
+from tests.support.sim import store
+from tests.support.sim.fleet import Node
+from tests.support.sim.store import SimDatabase
+from tests.support.sim.world import World
+
+Planted = tuple[Any, str, Any]
+
+
+def _watermark_of_all_read(lane: LaneState) -> Cursor:
+    return Cursor(lane.key, lane._tail, lane._tail_time)
+
+
+def _held_by_anyone(_world: World, epochs: Mapping[int, int]) -> set[int]:
+    return set(epochs)
+
+
+def _offer_whatever_comes(lane: WindowLane, row: OutboxRow) -> bool:
+    if row.seq > lane._tail:
+        lane._append(row)
+        lane._highest_known = max(lane._highest_known, row.seq)
+        return True
+    return False
+
+
+_add = Flusher.add
+
+
+def _flushed_before_it_is_written(flusher: Flusher, attempt: Attempt) -> None:
+    _add(flusher, attempt)
+    flusher._on_flushed([attempt])
+
+
+async def _append_volatile(db: SimDatabase, made: Sequence[Attempt]) -> None:
+    world, batch = db.world, list(made)
+
+    def action() -> None:
+        store._record(world, batch)
+        world.volatile.append(undo)
+
+    def undo() -> None:
+        for attempt in batch:
+            world.attempts[attempt.key, attempt.seq].remove(attempt)
+
+    await world.ask(db.process, action, durable=False)
+
+
+async def _publish_volatile(node: Node, event_id: str, ordering_key: str | None, data: bytes) -> None:
+    world = node.database.world
+
+    def action() -> None:
+        rows = world.publish(event_id, ordering_key, data)
+        if rows:
+            world.volatile.append(functools.partial(_take_back, world, event_id, len(rows)))
+
+    await world.ask(node.process, action, durable=False)
+
+
+def _take_back(world: World, event_id: str, _count: int) -> None:
+    del world.published[event_id]
+    for rows in world.outbox.values():
+        rows[:] = [row for row in rows if row.event_id != event_id]
+
+
+async def _each_and_forget(one: Any, wanted: Any, work: Any) -> None:
+    for lane in one._board.take_lanes(wanted, 200):
+        try:
+            await work(lane)
+        except BaseException:
+            wanted[lane.key] = None
+            raise
+
+
+def _succeed_on_a_guess(lane: WindowLane, seq: int, due: float) -> None:
+    """A failed attempt counts as done for those behind it."""
+    del due
+    lane.succeeded(seq)
+
+
+BUGS: dict[str, Planted] = {
+    "the cursor moves before anything is sent": (LaneState, "watermark", property(_watermark_of_all_read)),
+    "decisions without a fence": (World, "held", _held_by_anyone),
+    "sending without a look at the lease": (LeaseKeeper, "sendable_until", lambda _keeper: math.inf),
+    "a hand-off that is not contiguous": (WindowLane, "offer", _offer_whatever_comes),
+    "an acknowledgement counts before it is written": (Flusher, "add", _flushed_before_it_is_written),
+    "an acknowledgement counts before it is durable": (attempts, "append", _append_volatile),
+    "publish answers before it is durable": (Node, "publish", _publish_volatile),
+    "n+1 is sent though n failed": (WindowLane, "failed", _succeed_on_a_guess),
+    "a failed read of parked rows forgets the others": (aside.Aside, "_each", _each_and_forget),
+}
