@@ -114,13 +114,15 @@ class Aside:
         self._board.settled(lane)
 
     async def _read_cold(self, lane: Lane) -> None:
-        for key, after_seq in lane.cold_wanted():
+        wanted = lane.cold_wanted()
+        for number, (key, after_seq) in enumerate(wanted):
             try:
                 held, more = await parked.load_cold(
                     self._database, lane.key, key, after_seq, self._options.cold_rows_max
                 )
             except BaseException:
-                lane.cold_unread(key)
+                for unread, _ in wanted[number:]:
+                    lane.cold_unread(unread)
                 raise
             if self._board.is_current(lane):
                 lane.cold_read(key, self._held_rows(held), more=more)

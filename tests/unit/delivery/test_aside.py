@@ -12,6 +12,7 @@ from dispatcher.delivery.held import HeldRow
 from dispatcher.delivery.lane import Lane, LaneLimits, ModeSettings
 from dispatcher.errors import UnavailableError
 from dispatcher.model import Cursor
+from dispatcher.store import parked
 from tests.support.lanes import BY_KEY, KEY, UNORDERED, lane, payload_of, row, row_time
 
 
@@ -76,6 +77,20 @@ def test_a_lane_is_not_idle_before_its_records_are_deleted() -> None:
     assert one.take_finished() == finished
     one.deleted()
     assert one.is_idle
+
+
+async def test_where_reading_fails_for_one_key_those_behind_it_are_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    unread: list[str] = []
+
+    async def away(*_arguments: object) -> None:
+        raise UnavailableError("away")
+
+    monkeypatch.setattr(parked, "load_cold", away)
+    lane_with_cold = SimpleNamespace(key=KEY, cold_wanted=lambda: [("a", 1), ("b", 2)], cold_unread=unread.append)
+    aside = Aside(cast("Any", None), cast("Any", None), AsideOptions(1.0))
+    with pytest.raises(UnavailableError):
+        await aside._read_cold(cast("Any", lane_with_cold))
+    assert unread == ["a", "b"]
 
 
 async def test_where_reading_fails_for_one_lane_those_behind_it_stay_wanted() -> None:
