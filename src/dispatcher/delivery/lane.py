@@ -224,7 +224,8 @@ class Lane(WindowLane):
         if cold is None or not isinstance(order, KeyedOrder):
             return
         cold.is_reading = False
-        parked = [held for held in parked if not self._stands_for(held.row)]
+        # What may have been parked is still in the window, in its place: it must not come twice.
+        parked = [h for h in parked if not self._stands_for(h.row) and h.row.seq not in self._held.doubtful]
         known = self._held.parking | self._held.slots.keys()
         new = list(itertools.takewhile(lambda held: held.row.seq not in known, parked))
         slots = [self._aside_slot(held) for held in new]
