@@ -51,10 +51,19 @@ class WorkerOps:
             )
         try:
             async with session.get(f"http://worker{page}") as response:
-                content = await response.content.read(PAGE_BYTES_MAX)
-                return response.status, content.decode()
+                return response.status, (await _whole(response)).decode()
         except (aiohttp.ClientError, TimeoutError, OSError):
             return 0, ""
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    """The body to its end: a single read gives what has come so far. Raises OSError beyond `PAGE_BYTES_MAX`."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > PAGE_BYTES_MAX:
+            raise OSError("a worker's page is too large")
+    return bytes(body)
 
 
 class WorkerPages:
