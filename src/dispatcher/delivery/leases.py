@@ -164,7 +164,7 @@ class LeaseKeeper:
                     await self._round()
                 except UnavailableError as error:
                     log.warning("the lease round failed", extra={"error": str(error)})
-                if self._draining and not self._held:
+                if self._draining and not self._held and not self._releases:
                     self._handed_over.set()
                 await self._pause()
         with contextlib.suppress(UnavailableError):
@@ -182,7 +182,7 @@ class LeaseKeeper:
         self.drain()
 
     async def handed_over(self) -> None:
-        """Return once nothing is held any more after `drain`. The caller bounds it."""
+        """Return once nothing is held any more after `drain`, in the database neither. The caller bounds it."""
         await self._handed_over.wait()
 
     @property
@@ -290,6 +290,14 @@ class LeaseKeeper:
         """Drain one partition, then give it back. The lease is renewed meanwhile; a loss or reset ends the matter."""
         epoch = self._held[partition].epoch
         try:
+            await self._bring_to_rest(partition, epoch)
+            await self._give_back(partition, epoch)
+        finally:
+            self._releases.pop(partition, None)
+        self._wake.set()
+
+    async def _bring_to_rest(self, partition: int, epoch: int) -> None:
+        try:
             async with asyncio.timeout(self._settings.release_timeout_s):
                 await self._events.on_release(partition)
         except TimeoutError:
@@ -300,12 +308,9 @@ class LeaseKeeper:
             if lease is not None and lease.epoch == epoch:
                 del self._held[partition]
                 self._count(LeaseChange.RELEASED, 1)
-            self._releases.pop(partition, None)
-        await self._give_back(partition, epoch)
 
     async def _give_back(self, partition: int, epoch: int) -> None:
         try:
             await leases.release(self._db, self.instance_id, {partition: epoch})
         except UnavailableError as error:
             log.warning("a lease could not be given back, it will expire", extra={"error": str(error)})
-        self._wake.set()
