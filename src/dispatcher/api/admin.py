@@ -11,7 +11,7 @@ from webhooks.admin.v1 import admin_pb2, admin_pb2_grpc
 
 from dispatcher.api.convert.names import parse_name
 from dispatcher.api.convert.times import duration, timestamp
-from dispatcher.api.interceptors import Context
+from dispatcher.api.interceptors import Context, wait_s
 from dispatcher.api.ports import InstanceControl
 from dispatcher.errors import NotFoundError, UnavailableError
 from dispatcher.model import PARTITION_COUNT, Instance, Lease
@@ -21,8 +21,6 @@ from dispatcher.store.paging import decode_token, encode_token, page_size
 
 _INSTANCES = ("instances",)
 _LEASES = ("leases",)
-ANSWER_MARGIN_S = 0.1
-"""Left of the caller's deadline for the way of the answer."""
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
@@ -79,13 +77,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         _check_instance(request.instance, self._control.status().instance_id)
         self._control.drain()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._wait_s(context)):
+            async with asyncio.timeout(wait_s(context, self._drain_wait_s)):
                 await self._control.drained()
         return admin_pb2.DrainResponse(instances=[_instance_message(self._control.instance())])
-
-    def _wait_s(self, context: Context) -> float:
-        remaining_s: float | None = context.time_remaining()
-        return self._drain_wait_s if remaining_s is None else min(self._drain_wait_s, remaining_s - ANSWER_MARGIN_S)
 
 
 def _check_instance(name: str, own: UUID) -> None:

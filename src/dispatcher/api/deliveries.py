@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from uuid_utils.compat import uuid7
@@ -14,7 +13,7 @@ from dispatcher.api.convert.checks import Violations, text
 from dispatcher.api.convert.events import event_message
 from dispatcher.api.convert.names import ANY, parse_name, read_name
 from dispatcher.api.endpoints import ACTOR
-from dispatcher.api.interceptors import Context
+from dispatcher.api.interceptors import Context, wait_s
 from dispatcher.api.ports import CommandListener
 from dispatcher.errors import (
     CommandPendingError,
@@ -32,8 +31,6 @@ from dispatcher.store.paging import PageRequest, page_size
 
 DELIVERY = "tenants/{tenant}/endpoints/{endpoint}/deliveries/{delivery}"
 REASON_CHARS_MAX = 256
-ANSWER_MARGIN_S = 0.2
-"""What is left of a caller's deadline to answer it."""
 
 _FULL_BY_DEFAULT = {
     event_pb2.EVENT_VIEW_UNSPECIFIED: True,
@@ -135,13 +132,12 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
         command = Command(uuid7(), found.key, kind, facts, ACTOR)
         await commands.append(self._database, command)
         self._on_command(command.key)
-        remaining_s: float | None = context.time_remaining()
-        wait_s = min(self._command_wait_s, math.inf if remaining_s is None else remaining_s - ANSWER_MARGIN_S)
-        result = await commands.wait_result(self._database, command.key.tenant_id, command.command_id, wait_s)
+        waited_s = wait_s(context, self._command_wait_s)
+        result = await commands.wait_result(self._database, command.key.tenant_id, command.command_id, waited_s)
         if result is None:
             raise CommandPendingError(
-                f"{request_name(names)}: its owner has not answered within {max(wait_s, 0):.1f} s; the command stays, "
-                "and GetDelivery tells what became of it"
+                f"{request_name(names)}: its owner has not answered within {max(waited_s, 0):.1f} s; the command "
+                "stays, and GetDelivery tells what became of it"
             )
         if result["outcome"] == CommandOutcome.SETTLED.value:
             raise PreconditionError(

@@ -1,7 +1,8 @@
 """AdminService of a supervisor: one port in front of several workers, each of which serves its own on a socket.
 
-What concerns one instance goes to the worker that is it: all are asked, and all but one answer NOT_FOUND. What the
-database knows is asked of whichever worker answers.
+What concerns one instance goes to the worker that is it: all are asked, and all but one answer NOT_FOUND. What concerns
+all of them is done by all or the call fails; only GetStatus tells what it can. What the database knows is asked of
+whichever worker answers.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from webhooks.admin.v1 import admin_pb2, admin_pb2_grpc
 
-from dispatcher.api.interceptors import TRACEPARENT, Context
+from dispatcher.api.interceptors import TRACEPARENT, Context, wait_s
 from dispatcher.api.reflection import enable_reflection
 from dispatcher.api.server import ADMIN_SERVICES, CANCEL_GRACE_S, bind, server_options
 from dispatcher.config import Settings
 
-CALL_WAIT_S = 15.0
-"""Longest a worker may take for one call where the caller says nothing."""
+READ_WAIT_S = 3.0
+"""Longest a worker may take to answer a read: one that is frozen must not keep the others' answers."""
+DRAIN_SLACK_S = 5.0
+"""Beyond what a worker itself waits in Drain."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +35,10 @@ _log = logging.getLogger(__name__)
 class AdminFront(admin_pb2_grpc.AdminServiceServicer):
     """`targets` are the gRPC targets of the workers that run now."""
 
-    def __init__(self, targets: Callable[[], Sequence[str]]) -> None:
+    def __init__(self, targets: Callable[[], Sequence[str]], *, drain_wait_s: float) -> None:
+        """`drain_wait_s`: how long a worker waits in Drain."""
         self._targets = targets
+        self._drain_s = drain_wait_s + DRAIN_SLACK_S
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def close(self) -> None:
@@ -41,7 +46,10 @@ class AdminFront(admin_pb2_grpc.AdminServiceServicer):
         await asyncio.gather(*(channel.close() for channel in self._channels.values()))
 
     async def GetStatus(self, request: admin_pb2.GetStatusRequest, context: Context) -> admin_pb2.GetStatusResponse:
-        statuses = await self._of_all(request, context, "GetStatus")
+        """Of those workers that answer: one that starts or is frozen is missing from `workers`."""
+        statuses, failures = await self._of_all(request, context, "GetStatus", READ_WAIT_S)
+        if not statuses:
+            await _abort(context, failures)
         return statuses[0] if request.instance else _together(statuses)
 
     async def ListInstances(
@@ -55,38 +63,40 @@ class AdminFront(admin_pb2_grpc.AdminServiceServicer):
         return response
 
     async def Drain(self, request: admin_pb2.DrainRequest, context: Context) -> admin_pb2.DrainResponse:
-        answers = await self._of_all(request, context, "Drain")
+        answers, failures = await self._of_all(request, context, "Drain", self._drain_s)
+        # Where none was named, all are meant: one that did not hear of it goes on taking partitions.
+        if not answers or (failures and not request.instance):
+            await _abort(context, failures)
         return admin_pb2.DrainResponse(instances=[each for answer in answers for each in answer.instances])
 
-    async def _of_all(self, request: Message, context: Context, method: str) -> list[Any]:
-        """What those workers answer that it concerns; at least one, or the call ends with the error of one."""
-        calls = [self._call(target, request, context, method) for target in self._targets()]
+    async def _of_all(
+        self, request: Message, context: Context, method: str, longest_s: float
+    ) -> tuple[list[Any], list[BaseException]]:
+        """What the workers answer, and how those failed that did not."""
+        calls = [self._call(target, request, context, method, longest_s) for target in self._targets()]
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        found = [answer for answer in answers if not isinstance(answer, BaseException)]
-        if not found:
-            await _abort(context, [answer for answer in answers if isinstance(answer, BaseException)])
-        return found
+        failures = [answer for answer in answers if isinstance(answer, BaseException)]
+        return [answer for answer in answers if not isinstance(answer, BaseException)], failures
 
     async def _of_any(self, request: Message, context: Context, method: str) -> Any:
         failures: list[BaseException] = []
         for target in self._targets():
             try:
-                return await self._call(target, request, context, method)
+                return await self._call(target, request, context, method, READ_WAIT_S)
             except grpc.aio.AioRpcError as error:
                 failures.append(error)
         return await _abort(context, failures)
 
-    def _call(self, target: str, request: Message, context: Context, method: str) -> Awaitable[Any]:
+    def _call(self, target: str, request: Message, context: Context, method: str, longest_s: float) -> Awaitable[Any]:
         channel = self._channels.get(target)
         if channel is None:
             # Of its own: a worker that was replaced must not be waited for as long as the former one was away.
             options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 1000)]
             channel = self._channels[target] = grpc.aio.insecure_channel(target, options=options)
-        remaining_s: float | None = context.time_remaining()
         call = getattr(admin_pb2_grpc.AdminServiceStub(channel), method)
         answer: Awaitable[Any] = call(
             request,
-            timeout=CALL_WAIT_S if remaining_s is None else remaining_s,
+            timeout=max(0.0, wait_s(context, longest_s)),
             metadata=[(key, value) for key, value in context.invocation_metadata() or () if key == TRACEPARENT],
         )
         return answer
@@ -108,26 +118,26 @@ def _together(statuses: Sequence[admin_pb2.GetStatusResponse]) -> admin_pb2.GetS
 
 
 async def _abort(context: Context, failures: Sequence[BaseException]) -> Any:
-    """End the call with a worker's error: one that knows the instance, if any does."""
+    """End the call with a worker's error: a definite one, else that of one that may be the instance that is meant."""
     known = [failure for failure in failures if isinstance(failure, grpc.aio.AioRpcError)]
     for failure in failures:
         if failure not in known:
             _log.error("a call to a worker failed unexpectedly", exc_info=failure)
-    error = min(known, key=lambda e: e.code() is grpc.StatusCode.NOT_FOUND, default=None)
+    ranks = {grpc.StatusCode.UNAVAILABLE: 1, grpc.StatusCode.DEADLINE_EXCEEDED: 1, grpc.StatusCode.NOT_FOUND: 2}
+    error = min(known, key=lambda e: ranks.get(e.code(), 0), default=None)
     if error is None:
         return await context.abort(grpc.StatusCode.UNAVAILABLE, "no worker answers")
     return await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
 
 
 class AdminFrontServer:
-    """Serves AdminService, health and reflection while entered. `port` is the bound one."""
+    """Serves AdminService, health and reflection while entered."""
 
     def __init__(self, settings: Settings, targets: Callable[[], Sequence[str]]) -> None:
         self._settings = settings
-        self._front = AdminFront(targets)
+        self._front = AdminFront(targets, drain_wait_s=settings.command_wait_s)
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
-        self.port = 0
 
     async def __aenter__(self) -> Self:
         """Listen. Raises OSError where the address can't be bound."""
@@ -137,7 +147,7 @@ class AdminFrontServer:
         enable_reflection(server, (*ADMIN_SERVICES, health.SERVICE_NAME))
         for name in ("", *ADMIN_SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        self.port = bind(server, self._settings.admin_listen)
+        bind(server, self._settings.admin_listen)
         await server.start()
         self._server = server
         return self

@@ -32,6 +32,15 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Behavior = Callable[[Any, Any], Awaitable[Any]]
 
+ANSWER_MARGIN_S = 0.2
+"""What is left of a caller's deadline to answer it."""
+
+
+def wait_s(context: Context, longest_s: float) -> float:
+    """How long a call may wait for something: `longest_s`, or less where its deadline is near; below 0 once past."""
+    remaining_s: float | None = context.time_remaining()
+    return longest_s if remaining_s is None else min(longest_s, remaining_s - ANSWER_MARGIN_S)
+
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """One for all methods, unary and streaming."""
