@@ -74,12 +74,9 @@ def worker(number: int, folder: Path, grpc_listen: str) -> None:
 def _errors_told() -> Iterator[None]:
     from dispatcher.cli.failure import CliError
     from dispatcher.errors import DispatcherError
-    from dispatcher.workers.pool import WorkerFailedError
 
     try:
         yield
-    except WorkerFailedError:
-        raise
     except DispatcherError as error:
         raise CliError(error.message, details=(f"reason {error.reason}",)) from error
     except OSError as error:

@@ -17,7 +17,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dispatcher.errors import DispatcherError
 from dispatcher.workers.process import Worker
 
 log = logging.getLogger(__name__)
@@ -30,10 +29,8 @@ STEADY_S = 60.0
 """A worker that lived so long had a good start: the next pause is a short one again."""
 
 
-class WorkerFailedError(DispatcherError):
+class WorkerFailedError(Exception):
     """A worker ended before any was up: it has said why. `exit_code` is its own."""
-
-    default_reason = "WORKER_FAILED"
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"a worker ended at its start, with exit code {exit_code}")
@@ -58,14 +55,11 @@ class WorkerPool:
     """`run` is the task; `stop` ends it. `workers` are those that run now."""
 
     def __init__(self, options: PoolOptions, probe: Probe, *, on_death: Callable[[], None]) -> None:
-        self.options = options
+        self._options = options
         self._probe = probe
         self._on_death = on_death
         self._stopping = asyncio.Event()
         self._workers: dict[int, Worker] = {}
-        self._up: set[int] = set()
-        self.all_up = asyncio.Event()
-        """Set once every worker has been up."""
         self._any_up = False
 
     @property
@@ -85,7 +79,7 @@ class WorkerPool:
         """Until `stop`. Raises WorkerFailedError where the service can't start; no worker is left behind, ever."""
         try:
             async with asyncio.TaskGroup() as group:
-                for number in range(self.options.count):
+                for number in range(self._options.count):
                     group.create_task(self._keep(number), name=f"worker-{number}")
         except* WorkerFailedError as failed:
             raise failed.exceptions[0] from None
@@ -94,7 +88,7 @@ class WorkerPool:
                 worker.kill()
 
     async def _keep(self, number: int) -> None:
-        pause_s = self.options.restart_min_s
+        pause_s = self._options.restart_min_s
         while not self._stopping.is_set():
             began = time.monotonic()
             code = await self._run_one(number)
@@ -104,18 +98,18 @@ class WorkerPool:
                 raise WorkerFailedError(code)
             self._on_death()
             if time.monotonic() - began > STEADY_S:
-                pause_s = self.options.restart_min_s
+                pause_s = self._options.restart_min_s
             log.error(
                 "a worker ended; it is replaced",
                 extra={"worker": number, "exit_code": code, "pause_s": round(pause_s, 2)},
             )
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause_s)
-            pause_s = min(pause_s * 2, self.options.restart_max_s)
+            pause_s = min(pause_s * 2, self._options.restart_max_s)
 
     async def _run_one(self, number: int) -> int:
         """One life of a worker; its exit code."""
-        options = self.options
+        options = self._options
         worker = await Worker.spawn(number, options.folder / str(number), options.grpc_listen)
         self._workers[number] = worker
         watching = asyncio.create_task(self._watch(worker), name=f"watch-{number}")
@@ -138,17 +132,11 @@ class WorkerPool:
         """Kill it where it answers nothing for too long, as one that is stopped or spins does."""
         killed_at = time.monotonic() + STARTING_MAX_S
         while True:
-            await asyncio.sleep(self.options.probe_interval_s)
+            await asyncio.sleep(self._options.probe_interval_s)
             if await self._probe(worker.ops_socket):
-                killed_at = time.monotonic() + self.options.silent_max_s
-                self._note_up(worker)
+                killed_at = time.monotonic() + self._options.silent_max_s
+                self._any_up = True
             elif time.monotonic() > killed_at:
                 log.error("a worker is silent and is killed", extra={"worker": worker.number, "pid": worker.pid})
                 worker.kill()
                 return
-
-    def _note_up(self, worker: Worker) -> None:
-        self._any_up = True
-        self._up.add(worker.number)
-        if len(self._up) == self.options.count:
-            self.all_up.set()

@@ -6,15 +6,12 @@ operators' port and the ops port, and answers there for all workers.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 from uuid_utils.compat import uuid7
 
@@ -35,69 +32,41 @@ DRAIN_SLACK_S = 5.0
 """Beyond what the drains of a worker may take by their settings."""
 
 
-@dataclass(frozen=True, slots=True)
-class SupervisorPorts:
-    """Where a supervised service listens."""
-
-    grpc: int
-    admin: int
-    ops: int
-
-
-async def supervise(
-    settings: Settings, *, on_ready: Callable[[SupervisorPorts], None] | None = None, log_stream: TextIO | None = None
-) -> None:
-    """Run `settings.workers` workers until SIGTERM or SIGINT. `on_ready` is told once all have been up.
+async def supervise(settings: Settings) -> None:
+    """Run `settings.workers` workers until SIGTERM or SIGINT.
 
     Raises OSError where a port can't be had, WorkerFailedError where no worker starts.
     """
-    configure_logging(settings, log_stream)
+    configure_logging(settings)
     telemetry = start_telemetry(ExportPlan.load(environment()), version=__version__, instance_id=str(uuid7()))
     try:
         with (
             reserved_port(settings.grpc_listen) as address,
             tempfile.TemporaryDirectory(prefix="dispatcher-") as folder,
         ):
-            pool_options = _pool_options(settings, Path(folder), address)
             async with WorkerOps() as ops:
-                deaths = telemetry.instruments.worker_ended
-                pool = WorkerPool(pool_options, ops.is_alive, on_death=deaths)
+                pool = WorkerPool(
+                    _pool_options(settings, Path(folder), address),
+                    ops.is_alive,
+                    on_death=telemetry.instruments.worker_ended,
+                )
                 telemetry.instruments.workers.follow(lambda: len(pool.workers))
-                await _run(settings, pool, ops, telemetry, on_ready)
+                await _run(settings, pool, ops, telemetry)
     finally:
         await telemetry.shutdown(settings.telemetry_flush_timeout_s)
 
 
-async def _run(
-    settings: Settings,
-    pool: WorkerPool,
-    ops: WorkerOps,
-    telemetry: Telemetry,
-    on_ready: Callable[[SupervisorPorts], None] | None,
-) -> None:
+async def _run(settings: Settings, pool: WorkerPool, ops: WorkerOps, telemetry: Telemetry) -> None:
     stop_on_signals(pool.stop)
     pages = WorkerPages(
         ops, lambda: {w.number: w.ops_socket for w in pool.workers}, telemetry.registry, lambda: pool.is_stopping
     )
     async with (
-        OpsServer(settings.ops_listen, pages) as http,
-        AdminFrontServer(settings, lambda: [w.admin_target for w in pool.workers]) as admin,
+        OpsServer(settings.ops_listen, pages),
+        AdminFrontServer(settings, lambda: [w.admin_target for w in pool.workers]),
     ):
-        running = asyncio.create_task(pool.run(), name="workers")
-        up = asyncio.create_task(pool.all_up.wait(), name="workers-up")
-        try:
-            await asyncio.wait({running, up}, return_when=asyncio.FIRST_COMPLETED)
-            if up.done():
-                ports = SupervisorPorts(split_address(pool.options.grpc_listen)[1], admin.port, http.port)
-                log.info("all workers serve", extra={"workers": settings.workers, "port": ports.grpc})
-                if on_ready is not None:
-                    on_ready(ports)
-            await running
-        finally:
-            up.cancel()
-            running.cancel()
-            await asyncio.wait({running, up})
-            log.info("stopped")
+        await pool.run()
+        log.info("stopped")
 
 
 def _pool_options(settings: Settings, folder: Path, address: str) -> PoolOptions:
