@@ -117,9 +117,9 @@ class Aside:
         wanted = lane.cold_wanted()
         for number, (key, after_seq) in enumerate(wanted):
             try:
-                held, more = await parked.load_cold(
-                    self._database, lane.key, key, after_seq, self._options.cold_rows_max
-                )
+                # What lies in the window anyhow is passed over: a page of nothing else would be read for ever.
+                limit = self._options.cold_rows_max + lane.doubtful_count
+                held, more = await parked.load_cold(self._database, lane.key, key, after_seq, limit)
             except BaseException:
                 for unread, _ in wanted[number:]:
                     lane.cold_unread(unread)

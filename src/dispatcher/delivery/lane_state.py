@@ -161,6 +161,11 @@ class LaneState:
         return bool(self._held.cold)
 
     @property
+    def doubtful_count(self) -> int:
+        """Rows of the window that may be on record as parked."""
+        return len(self._held.doubtful)
+
+    @property
     def is_serial(self) -> bool:
         """While one is in flight nothing else can start, so there is no use in asking."""
         return self._mode is OrderingMode.ORDERED

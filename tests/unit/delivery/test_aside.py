@@ -79,6 +79,23 @@ def test_a_lane_is_not_idle_before_its_records_are_deleted() -> None:
     assert one.is_idle
 
 
+async def test_a_page_is_never_filled_by_what_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost answer to a large park leaves many rows both on record and in the window."""
+    asked: list[int] = []
+
+    async def load(_database: object, _key: object, _ordering_key: object, _after: int, limit: int) -> Any:
+        asked.append(limit)
+        return [], False
+
+    monkeypatch.setattr(parked, "load_cold", load)
+    lane_with_cold = SimpleNamespace(key=KEY, cold_wanted=lambda: [("a", 1)], doubtful_count=70)
+    aside = Aside(
+        cast("Any", None), cast("Any", SimpleNamespace(is_current=lambda _: False)), AsideOptions(1.0, cold_rows_max=64)
+    )
+    await aside._read_cold(cast("Any", lane_with_cold))
+    assert asked == [134]
+
+
 async def test_where_reading_fails_for_one_key_those_behind_it_are_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
     unread: list[str] = []
 
@@ -86,7 +103,9 @@ async def test_where_reading_fails_for_one_key_those_behind_it_are_read_later(mo
         raise UnavailableError("away")
 
     monkeypatch.setattr(parked, "load_cold", away)
-    lane_with_cold = SimpleNamespace(key=KEY, cold_wanted=lambda: [("a", 1), ("b", 2)], cold_unread=unread.append)
+    lane_with_cold = SimpleNamespace(
+        key=KEY, cold_wanted=lambda: [("a", 1), ("b", 2)], cold_unread=unread.append, doubtful_count=0
+    )
     aside = Aside(cast("Any", None), cast("Any", None), AsideOptions(1.0))
     with pytest.raises(UnavailableError):
         await aside._read_cold(cast("Any", lane_with_cold))
