@@ -75,7 +75,7 @@ class Core:
     @property
     def look_back_s(self) -> float:
         """Longer than any publish."""
-        return _engine_settings(self.settings).look_back_s
+        return engine_settings(self.settings).look_back_s
 
     def _relay(self) -> OperationalRelay:
         return OperationalRelay(
@@ -162,7 +162,7 @@ async def open_core(settings: Settings, telemetry: Telemetry, instance: Instance
     ):
         health.follow_database(lambda: database.availability.away_s)
         parts = EngineParts(database, client, keyring, telemetry.tracing, telemetry.instruments, lambda: instance)
-        engine = Engine(parts, _engine_settings(settings))
+        engine = Engine(parts, engine_settings(settings))
         commits = GroupCommit(database, _commit_limits(settings), engine, telemetry.instruments)
         cache = SubscriptionCache.over(database)
         quotas = Quotas(lambda: engine.keeper.live_count)
@@ -191,7 +191,8 @@ def _client_options(s: Settings) -> ClientOptions:
     )
 
 
-def _engine_settings(s: Settings) -> EngineSettings:
+def engine_settings(s: Settings) -> EngineSettings:
+    """What delivery needs of the settings."""
     return EngineSettings(
         delivery=s,
         leases=s,

@@ -129,6 +129,7 @@ async def _is_replaced(served: Served, before: list[int]) -> bool:
 async def test_all_workers_drain_on_sigterm(supervised: tuple[Served, Caller], receiver: Receiver) -> None:
     served, caller = supervised
     pids = _children(served)
+    assert len(pids) == WORKERS
     await caller.tenant()
     await caller.endpoint("a", receiver.url("/a"))
     await caller.publish(*(event(f"e-{i}") for i in range(50)))
@@ -143,8 +144,12 @@ async def test_all_workers_drain_on_sigterm(supervised: tuple[Served, Caller], r
 async def test_workers_end_by_themselves_when_the_supervisor_is_killed(supervised: tuple[Served, Caller]) -> None:
     served, _ = supervised
     pids = _children(served)
+    assert len(pids) == WORKERS
     served.kill()
     await until(lambda: _are_gone(pids), ENDED_S)
+    said = [record["worker"] for record in served.records() if record["message"] == "stopped"]
+    assert sorted(said) == list(range(WORKERS))
+    assert served.troubles() == []
 
 
 async def test_a_second_service_on_the_port_is_refused(supervised: tuple[Served, Caller], tmp_path: Path) -> None:
@@ -164,3 +169,4 @@ async def test_a_service_whose_workers_cannot_start_says_why_and_ends(
     served.start()
     assert await served.exit_code(ENDED_S) == 1
     assert "dispatcher migrate" in served.log_tail()
+    assert "Traceback" not in served.log_tail()

@@ -10,15 +10,16 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from dispatcher.app import engine_settings
 from dispatcher.clocks import Clocks
 from dispatcher.config import Settings
-from dispatcher.delivery.engine import Engine, EngineParts, EngineSettings
+from dispatcher.delivery.engine import Engine, EngineParts
 from dispatcher.model import Instance, OutboxRow, Payload
 from dispatcher.security.secrets import Keyring
 from dispatcher.telemetry import Instruments
+from tests.support.sim.database import SimDatabase
 from tests.support.sim.loop import Life, Process
 from tests.support.sim.receivers import Receivers, SimClient
-from tests.support.sim.store import SimDatabase
 from tests.support.sim.world import START, StoredRow, World
 
 SETTINGS = Settings(
@@ -36,24 +37,13 @@ SETTINGS = Settings(
     metrics_backlog_interval_s=600,
     replay_interval_s=60,
     circuit_open_s=0.5,
+    statement_timeout_s=4,
+    look_back_slack_s=1,
 )
 KEYRING = Keyring([("sim", b"k" * 32)])
 SILENT = Instruments.silent()
 CALL_S = 2.0
 """So long a publisher waits for its answer."""
-
-
-def engine_settings(settings: Settings) -> EngineSettings:
-    return EngineSettings(
-        delivery=settings,
-        leases=settings,
-        retry=settings,
-        failure=settings,
-        replay=settings,
-        observability=settings,
-        drain_s=settings.delivery_drain_s,
-        look_back_s=5.0,
-    )
 
 
 class RefusedError(Exception):
@@ -69,7 +59,6 @@ class Node:
     database: SimDatabase
     task: asyncio.Task[None]
     is_stopping: bool = False
-    refuses: bool = False
 
     @property
     def is_alive(self) -> bool:
@@ -77,9 +66,10 @@ class Node:
 
     async def publish(self, event_id: str, ordering_key: str | None, data: bytes) -> None:
         """What PublisherService does with one event: commit, hand over, answer."""
-        if self.refuses or self.is_stopping:
-            raise RefusedError
         world = self.database.world
+        if self.is_stopping:
+            world.sometimes["refused"] += 1
+            raise RefusedError
         rows = await world.ask(self.process, functools.partial(world.publish, event_id, ordering_key, data))
         payload = Payload(data, "application/json", None)
         self.engine.offer([_fresh(world, row, payload) for row in rows if self.engine.owns(row.key)])

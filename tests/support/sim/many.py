@@ -27,6 +27,7 @@ SOMETIMES = (
     "database crash",
     "lost reply",
     "disable",
+    "refused",
 )
 """What a run of many seeds must have shown: else it has shown little."""
 
@@ -42,7 +43,7 @@ def fleet(seeds: range) -> list[Outcome]:
 
 
 def lanes(seeds: range) -> list[Outcome]:
-    """The lanes of one endpoint alone, with owners that come and go: a hundred times as many steps per second."""
+    """The lanes of one endpoint alone, with owners that come and go."""
     return [Outcome(seed, [broken] if (broken := run_seed(seed)) else [], {}, []) for seed in seeds]
 
 

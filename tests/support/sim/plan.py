@@ -359,7 +359,9 @@ def collected() -> Iterator[None]:
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
-        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # "coroutine … was never awaited"
+            gc.collect()
     finally:
         sys.unraisablehook = hook
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dispatcher.delivery import aside
@@ -18,11 +19,12 @@ from dispatcher.delivery.window import WindowLane
 from dispatcher.model import Attempt, Cursor, OutboxRow
 from dispatcher.store import attempts
 from tests.support.sim import store
+from tests.support.sim.database import SimDatabase
 from tests.support.sim.fleet import Node
-from tests.support.sim.store import SimDatabase
 from tests.support.sim.world import World
 
 Planted = tuple[Any, str, Any]
+"""Where, under which name, and what is put there."""
 
 
 def _watermark_of_all_read(lane: LaneState) -> Cursor:
@@ -69,12 +71,12 @@ async def _publish_volatile(node: Node, event_id: str, ordering_key: str | None,
     def action() -> None:
         rows = world.publish(event_id, ordering_key, data)
         if rows:
-            world.volatile.append(functools.partial(_take_back, world, event_id, len(rows)))
+            world.volatile.append(functools.partial(_take_back, world, event_id))
 
     await world.ask(node.process, action, durable=False)
 
 
-def _take_back(world: World, event_id: str, _count: int) -> None:
+def _take_back(world: World, event_id: str) -> None:
     del world.published[event_id]
     for rows in world.outbox.values():
         rows[:] = [row for row in rows if row.event_id != event_id]
@@ -95,14 +97,33 @@ def _succeed_on_a_guess(lane: WindowLane, seq: int, due: float) -> None:
     lane.succeeded(seq)
 
 
-BUGS: dict[str, Planted] = {
-    "the cursor moves before anything is sent": (LaneState, "watermark", property(_watermark_of_all_read)),
-    "decisions without a fence": (World, "held", _held_by_anyone),
-    "sending without a look at the lease": (LeaseKeeper, "sendable_until", lambda _keeper: math.inf),
-    "a hand-off that is not contiguous": (WindowLane, "offer", _offer_whatever_comes),
-    "an acknowledgement counts before it is written": (Flusher, "add", _flushed_before_it_is_written),
-    "an acknowledgement counts before it is durable": (attempts, "append", _append_volatile),
-    "publish answers before it is durable": (Node, "publish", _publish_volatile),
-    "n+1 is sent though n failed": (WindowLane, "failed", _succeed_on_a_guess),
-    "a failed read of parked rows forgets the others": (aside.Aside, "_each", _each_and_forget),
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """A planted bug, what the checker says of it, and seeds of which one at least shows it."""
+
+    planted: Planted
+    shows: str
+    seeds: range = range(60)
+
+
+PENDING = "is pending"
+LOST = "is neither delivered nor decided"
+BUGS: dict[str, Bug] = {
+    "the cursor moves before anything is sent": Bug(
+        (LaneState, "watermark", property(_watermark_of_all_read)), PENDING
+    ),
+    "decisions without a fence": Bug((World, "held", _held_by_anyone), LOST, range(390, 400)),
+    "sending without a look at the lease": Bug(
+        (LeaseKeeper, "sendable_until", lambda _keeper: math.inf), "without a lease"
+    ),
+    "a hand-off that is not contiguous": Bug((WindowLane, "offer", _offer_whatever_comes), LOST),
+    "an acknowledgement counts before it is written": Bug((Flusher, "add", _flushed_before_it_is_written), PENDING),
+    "an acknowledgement counts before it is durable": Bug((attempts, "append", _append_volatile), PENDING),
+    "publish answers before it is durable": Bug(
+        (Node, "publish", _publish_volatile), "was acknowledged and is there 0 times"
+    ),
+    "n+1 is sent though n failed": Bug((WindowLane, "failed", _succeed_on_a_guess), LOST),
+    "a failed read of parked rows forgets the others": Bug(
+        (aside.Aside, "_each", _each_and_forget), LOST, range(2950, 2951)
+    ),
 }

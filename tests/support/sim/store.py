@@ -11,7 +11,6 @@ import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
 from typing import Any
 from unittest import mock
 from uuid import UUID
@@ -27,12 +26,8 @@ from dispatcher.model import (
     EndpointKey,
     EndpointState,
     Halt,
-    Instance,
-    Lease,
     OrderingMode,
-    OutboxRow,
     Outcome,
-    Payload,
 )
 from dispatcher.store import (
     attempts,
@@ -51,259 +46,16 @@ from dispatcher.store import (
     replays,
     runtime,
 )
-from dispatcher.store.backlog import EndpointPosition, PayloadKey, RowsWanted
-from dispatcher.store.database import DatabaseOptions
 from dispatcher.store.delivery_commands import CommandOutcome
 from dispatcher.store.health import HealthRecord
 from dispatcher.store.parked import ParkRequest, StoredParked
-from dispatcher.store.runtime import EndpointRuntimeRow
+from tests.support.sim import database, reads
 from tests.support.sim import world as worlds
-from tests.support.sim.loop import Process
-from tests.support.sim.world import StoredRow, World
+from tests.support.sim.database import SimDatabase
+from tests.support.sim.reads import row_of
+from tests.support.sim.world import World
 
 RECONNECT_S = 0.5
-
-
-class SimDatabase:
-    """A process's way to the database: stands where a `Database` would."""
-
-    def __init__(self, world: World, process: Process, *, pooled: bool) -> None:
-        self.world = world
-        self.process = process
-        self.options = DatabaseOptions("sim", pooled=pooled)
-
-    async def fetchval(self, _sql: str, *_arguments: Any) -> Any:
-        """The only value that is asked for by statement is the database's time."""
-        return await self.world.ask(self.process, self.world.now)
-
-
-# -- leases and instances ------------------------------------------------------------------------------------------
-
-
-def _lease(world: World, partition: int) -> Lease:
-    lease = world.leases[partition]
-    return Lease(partition, lease.epoch, lease.owner, world.time_of(lease.expires_at), lease.renewals)
-
-
-async def renew(db: SimDatabase, instance_id: UUID, held: Mapping[int, int], ttl_s: float) -> list[Lease]:
-    world, asked = db.world, dict(held)
-
-    def action() -> list[Lease]:
-        renewed = []
-        for partition, epoch in asked.items():
-            lease = world.leases[partition]
-            if lease.epoch == epoch and lease.owner == instance_id:
-                lease.expires_at, lease.renewals = world.loop.time() + ttl_s, lease.renewals + 1
-                renewed.append(_lease(world, partition))
-        return renewed
-
-    return await world.ask(db.process, action) if asked else []
-
-
-async def acquire(
-    db: SimDatabase, instance_id: UUID, want: int, ttl_s: float, among: Sequence[int] | None = None
-) -> list[Lease]:
-    world = db.world
-    wanted = list(range(world.partitions) if among is None else among)
-
-    def action() -> list[Lease]:
-        now, taken = world.loop.time(), []
-        for partition in wanted:
-            lease = world.leases[partition]
-            if lease.expires_at <= now and len(taken) < want:
-                if lease.owner is not None:
-                    world.sometimes["takeover"] += 1
-                lease.epoch, lease.owner, lease.renewals = lease.epoch + 1, instance_id, lease.renewals + 1
-                lease.expires_at, lease.acquired_at = now + ttl_s, now
-                taken.append(_lease(world, partition))
-        return taken
-
-    return await world.ask(db.process, action)
-
-
-async def release(db: SimDatabase, instance_id: UUID, held: Mapping[int, int]) -> None:
-    world, asked = db.world, dict(held)
-
-    def action() -> None:
-        for partition, epoch in asked.items():
-            lease = world.leases[partition]
-            if lease.epoch == epoch and lease.owner == instance_id:
-                lease.owner, lease.expires_at = None, world.loop.time()
-
-    await world.ask(db.process, action)
-
-
-async def release_all(db: SimDatabase, instance_id: UUID) -> None:
-    held = {partition: lease.epoch for partition, lease in db.world.leases.items() if lease.owner == instance_id}
-    await release(db, instance_id, held)
-
-
-async def read_owners(db: SimDatabase) -> dict[int, tuple[UUID, float]]:
-    world = db.world
-
-    def action() -> dict[int, tuple[UUID, float]]:
-        now = world.loop.time()
-        return {
-            partition: (lease.owner, lease.expires_at - now)
-            for partition, lease in world.leases.items()
-            if lease.owner is not None and lease.expires_at > now
-        }
-
-    return await world.ask(db.process, action)
-
-
-async def timeline(db: SimDatabase) -> int:
-    return await db.world.ask(db.process, lambda: 1)
-
-
-async def heartbeat(db: SimDatabase, instance: Instance) -> None:
-    world = db.world
-
-    def action() -> None:
-        world.instances[instance.instance_id] = instance
-        world.heartbeats[instance.instance_id] = world.loop.time()
-
-    await world.ask(db.process, action)
-
-
-async def live(db: SimDatabase, ttl_s: float) -> list[Instance]:
-    world = db.world
-
-    def action() -> list[Instance]:
-        since = world.loop.time() - ttl_s
-        return [instance for name, instance in world.instances.items() if world.heartbeats[name] > since]
-
-    return await world.ask(db.process, action)
-
-
-async def remove(db: SimDatabase, instance_id: UUID) -> None:
-    await db.world.ask(db.process, lambda: db.world.instances.pop(instance_id, None))
-
-
-# -- reads ---------------------------------------------------------------------------------------------------------
-
-
-def _position(world: World, key: EndpointKey) -> EndpointPosition:
-    cursor = world.cursors[key]
-    has_held = bool(world.parked[key] or world.halts[key])
-    return EndpointPosition(key, cursor.seq, cursor.time, max(cursor.seq, world.highest(key)), has_held)
-
-
-async def load_partition(db: SimDatabase, partition: int) -> list[EndpointPosition]:
-    world = db.world
-    keys = [key for key in sorted(world.endpoints) if key.partition == partition]
-    return await world.ask(db.process, lambda: [_position(world, key) for key in keys])
-
-
-async def load_positions(db: SimDatabase, keys: Sequence[EndpointKey]) -> list[EndpointPosition]:
-    world, asked = db.world, list(keys)
-    return await world.ask(db.process, lambda: [_position(world, key) for key in asked])
-
-
-def _row(world: World, stored: StoredRow, *, facts: bool = True) -> OutboxRow:
-    row = OutboxRow(
-        key=stored.key,
-        seq=stored.seq,
-        time=world.time_of(stored.at),
-        event_id=stored.event_id,
-        event_time=world.time_of(stored.at),
-        type="order.paid",
-        ordering_key=stored.ordering_key,
-        revision=stored.revision,
-        data_bytes=len(stored.data),
-    )
-    if facts:
-        row.settled = world.is_settled(stored)
-        row.parked = stored.seq in world.parked[stored.key]
-        made = [a for a in world.attempts[stored.key, stored.seq] if a.event_id == stored.event_id]
-        if made:
-            row.attempts = max(a.number for a in made)
-            row.first_attempt_time = min(a.start_time for a in made)
-            row.last_attempt_time = max(a.start_time + timedelta(seconds=a.duration_s) for a in made)
-    return row
-
-
-async def fetch_rows(db: SimDatabase, wants: Sequence[RowsWanted]) -> list[OutboxRow]:
-    world, asked = db.world, list(wants)
-
-    def action() -> list[OutboxRow]:
-        return [
-            _row(world, stored, facts=not want.fresh)
-            for want in asked
-            for stored in world.rows_above(want.key, want.after_seq)[: want.limit]
-        ]
-
-    return await world.ask(db.process, action) if asked else []
-
-
-async def fetch_payloads(db: SimDatabase, wanted: Sequence[PayloadKey]) -> dict[PayloadKey, Payload]:
-    world, asked = db.world, set(wanted)
-
-    def action() -> dict[PayloadKey, Payload]:
-        found = {}
-        for rows in world.outbox.values():
-            for row in rows:
-                name = (row.key.tenant_id, row.event_id, world.time_of(row.at))
-                if name in asked:
-                    found[name] = Payload(row.data, "application/json", None)
-        return found
-
-    return await world.ask(db.process, action) if asked else {}
-
-
-async def sweep(
-    db: SimDatabase, since: datetime, partitions: Sequence[int]
-) -> tuple[datetime, list[tuple[EndpointKey, int]]]:
-    world, asked = db.world, set(partitions)
-
-    def action() -> tuple[datetime, list[tuple[EndpointKey, int]]]:
-        found = [
-            (key, rows[-1].seq)
-            for key, rows in sorted(world.outbox.items())
-            if rows and key.partition in asked and world.time_of(rows[-1].at) >= since
-        ]
-        return world.now(), found
-
-    return await world.ask(db.process, action)
-
-
-async def load_runtime(db: SimDatabase, keys: Sequence[EndpointKey]) -> list[EndpointRuntimeRow]:
-    world, asked = db.world, list(keys)
-
-    def one(key: EndpointKey) -> EndpointRuntimeRow:
-        endpoint = world.endpoints[key]
-        return EndpointRuntimeRow(
-            key=key,
-            tenant_name="acme",
-            name=endpoint.name,
-            state=endpoint.state,
-            revision=endpoint.revision,
-            revisions=dict(endpoint.revisions),
-            signing_keys=(endpoint.signing_key,),
-            update_time=world.time_of(endpoint.updated_at),
-            delete_time=None,
-            failing_since=endpoint.failing_since,
-            exhausted_heads=endpoint.exhausted_heads,
-            trouble=endpoint.trouble,
-        )
-
-    return await world.ask(db.process, lambda: [one(key) for key in asked])
-
-
-async def changed_endpoints(
-    db: SimDatabase, partitions: Sequence[int], since: datetime
-) -> tuple[datetime, dict[EndpointKey, datetime]]:
-    world, asked = db.world, set(partitions)
-
-    def action() -> tuple[datetime, dict[EndpointKey, datetime]]:
-        changed = {
-            key: world.time_of(endpoint.updated_at)
-            for key, endpoint in world.endpoints.items()
-            if key.partition in asked and world.time_of(endpoint.updated_at) >= since
-        }
-        return world.now(), changed
-
-    return await world.ask(db.process, action)
 
 
 # -- facts ---------------------------------------------------------------------------------------------------------
@@ -428,7 +180,7 @@ async def load_parked(db: SimDatabase, key: EndpointKey) -> list[StoredParked]:
 
 def _parked(world: World, stored: worlds.StoredParked, *, more: bool = False) -> StoredParked:
     delay_s = max(0.0, stored.due_at - world.loop.time())
-    return StoredParked(replace(_row(world, stored.row), parked=False), stored.mode, delay_s, more)
+    return StoredParked(replace(row_of(world, stored.row), parked=False), stored.mode, delay_s, more)
 
 
 async def load_cold(
@@ -476,7 +228,7 @@ async def load_halts(db: SimDatabase, key: EndpointKey) -> list[halts.StoredHalt
             stored = world.outbox[key][seq - 1]
             if world.has_success(stored):
                 continue
-            row = _row(world, stored, facts=False)
+            row = row_of(world, stored, facts=False)
             row.revision, row.data_bytes, row.settled = 0, 0, (key, seq) in world.decisions
             found.append(halts.StoredHalt(row, halt.ordering_mode))
         return found
@@ -631,22 +383,22 @@ async def nothing(*_arguments: Any, **_named: Any) -> list[Any]:
 
 
 PLACES: tuple[tuple[Any, str, Any], ...] = (
-    (leases, "renew", renew),
-    (leases, "acquire", acquire),
-    (leases, "release", release),
-    (leases, "release_all", release_all),
-    (leases, "read_owners", read_owners),
-    (leases, "timeline", timeline),
-    (instances, "heartbeat", heartbeat),
-    (instances, "live", live),
-    (instances, "remove", remove),
-    (backlog, "load_partition", load_partition),
-    (backlog, "load_positions", load_positions),
-    (backlog, "fetch_rows", fetch_rows),
-    (backlog, "fetch_payloads", fetch_payloads),
-    (backlog, "sweep", sweep),
-    (runtime, "load_runtime", load_runtime),
-    (runtime, "changed_endpoints", changed_endpoints),
+    (leases, "renew", database.renew),
+    (leases, "acquire", database.acquire),
+    (leases, "release", database.release),
+    (leases, "release_all", database.release_all),
+    (leases, "read_owners", database.read_owners),
+    (leases, "timeline", database.timeline),
+    (instances, "heartbeat", database.heartbeat),
+    (instances, "live", database.live),
+    (instances, "remove", database.remove),
+    (backlog, "load_partition", reads.load_partition),
+    (backlog, "load_positions", reads.load_positions),
+    (backlog, "fetch_rows", reads.fetch_rows),
+    (backlog, "fetch_payloads", reads.fetch_payloads),
+    (backlog, "sweep", reads.sweep),
+    (runtime, "load_runtime", reads.load_runtime),
+    (runtime, "changed_endpoints", reads.changed_endpoints),
     (attempts, "append", append),
     (attempts, "append_again", append_again),
     (decisions, "commit", commit),
