@@ -56,6 +56,7 @@ from dispatcher.api.reflection import enable_reflection
 from dispatcher.api.replays import Replays, ReplayServicer
 from dispatcher.api.tenants import TenantServicer
 from dispatcher.config import Settings
+from dispatcher.config.groups import UNIX_PREFIX
 from dispatcher.routing.publisher import Publisher
 from dispatcher.security.egress import EgressPolicy
 from dispatcher.security.secrets import Keyring
@@ -270,9 +271,9 @@ def server_options(settings: Settings, *, shares_port: bool = False) -> list[tup
 
 
 def bind(server: grpc.aio.Server, address: str) -> int:
-    """Add the port; the one bound. Raises OSError."""
+    """Add the port; the one bound, 0 for a socket's path. Raises OSError."""
     with contextlib.suppress(RuntimeError):
         port = server.add_insecure_port(address)
         if port:
-            return port
+            return 0 if address.startswith(UNIX_PREFIX) else port
     raise OSError(f"{address} cannot be listened on: it is in use, not local, or not permitted")

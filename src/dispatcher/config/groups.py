@@ -19,6 +19,10 @@ DAY_S = 24 * HOUR_S
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^:\[\]\s]+):(?P<port>\d{1,5})")
 
 
+UNIX_PREFIX = "unix:"
+"""Before the path of a socket, where a worker listens for its supervisor instead of on a port."""
+
+
 def split_address(address: str) -> tuple[str, int]:
     """`host:port` or `[v6]:port` as (host without brackets, port); ValueError when it is neither."""
     found = _HOST_PORT.fullmatch(address)

@@ -11,10 +11,9 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from dispatcher.config.groups import split_address
+from dispatcher.config.groups import UNIX_PREFIX, split_address
 from dispatcher.telemetry.health import Health
 
-UNIX_PREFIX = "unix:"
 _NO_STORE = {"Cache-Control": "no-store"}
 _REQUEST_BYTES_MAX = 1024
 _STOP_TIMEOUT_S = 1.0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from dispatcher.config import Settings
+from dispatcher.config.groups import UNIX_PREFIX
 
 ADMIN_SOCKET = "admin"
 OPS_SOCKET = "ops"
@@ -60,7 +61,7 @@ class Worker:
     @property
     def admin_target(self) -> str:
         """Where it serves AdminService, as a gRPC target."""
-        return f"unix:{self.folder / ADMIN_SOCKET}"
+        return f"{UNIX_PREFIX}{self.folder / ADMIN_SOCKET}"
 
     def terminate(self) -> None:
         """Begin its orderly end."""
@@ -100,8 +101,8 @@ def worker_settings(settings: Settings, folder: Path, grpc_listen: str) -> Setti
         update={
             "workers": 1,
             "grpc_listen": grpc_listen,
-            "admin_listen": f"unix:{folder / ADMIN_SOCKET}",
-            "ops_listen": f"unix:{folder / OPS_SOCKET}",
+            "admin_listen": f"{UNIX_PREFIX}{folder / ADMIN_SOCKET}",
+            "ops_listen": f"{UNIX_PREFIX}{folder / OPS_SOCKET}",
         }
     )
 
