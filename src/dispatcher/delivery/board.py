@@ -70,6 +70,7 @@ class Board:
         self.cold: OrderedKeys = {}
         self.tight: OrderedKeys = {}
         self._aside: OrderedKeys = {}
+        self._misplaced: OrderedKeys = {}
         self.admissions = Admissions(clock)
         self.work = asyncio.Event()
         """Set when the feeder has something to read."""
@@ -116,7 +117,7 @@ class Board:
             self._drop(lane)
         for keys in (self.unlocated, self.unconfigured, self.hungry, self.thirsty, self.dirty, self._aside):
             _forget_partition(keys, partition)
-        for keys in (self.unheld, self.cold, self.tight):
+        for keys in (self.unheld, self.cold, self.tight, self._misplaced):
             _forget_partition(keys, partition)
         self.admissions.forget(partition)
         # Only the endpoints of owned partitions are watched: what changes from here on would never be noticed.
@@ -182,6 +183,7 @@ class Board:
         self._horizons.pop(lane.key, None)
         self._born.pop(lane.key, None)
         self._aside.pop(lane.key, None)
+        self._misplaced.pop(lane.key, None)
         self.scheduler.remove(lane)
         if len(self.runtimes) > RUNTIMES_MAX or lane.key in self.unconfigured:
             self.runtimes.pop(lane.key, None)
@@ -276,9 +278,19 @@ class Board:
         """The database does not hold what the lane needs: nothing is read for it until `retry_aside`."""
         self._aside[lane.key] = None
 
+    def misplace(self, lane: Lane) -> None:
+        """Rows that the lane expects are gone. Where they were settled past it (expired, their day dropped) the stored
+        cursor stands behind them: `retry_aside` looks."""
+        self.set_aside(lane)
+        self._misplaced[lane.key] = None
+
     def retry_aside(self) -> None:
         """Read again for the lanes that were set aside."""
-        aside, self._aside = self._aside, {}
+        for key in [key for key in self._misplaced if key in self.lanes]:
+            lane = self.lanes[key]
+            if not lane.in_flight and not lane.has_unflushed:  # what was sent is on record, so it is not sent again
+                self.relocate(key)
+        aside, self._aside = self._aside, dict(self._misplaced)
         for lane in [self.lanes[key] for key in aside if key in self.lanes]:
             self.feed(lane)
 

@@ -113,7 +113,7 @@ class Feeder:
     def _loaded(self, lane: Lane, rows: Sequence[OutboxRow], *, reached_end: bool) -> None:
         result = lane.loaded(rows, reached_end=reached_end)
         if result is LoadResult.GAP:
-            self._board.set_aside(lane)
+            self._board.misplace(lane)
         if result is not LoadResult.CONTIGUOUS:
             log.error(
                 "an outbox is not as promised",

@@ -78,6 +78,25 @@ async def test_an_undelivered_row_becomes_a_dead_letter_before_its_day_is_droppe
     assert [(r.event_id, r.sequence) for r in receiver.of("a")] == [("new", 3)]
 
 
+async def test_an_owner_whose_position_was_left_behind_by_a_drop_finds_the_new_one(database: TestDatabase) -> None:
+    """What expired is gone with its day. The stored cursor stands behind it, the one in memory does not."""
+    async with Receiver() as receiver, running_service(database.dsn) as service:
+        await service.tenant()
+        await service.endpoint("a", receiver.url("a"))
+        await service.publish("first")
+        await receiver.wait_for(1)
+
+        async def is_idle() -> bool:
+            return not service.node.core.engine.board.lanes
+
+        await until(is_idle, 10)
+        await service.database.execute("DELETE FROM outbox")
+        await service.database.execute("UPDATE cursor SET seq = 3")
+        await service.publish("after")
+        await receiver.wait_for(2)
+    assert [(r.event_id, r.sequence) for r in receiver.of("a")] == [("first", 1), ("after", 4)]
+
+
 async def test_an_expired_halt_still_holds_what_is_behind_it(database: TestDatabase) -> None:
     async with Receiver() as receiver:
         receiver.on("a", lambda request: Answer(500 if request.event_id == "poison" else 204))

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from dispatcher.delivery.board import Board
 from dispatcher.delivery.endpoint import EndpointRuntime
-from dispatcher.delivery.lane import LaneLimits
+from dispatcher.delivery.lane import LaneLimits, ModeSettings
 from dispatcher.delivery.policies import FailureDefaults, policies_of
 from dispatcher.delivery.scheduler import SchedulerLimits
 from dispatcher.model import Cursor, EndpointSettings, EndpointState, OrderingMode, OutboxRow, TracePropagation
@@ -143,6 +143,25 @@ def test_a_revision_that_could_not_be_read_is_asked_for_again_and_not_in_a_loop(
     assert KEY in on.unconfigured
     on.configure(replace(runtime(revision=2)))
     assert start(on) is not None
+
+
+def test_a_misplaced_lane_is_located_anew_once_what_it_sent_is_on_record() -> None:
+    on = board()
+    on.offer([row(1)])
+    lane = on.lanes[KEY]
+    lane.configure({1: ModeSettings(OrderingMode.ORDERED, 1)})
+    on.unconfigured.clear()
+    assert lane.start(0.0) is not None
+    on.misplace(lane)
+    on.retry_aside()
+    assert on.is_current(lane)
+    lane.succeeded(1)
+    on.retry_aside()
+    assert on.is_current(lane)
+    lane.flushed(1)
+    on.retry_aside()
+    assert not on.is_current(lane)
+    assert KEY in on.unlocated
 
 
 def test_a_lane_set_aside_is_read_for_again_only_later() -> None:
