@@ -141,12 +141,14 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
 
 AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """The second is grpc's own word for a call that arrives in the very instant in which a server stops."""
+AGAIN_IN_ANY_TROUBLE = (*AGAIN, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""The former when the database is out of something, the latter when a process is frozen."""
 
 
 @dataclass(slots=True)
 class SteadyPublisher:
     """Publishes events `{name}-0`, `{name}-1`, … one batch after the other, each retried under the same ids, through
-    the next caller, until it is acknowledged. Only `AGAIN` is worth a retry; anything else fails the test.
+    the next caller, until it is acknowledged. Only `again` is worth a retry; anything else fails the test.
     """
 
     name: str
@@ -157,6 +159,7 @@ class SteadyPublisher:
     batch: int = 3
     pause_s: float = 0.01
     """Between the batches of a stream."""
+    again: Sequence[grpc.StatusCode] = AGAIN
     acknowledged: list[event_pb2.Event] = field(default_factory=list)
     refusals: Counter[str] = field(default_factory=Counter)
     """Reasons of what was retried."""
@@ -214,7 +217,7 @@ class SteadyPublisher:
             try:
                 await self.callers[tries % len(self.callers)].publish(*events, tenant=self.tenant)
             except grpc.aio.AioRpcError as error:
-                if error.code() not in AGAIN:
+                if error.code() not in self.again:
                     raise
                 self.refusals[reason_of(error)] += 1
                 await asyncio.sleep(RETRY_DELAY_S)

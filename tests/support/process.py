@@ -39,10 +39,15 @@ class Served:
     """
 
     def __init__(
-        self, dsn: str, folder: Path, variables: Mapping[str, str] | None = None, arguments: Sequence[str] = ()
+        self,
+        dsn: str,
+        folder: Path,
+        variables: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
+        module: str = "dispatcher",
     ) -> None:
         self.dsn = dsn
-        self._arguments = tuple(arguments)
+        self._arguments, self._module = tuple(arguments), module
         self.grpc_port, self.admin_port, self.ops_port = free_ports(3)
         self.log_file = folder / f"serve-{next(_names)}.log"
         self._environ = _environ() | QUICK | self._listen() | {"DISPATCHER_DATABASE_URL": dsn} | dict(variables or {})
@@ -53,12 +58,13 @@ class Served:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> None:
-        """Start and return at once; see `wait_ready`."""
+    def start(self, variables: Mapping[str, str] | None = None) -> None:
+        """Start and return at once; see `wait_ready`. `variables` are added for this time."""
         assert self._process is None or self._process.poll() is not None, "it runs"
         with self.log_file.open("ab") as log:
-            command = [sys.executable, "-m", "dispatcher", "serve", *self._arguments]
-            self._process = subprocess.Popen(command, cwd=ROOT, env=self._environ, stdout=log, stderr=log)
+            environ = self._environ | dict(variables or {})
+            command = [sys.executable, "-m", self._module, "serve", *self._arguments]
+            self._process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log)
 
     def wait_ready(self) -> None:
         """Until /readyz says so; AssertionError with the end of the log when it does not, or the process ends."""
@@ -69,9 +75,9 @@ class Served:
             assert time.monotonic() < deadline, f"not ready:\n{self.log_tail()}"
             time.sleep(POLL_S)
 
-    async def started(self) -> None:
-        """Start and wait until it is ready."""
-        self.start()
+    async def started(self, variables: Mapping[str, str] | None = None) -> None:
+        """Start, as `start` does, and wait until it is ready."""
+        self.start(variables)
         await asyncio.to_thread(self.wait_ready)
 
     def readiness(self) -> int | None:
@@ -116,6 +122,11 @@ class Served:
     def troubles(self) -> list[dict[str, Any]]:
         """What it has logged as an error."""
         return [record for record in self.records() if record["level"] in ("error", "critical")]
+
+    def remarks(self) -> list[str]:
+        """The end of its log without what it says in ordinary work."""
+        records = [record for record in self.records() if record["message"] != "a delivery is dead-lettered"]
+        return [json.dumps(record) for record in records[-LOG_TAIL_LINES:]]
 
     def log_tail(self) -> str:
         """The end of its log."""

@@ -27,7 +27,7 @@ BODY_BYTES_MAX = 32 * 1024 * 1024
 
 @dataclass(slots=True)
 class Request:
-    """One request, complete with its body. `number` counts all requests from 1; `at_s` is of the monotonic clock.
+    """One request, complete with its body. `number` counts all requests from 1; times are of the monotonic clock.
     `status` is what was answered, None so far or if nothing was. Header names are in lower case."""
 
     number: int
@@ -37,7 +37,9 @@ class Request:
     path: str
     headers: dict[str, str]
     body: bytes
+    peer_port: int = 0
     status: int | None = None
+    answered_at_s: float | None = None
 
     @property
     def endpoint(self) -> str:
@@ -123,6 +125,8 @@ class Receiver:
         self.default: Behaviour | Decide = Answer()
         self.in_flight: Counter[str] = Counter()
         self.in_flight_max: Counter[str] = Counter()
+        self.accepted_counts: Counter[str] = Counter()
+        """Requests answered with 2xx, copies included, by endpoint."""
         self.connections = 0
         self._scripts: dict[str, deque[Behaviour]] = defaultdict(deque)
         self._deciders: dict[str, Decide] = {}
@@ -202,6 +206,7 @@ class Receiver:
         connection = self.connections
         try:
             while (request := await self._read(reader, connection)) is not None:
+                request.peer_port = writer.get_extra_info("peername")[1]
                 if not await self._handle(request, writer):
                     break
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -234,6 +239,7 @@ class Receiver:
             return await self._behave(self._choose(request), request, writer)
         finally:
             self.in_flight[endpoint] -= 1
+            self.accepted_counts[endpoint] += request.is_accepted
             with contextlib.suppress(asyncio.CancelledError):
                 await self._tell()
 
@@ -296,7 +302,7 @@ async def _send(answer: Answer, request: Request, writer: asyncio.StreamWriter) 
         headers.setdefault("content-length", str(len(answer.body)))
     lines = [f"HTTP/1.1 {answer.status} -", *(f"{name}: {value}" for name, value in headers.items())]
     # Set before the bytes leave: whoever has the answer in hand finds it on record.
-    request.status = answer.status
+    request.status, request.answered_at_s = answer.status, time.monotonic()
     writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + answer.body)
     await writer.drain()
 

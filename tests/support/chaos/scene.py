@@ -1,0 +1,343 @@
+"""A scene: three dispatchers, a PostgreSQL, a receiver and publishers; faults come while all of them are at work.
+
+async with Scene.open(...) as scene:
+    async with scene.publishing():
+        async with scene.fault("what"):
+            …
+    await scene.judge()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import asyncpg
+from google.protobuf.duration_pb2 import Duration
+from webhooks.v1 import endpoint_pb2, policy_pb2
+
+from tests.support.callers import AGAIN_IN_ANY_TROUBLE, Caller, SteadyPublisher, calling
+from tests.support.chaos.doubter import Doubter
+from tests.support.chaos.figures import Figures
+from tests.support.chaos.history import is_settled, passed_over, read_record, receipts_of, unsettled
+from tests.support.chaos.launch import FENCED
+from tests.support.checker import copies_of_accepted, violations
+from tests.support.process import Served
+from tests.support.receiver import Answer, Behaviour, Receiver, Request
+from tests.support.waiting import until
+
+REPLICAS = 3
+LEASE_TTL_S = 3.0
+SETTINGS = {
+    "DISPATCHER_LEASE_TTL_S": f"{LEASE_TTL_S}",
+    "DISPATCHER_LEASE_SEND_MARGIN_S": "1",
+    "DISPATCHER_DATABASE_AWAY_S": "2",
+    "DISPATCHER_DATABASE_CONNECT_TIMEOUT_S": "2",
+    "DISPATCHER_STATEMENT_TIMEOUT_S": "5",
+    "DISPATCHER_LOCK_TIMEOUT_S": "2",
+}
+ENDPOINTS = ("ordered", "second", "keyed", "free", "failing")
+ATTEMPTS = 60
+"""Enough for any fault of a scene: nothing but what is hopeless becomes a dead letter."""
+ATTEMPTS_OF_FAILING = 3
+UNFLUSHED_S = 1.0
+"""Bound of promise 3: what is acknowledged longer than this before a crash does not come again."""
+SETTLES_S = 60.0
+"""After the last fault is healed everything is delivered within this, on a machine that does other things, too."""
+WATCH_INTERVAL_S = 0.05
+FAILING_SHARE = 0.02
+
+
+@dataclass(slots=True)
+class Fault:
+    """A fault, from its beginning to when it was healed, in monotonic seconds. A crash is over when it begins."""
+
+    began_at: float
+    ended_at: float = float("inf")
+    in_flight: int = 0
+    """Requests that receivers were working on as it began."""
+
+
+@dataclass(slots=True)
+class Scene:
+    """`dsn` is that of the judge, which no fault touches; dispatchers may have another."""
+
+    name: str
+    dsn: str
+    served: tuple[Served, ...]
+    callers: tuple[Caller, ...]
+    receiver: Receiver
+    publishers: list[SteadyPublisher]
+    doubter: Doubter
+    figures: Figures
+    faults: list[Fault] = field(default_factory=list)
+    watched: list[str] = field(default_factory=list)
+    """What the watch over the low watermarks has found."""
+    behave: Callable[[Request], Behaviour | None] = lambda _: None
+    """Asked first how to answer; None for the usual."""
+    never: asyncio.Event = field(default_factory=asyncio.Event)
+    """For a receiver that hangs until the scene is over."""
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(
+        cls,
+        name: str,
+        dsn: str,
+        folder: Path,
+        *,
+        through: str = "",
+        variables: dict[str, str] | None = None,
+        replicas: int = REPLICAS,
+    ) -> AsyncIterator[Self]:
+        """All of it, running and ready; dispatchers reach the database `through` another DSN where one is given."""
+        settings = SETTINGS | (variables or {})
+        served = tuple(Served(through or dsn, folder, settings, module=LAUNCH) for _ in range(replicas))
+        try:
+            await asyncio.gather(*(each.started() for each in served))
+            async with calling(*served) as callers, Receiver() as receiver:
+                publishers = [_publisher(number, callers) for number in range(replicas)]
+                doubter = Doubter("doubter", callers)
+                scene = cls(name, dsn, served, callers, receiver, publishers, doubter, Figures(name))
+                receiver.default = scene._usual(random.Random(name))
+                await scene._make_endpoints()
+                yield scene
+        finally:
+            for each in served:
+                each.kill()
+                print(f"--- {each.log_file.name}", *each.remarks(), sep="\n")
+
+    @contextlib.asynccontextmanager
+    async def publishing(self) -> AsyncIterator[None]:
+        """All publishers at work, watched; ends with everything that they began acknowledged."""
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self._watching())
+            await stack.enter_async_context(self.doubter.streaming())
+            for publisher in self.publishers:
+                await stack.enter_async_context(publisher.streaming())
+            await self.flows()
+            yield
+
+    @contextlib.contextmanager
+    def fault(self) -> Iterator[Fault]:
+        """Within it is a fault; leave it once it is healed."""
+        made = Fault(time.monotonic(), in_flight=self._in_flight())
+        self.faults.append(made)
+        yield made
+        made.ended_at = time.monotonic()
+
+    def crash(self, at: float | None = None) -> None:
+        """A crash happened, now or then."""
+        at = time.monotonic() if at is None else at
+        self.faults.append(Fault(at, at, self._in_flight()))
+
+    async def flows(self, count: int = 30, timeout_s: float = 60.0) -> None:
+        """Until every endpoint has accepted so many more deliveries."""
+        before = Counter(self.receiver.accepted_counts)
+
+        def has_more() -> bool:
+            now = self.receiver.accepted_counts
+            return all(now[name] >= before[name] + count for name in ENDPOINTS)
+
+        await self.receiver.wait_for(has_more, timeout_s=timeout_s)
+
+    async def instance_of(self, served: Served) -> str:
+        """The id of the process that last started on the port of `served`."""
+        async with self.judge_connection() as connection:
+            found = await connection.fetchval(
+                "SELECT instance_id::text FROM instance WHERE address LIKE $1 ORDER BY start_time DESC LIMIT 1",
+                f"%:{served.grpc_port}",
+            )
+        assert found is not None, "it has not come up"
+        return str(found)
+
+    async def owner_of(self, endpoint: str) -> Served:
+        """The process that holds the lease of an endpoint."""
+        async with self.judge_connection() as connection:
+            address = await connection.fetchval(
+                "SELECT i.address FROM endpoint e JOIN lease l USING (partition)"
+                " JOIN instance i ON i.instance_id = l.owner WHERE e.name = $1",
+                endpoint,
+            )
+        port = int(str(address).rpartition(":")[2])
+        return next(each for each in self.served if each.grpc_port == port)
+
+    async def taken_over(self, instance: str, since: float) -> float:
+        """Wait until nothing is leased to `instance`, nor to nobody; seconds since then. Counted as a takeover."""
+        async with self.judge_connection() as connection:
+
+            async def is_taken() -> bool:
+                return not await connection.fetchval(
+                    "SELECT EXISTS (SELECT FROM lease WHERE owner IS NULL OR owner = $1::text::uuid)", instance
+                )
+
+            await until(is_taken, 30.0)
+        took_s = time.monotonic() - since
+        self.figures.takeovers_s.append(took_s)
+        return took_s
+
+    async def shared(self) -> None:
+        """Until all partitions are leased to all replicas, about evenly."""
+        async with self.judge_connection() as connection:
+
+            async def is_even() -> bool:
+                counts = await connection.fetch(
+                    "SELECT count(*) FROM lease WHERE owner IS NOT NULL AND expire_time > now() GROUP BY owner"
+                )
+                shares = [row[0] for row in counts]
+                return len(shares) == len(self.served) and sum(shares) == 256 and max(shares) - min(shares) <= 1
+
+            await until(is_even, 30.0)
+
+    @contextlib.asynccontextmanager
+    async def judge_connection(self) -> AsyncIterator[asyncpg.Connection]:
+        connection = await asyncpg.connect(self.dsn, timeout=10)
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+    async def judge(self) -> None:
+        """After the last fault and the last publish: wait for rest, and fail with every promise not kept."""
+        began = time.monotonic()
+        async with self.judge_connection() as connection:
+            try:
+                await until(lambda: is_settled(connection), SETTLES_S)
+            except TimeoutError:
+                raise AssertionError(f"not at rest in {SETTLES_S} s: {await unsettled(connection)}") from None
+            self.figures.drained_s = time.monotonic() - began
+            receipts = receipts_of(self.receiver.requests)
+            record = await read_record(connection, [*self.publishers, self.doubter], receipts, ENDPOINTS)
+            record.refused = self.doubter.refused
+            dead_letters = await connection.fetchval("SELECT count(*) FROM dead_letter")
+        found = [*violations(record), *self.watched, *self._duplicates()]
+        self._tell(dead_letters)
+        assert not found, f"{self.name}: {len(found)} promises broken, the first:\n" + "\n".join(found[:20])
+
+    def _duplicates(self) -> list[str]:
+        """Each copy must be owed to a fault: accepted in its last second or while it lasted; counted by fault."""
+        receipts = receipts_of(self.receiver.requests)
+        accepted: dict[tuple[str, int], float] = {}
+        for receipt in receipts:
+            if receipt.is_accepted and receipt.answered_at is not None:
+                accepted.setdefault((receipt.endpoint, receipt.sequence), receipt.answered_at)
+        counts, found = [0] * len(self.faults), []
+        for copy in copies_of_accepted(receipts):
+            first = accepted[copy.endpoint, copy.sequence]
+            number = self._owed_to(first)
+            if number is None:
+                found.append(f"{copy.endpoint}/{copy.sequence} came again without a fault, {self._distance(first)}")
+            else:
+                counts[number] += 1
+        allowed = [self._allowed(fault, accepted.values()) for fault in self.faults]
+        self.figures.duplicates += counts
+        self.figures.duplicates_allowed += allowed
+        for fault, count, most in zip(self.faults, counts, allowed, strict=True):
+            if count > most:
+                found.append(f"{count} duplicates of the fault at {fault.began_at:.3f}, at most {most} are allowed")
+        return found
+
+    def _owed_to(self, accepted_at: float) -> int | None:
+        owed = [
+            number
+            for number, fault in enumerate(self.faults)
+            if fault.began_at - UNFLUSHED_S <= accepted_at <= fault.ended_at + UNFLUSHED_S
+        ]
+        return owed[-1] if owed else None
+
+    def _distance(self, at: float) -> str:
+        return ", ".join(f"{at - fault.began_at:+.2f} s" for fault in self.faults)
+
+    def _allowed(self, fault: Fault, accepted: Iterable[float]) -> int:
+        """In flight, and what was accepted in the last second before it or while it lasted."""
+        return fault.in_flight + sum(
+            fault.began_at - UNFLUSHED_S <= at <= fault.ended_at + UNFLUSHED_S for at in accepted
+        )
+
+    def _tell(self, dead_letters: int) -> None:
+        figures = self.figures
+        figures.acknowledged = sum(len(publisher.ids) for publisher in self.publishers) + len(self.doubter.ids)
+        figures.receipts = len(self.receiver.requests)
+        logged = {record["message"] for each in self.served for record in each.records()}
+        happened = {
+            "steal": "a lease was lost" in logged,
+            "fenced flush": FENCED in logged,
+            "duplicate": any(figures.duplicates),
+            "dead letter": dead_letters > 0,
+            "takeover": bool(figures.takeovers_s),
+        }
+        figures.happened = [word for word, has in happened.items() if has]
+        figures.save()
+
+    def _in_flight(self) -> int:
+        return sum(self.receiver.in_flight.values())
+
+    def _usual(self, chance: random.Random) -> Callable[[Request], Behaviour]:
+        def answer(request: Request) -> Behaviour:
+            told = self.behave(request)
+            if told is not None:
+                return told
+            if request.endpoint == "failing" and _is_hopeless(request):
+                return Answer(500)
+            return Answer(500 if chance.random() < FAILING_SHARE else 204, delay_s=0.002)
+
+        return answer
+
+    @contextlib.asynccontextmanager
+    async def _watching(self) -> AsyncIterator[None]:
+        """Beside the block, look again and again whether a low watermark has passed what it must not."""
+
+        async def watch() -> None:
+            while True:
+                with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+                    async with self.judge_connection() as connection:
+                        while True:
+                            self.watched += await passed_over(connection)
+                            await asyncio.sleep(WATCH_INTERVAL_S)
+                await asyncio.sleep(WATCH_INTERVAL_S)
+
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(watch())
+            try:
+                yield
+            finally:
+                task.cancel()
+
+    async def _make_endpoints(self) -> None:
+        caller, url = self.callers[0], self.receiver.url
+        await caller.tenant()
+        keyed, free = endpoint_pb2.ORDERING_MODE_ORDERED_BY_KEY, endpoint_pb2.ORDERING_MODE_UNORDERED
+        usual = {"timeout": Duration(seconds=4), "retry_policy": _retried(ATTEMPTS)}
+        failing = usual | {"retry_policy": _retried(ATTEMPTS_OF_FAILING)}
+        await caller.endpoint("ordered", url("ordered"), **usual)
+        await caller.endpoint("second", url("second"), **usual)
+        await caller.endpoint("keyed", url("keyed"), ordering_mode=keyed, max_in_flight=4, **usual)
+        await caller.endpoint("free", url("free"), ordering_mode=free, max_in_flight=8, **usual)
+        await caller.endpoint("failing", url("failing"), **failing)
+
+
+LAUNCH = "tests.support.chaos.launch"
+
+
+def _publisher(number: int, callers: Sequence[Caller]) -> SteadyPublisher:
+    """Each begins with another replica, and goes to the next when that one is out of order."""
+    turned = [*callers[number:], *callers[:number]]
+    return SteadyPublisher(f"p{number}", turned, keys=4, batch=2, pause_s=0.08, again=AGAIN_IN_ANY_TROUBLE)
+
+
+def _retried(attempts: int) -> policy_pb2.RetryPolicy:
+    backoff = policy_pb2.ExponentialBackoff(
+        min_backoff=Duration(nanos=100_000_000), max_backoff=Duration(seconds=1), factor=2.0
+    )
+    return policy_pb2.RetryPolicy(exponential=backoff, max_attempts=attempts)
+
+
+def _is_hopeless(request: Request) -> bool:
+    return int(request.event_id.rpartition("-")[2]) % 50 == 7
