@@ -32,7 +32,7 @@ async def test_killed_there_nothing_is_lost_and_only_what_was_under_way_comes_ag
         await scene.shared()
         async with scene.publishing():
             for endpoint in TIMES:
-                victim = await scene.owner_of(endpoint)
+                victim = await scene.owner_of("failing" if "decision" in point else endpoint)
                 os.kill(victim.pid, signal.SIGUSR1)
                 await _dies_and_is_replaced(scene, victim)
         await scene.judge()

@@ -23,6 +23,11 @@ class TcpProxy:
         """Replies are read from the server and thrown away."""
         self.refuse = False
         """New connections are closed at once."""
+        self.delay_s = 0.0
+        """Everything waits so long on its way, in either direction."""
+        self.open_road = asyncio.Event()
+        """Cleared, nothing passes in either direction and nobody is told: connections are half open."""
+        self.open_road.set()
 
     @property
     def port(self) -> int:
@@ -41,6 +46,10 @@ class TcpProxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def lead_to(self, host: str, port: int) -> None:
+        """New connections go there."""
+        self._host, self._port = host, port
+
     def cut(self) -> None:
         """Reset all connections."""
         for writer in list(self._writers):
@@ -50,7 +59,11 @@ class TcpProxy:
         if self.refuse:
             writer.transport.abort()
             return
-        up_reader, up_writer = await self._connect()
+        try:
+            up_reader, up_writer = await self._connect()
+        except OSError:
+            writer.transport.abort()
+            return
         self._writers |= {writer, up_writer}
         for source, target, is_reply in ((reader, up_writer, False), (up_reader, writer, True)):
             task = asyncio.create_task(self._copy(source, target, is_reply=is_reply))
@@ -67,20 +80,28 @@ class TcpProxy:
             while data := await source.read(CHUNK_BYTES):
                 if is_reply and self.swallow_replies:
                     continue
+                await self.open_road.wait()
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
                 target.write(data)
                 await target.drain()
         target.transport.abort()
         self._writers.discard(target)
 
 
+def place_of(dsn: str) -> tuple[str, int]:
+    """Host, or folder of the unix socket, and port of a PostgreSQL DSN."""
+    parts = urlsplit(dsn)
+    query = parse_qs(parts.query)
+    host = query.get("host", [parts.hostname or "127.0.0.1"])[0]
+    return host, int(query.get("port", [str(parts.port or 5432)])[0])
+
+
 @contextlib.asynccontextmanager
 async def proxied(dsn: str) -> AsyncIterator[tuple[TcpProxy, str]]:
     """A proxy before the server of `dsn`, and the DSN that leads through it."""
     parts = urlsplit(dsn)
-    query = parse_qs(parts.query)
-    host = query.get("host", [parts.hostname or "127.0.0.1"])[0]
-    port = int(query.get("port", [str(parts.port or 5432)])[0])
-    proxy = TcpProxy(host, port)
+    proxy = TcpProxy(*place_of(dsn))
     await proxy.start()
     userinfo = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
     try:

@@ -45,6 +45,9 @@ POINTS: Mapping[str, tuple[Any, str, When]] = {
     "before_flush": (attempts, "append", When.BEFORE),
     "in_flush": (attempts, "append", When.IN),
     "after_flush": (attempts, "append", When.AFTER),
+    "before_decision": (decisions, "commit", When.BEFORE),
+    "after_decision": (decisions, "commit", When.AFTER),
+    "before_checkpoint": (cursors, "advance", When.BEFORE),
     "in_publish": (PublishWriter, "write", When.IN),
     "after_publish": (PublishWriter, "write", When.AFTER),
 }

@@ -14,7 +14,7 @@ import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -94,16 +94,25 @@ class Scene:
         folder: Path,
         *,
         through: str = "",
-        variables: dict[str, str] | None = None,
-        replicas: int = REPLICAS,
+        through_of: Mapping[int, str] | None = None,
+        variables: Mapping[str, str] | None = None,
+        variables_of: Mapping[int, Mapping[str, str]] | None = None,
     ) -> AsyncIterator[Self]:
-        """All of it, running and ready; dispatchers reach the database `through` another DSN where one is given."""
-        settings = SETTINGS | (variables or {})
-        served = tuple(Served(through or dsn, folder, settings, module=LAUNCH) for _ in range(replicas))
+        """All of it, running and ready; dispatchers reach the database `through` another DSN where one is given. What
+        ends in `_of` is for one of them, by its number."""
+        served = tuple(
+            Served(
+                (through_of or {}).get(number) or through or dsn,
+                folder,
+                SETTINGS | dict(variables or {}) | dict((variables_of or {}).get(number) or {}),
+                module=LAUNCH,
+            )
+            for number in range(REPLICAS)
+        )
         try:
             await asyncio.gather(*(each.started() for each in served))
             async with calling(*served) as callers, Receiver() as receiver:
-                publishers = [_publisher(number, callers) for number in range(replicas)]
+                publishers = [_publisher(number, callers) for number in range(REPLICAS)]
                 doubter = Doubter("doubter", callers)
                 scene = cls(name, dsn, served, callers, receiver, publishers, doubter, Figures(name))
                 receiver.default = scene._usual(random.Random(name))
