@@ -89,4 +89,4 @@ async def _sleeps_and_wakes(scene: Scene, victim: Served) -> None:
 
 
 async def _is_stopped(victim: Served) -> bool:
-    return ") T " in Path(f"/proc/{victim.pid}/stat").read_text()
+    return victim.is_stopped()

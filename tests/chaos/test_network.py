@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -80,18 +81,21 @@ async def test_whatever_the_network_does_to_the_database_connections_all_resumes
 async def test_one_replica_cut_off_from_the_database_gives_way_to_the_others(
     database: TestDatabase, tmp_path: Path
 ) -> None:
-    async with proxied(database.dsn) as (proxy, through):
-        async with Scene.open("network, one replica cut off", database.dsn, tmp_path, through_of={0: through}) as scene:
-            await scene.shared()
-            async with scene.publishing():
-                for _ in range(TIMES):
-                    instance = await scene.instance_of(scene.served[0])
-                    with scene.fault():
-                        began_at = asyncio.get_running_loop().time()
-                        proxy.open_road.clear()
-                        await scene.taken_over(instance, began_at)
-                        await scene.flows()
-                        proxy.open_road.set()
-                        await scene.shared()
+    name = "network, one replica cut off"
+    async with (
+        proxied(database.dsn) as (proxy, through),
+        Scene.open(name, database.dsn, tmp_path, through_of={0: through}) as scene,
+    ):
+        await scene.shared()
+        async with scene.publishing():
+            for _ in range(TIMES):
+                instance = await scene.instance_of(scene.served[0])
+                with scene.fault():
+                    began_at = time.monotonic()
+                    proxy.open_road.clear()
+                    await scene.taken_over(instance, began_at)
                     await scene.flows()
-            await scene.judge()
+                    proxy.open_road.set()
+                    await scene.shared()
+                await scene.flows()
+        await scene.judge()

@@ -173,6 +173,12 @@ class SteadyPublisher:
         """The ids acknowledged, in that order."""
         return [event.id for event in self.acknowledged]
 
+    def keep(self, kept: Sequence[bool]) -> int:
+        """Forget the acknowledgements that are not kept; how many those are."""
+        before = len(self.acknowledged)
+        self.acknowledged = [event for event, keep in zip(self.acknowledged, kept, strict=True) if keep]
+        return before - len(self.acknowledged)
+
     async def run(self, count: int) -> None:
         """Publish `count` more events."""
         for start in range(0, count, self.batch):

@@ -115,6 +115,10 @@ class Served:
             self._process.kill()
             self._process.wait(10)
 
+    def is_stopped(self) -> bool:
+        """Whether SIGSTOP holds it."""
+        return ") T " in Path(f"/proc/{self.pid}/stat").read_text()
+
     def records(self) -> list[dict[str, Any]]:
         """What it has logged, one JSON object a line."""
         return [json.loads(line) for line in self.log_file.read_text().splitlines()] if self.log_file.exists() else []

@@ -39,6 +39,12 @@ class Doubter:
     """Of these it was told that nothing was written."""
     unknown: list[str] = field(default_factory=list)
 
+    def keep(self, kept: Sequence[bool]) -> int:
+        """Forget the acknowledgements that are not kept; how many those are."""
+        before = len(self.ids)
+        self.ids = [event_id for event_id, keep in zip(self.ids, kept, strict=True) if keep]
+        return before - len(self.ids)
+
     @contextlib.asynccontextmanager
     async def streaming(self) -> AsyncIterator[None]:
         """Publish beside the block."""

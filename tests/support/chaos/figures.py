@@ -25,6 +25,8 @@ class Figures:
     """Of one scene. Times are seconds; `duplicates` has one number for each time that the fault was made."""
 
     fault: str
+    runs: int = 0
+    """How often the fault was made."""
     duplicates: list[int] = field(default_factory=list)
     duplicates_allowed: list[int] = field(default_factory=list)
     takeovers_s: list[float] = field(default_factory=list)
@@ -51,8 +53,9 @@ def summary(all_figures: Iterable[Figures]) -> list[str]:
     lines = [f"{'fault':44} runs  events  receipts  duplicates (most each)  drained in"]
     for fault, made in sorted(by_fault.items()):
         duplicates = [count for figures in made for count in figures.duplicates]
+        events, receipts = sum(f.acknowledged for f in made), sum(f.receipts for f in made)
         lines.append(
-            f"{fault:44} {len(duplicates):4} {sum(f.acknowledged for f in made):7} {sum(f.receipts for f in made):9}"
+            f"{fault:44} {sum(f.runs for f in made):4} {events:7} {receipts:9}"
             f"  {sum(duplicates):10} ({max(duplicates, default=0)})       {max(f.drained_s for f in made):6.1f} s"
         )
     every = [figures for made in by_fault.values() for figures in made]

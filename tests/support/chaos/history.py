@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import asyncpg
 
 from tests.support.callers import SteadyPublisher
+from tests.support.chaos.doubter import Doubter
 from tests.support.checker import Receipt, Record, Row
 from tests.support.receiver import Request
 
@@ -26,6 +27,7 @@ FROM outbox o
 JOIN endpoint e ON (e.tenant_id, e.endpoint_id) = (o.tenant_id, o.endpoint_id)
 LEFT JOIN endpoint_revision r ON (r.tenant_id, r.endpoint_id, r.revision) = (o.tenant_id, o.endpoint_id, o.revision)
 ORDER BY 1, 2"""
+PLACES = "SELECT e.name, o.seq, o.event_id FROM outbox o JOIN endpoint e USING (tenant_id, endpoint_id)"
 CURSORS = "SELECT e.name, c.seq FROM cursor c JOIN endpoint e USING (tenant_id, endpoint_id)"
 HALTS = "SELECT e.name, count(*) FROM halt h JOIN endpoint e USING (tenant_id, endpoint_id) GROUP BY 1"
 
@@ -48,10 +50,7 @@ WHERE o.seq <= c.seq AND o.seq > c.seq - 500 AND a.seq IS NULL AND d.seq IS NULL
 
 async def passed_over(connection: asyncpg.Connection) -> list[str]:
     """Rows that a low watermark has passed and must not have, at this moment."""
-    found = await connection.fetch(PASSED_OVER)
-    return [
-        f"{name}/{seq} ({event_id}) is below the cursor and neither done nor parked" for name, seq, event_id in found
-    ]
+    return [found for (found,) in await connection.fetch(PASSED_OVER)]
 
 
 async def is_settled(connection: asyncpg.Connection) -> bool:
@@ -77,11 +76,14 @@ async def unsettled(connection: asyncpg.Connection) -> list[str]:
 
 async def read_record(
     connection: asyncpg.Connection,
-    publishers: Iterable[SteadyPublisher],
+    publishers: Iterable[SteadyPublisher | Doubter],
     receipts: Sequence[Receipt],
     endpoints: Sequence[str],
+    *,
+    has_lost: bool = False,
 ) -> Record:
-    """All that there is to judge, at rest. The database's clock is taken to be this machine's."""
+    """All that there is to judge, at rest. The database's clock is taken to be this machine's. Where a failover has
+    lost commits (`has_lost`), decisions may have been taken anew: when they were first taken is not known then."""
     to_monotonic = time.monotonic() - time.time()
     rows = [
         Row(
@@ -93,7 +95,7 @@ async def read_record(
             is_delivered=row["is_delivered"],
             decisions=row["decisions"],
             is_parked=row["is_parked"],
-            decided_at=None if row["decided_at"] is None else row["decided_at"] + to_monotonic,
+            decided_at=None if has_lost or row["decided_at"] is None else row["decided_at"] + to_monotonic,
             is_replay=row["is_replay"],
         )
         for row in await connection.fetch(ROWS)

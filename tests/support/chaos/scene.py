@@ -26,9 +26,9 @@ from webhooks.v1 import endpoint_pb2, policy_pb2
 from tests.support.callers import AGAIN_IN_ANY_TROUBLE, Caller, SteadyPublisher, calling
 from tests.support.chaos.doubter import Doubter
 from tests.support.chaos.figures import Figures
-from tests.support.chaos.history import is_settled, passed_over, read_record, receipts_of, unsettled
+from tests.support.chaos.history import PLACES, is_settled, passed_over, read_record, receipts_of, unsettled
 from tests.support.chaos.launch import FENCED
-from tests.support.checker import copies_of_accepted, violations
+from tests.support.checker import Receipt, copies_of_accepted, violations
 from tests.support.process import Served
 from tests.support.receiver import Answer, Behaviour, Receiver, Request
 from tests.support.waiting import until
@@ -82,6 +82,10 @@ class Scene:
     """What the watch over the low watermarks has found."""
     behave: Callable[[Request], Behaviour | None] = lambda _: None
     """Asked first how to answer; None for the usual."""
+    requests_before: list[Request] = field(default_factory=list)
+    seen_requests: int = 0
+    """Up to here requests were looked at after a failover; those that still count are in `requests_before`."""
+    has_lost: bool = False
     never: asyncio.Event = field(default_factory=asyncio.Event)
     """For a receiver that hangs until the scene is over."""
 
@@ -139,6 +143,7 @@ class Scene:
         """Within it is a fault; leave it once it is healed."""
         made = Fault(time.monotonic(), in_flight=self._in_flight())
         self.faults.append(made)
+        self.figures.runs += 1
         yield made
         made.ended_at = time.monotonic()
 
@@ -146,6 +151,7 @@ class Scene:
         """A crash happened, now or then."""
         at = time.monotonic() if at is None else at
         self.faults.append(Fault(at, at, self._in_flight()))
+        self.figures.runs += 1
 
     async def flows(self, count: int = 30, timeout_s: float = 60.0) -> None:
         """Until every endpoint has accepted so many more deliveries."""
@@ -155,7 +161,12 @@ class Scene:
             now = self.receiver.accepted_counts
             return all(now[name] >= before[name] + count for name in ENDPOINTS)
 
-        await self.receiver.wait_for(has_more, timeout_s=timeout_s)
+        try:
+            await self.receiver.wait_for(has_more, timeout_s=timeout_s)
+        except AssertionError as error:
+            async with self.judge_connection() as connection:
+                left = "\n".join(await unsettled(connection))
+            raise AssertionError(f"{error}\n{left}") from None
 
     async def instance_of(self, served: Served) -> str:
         """The id of the process that last started on the port of `served`."""
@@ -213,6 +224,34 @@ class Scene:
         finally:
             connection.terminate()
 
+    def acknowledged(self) -> dict[str, int]:
+        """How many events each publisher has been told are accepted."""
+        return {publisher.name: len(publisher.ids) for publisher in (*self.publishers, self.doubter)}
+
+    async def forget_what_is_lost(self, synced: Mapping[str, int]) -> int:
+        """After a failover, and before anybody writes: forget acknowledgements and receipts of what the new primary
+        does not have. How many acknowledgements; AssertionError where one of the first `synced` is among them."""
+        async with self.judge_connection() as connection:
+            there = {tuple(row) for row in await connection.fetch(PLACES)}
+            events = {event_id for _, _, event_id in there}
+        self.requests_before += [
+            request
+            for request in self.receiver.requests[self.seen_requests :]
+            if (request.endpoint, request.sequence, request.event_id) in there
+        ]
+        self.seen_requests = len(self.receiver.requests)
+        self.has_lost = True
+        lost = 0
+        for publisher in (*self.publishers, self.doubter):
+            kept = [event_id in events for event_id in publisher.ids]
+            assert all(kept[: synced[publisher.name]]), f"{self.name}: {publisher.name} lost what was synchronised"
+            lost += publisher.keep(kept)
+        return lost
+
+    def receipts(self) -> list[Receipt]:
+        """What receivers got, without what a failover has undone."""
+        return receipts_of([*self.requests_before, *self.receiver.requests[self.seen_requests :]])
+
     async def judge(self) -> None:
         """After the last fault and the last publish: wait for rest, and fail with every promise not kept."""
         began = time.monotonic()
@@ -222,8 +261,8 @@ class Scene:
             except TimeoutError:
                 raise AssertionError(f"not at rest in {SETTLES_S} s: {await unsettled(connection)}") from None
             self.figures.drained_s = time.monotonic() - began
-            receipts = receipts_of(self.receiver.requests)
-            record = await read_record(connection, [*self.publishers, self.doubter], receipts, ENDPOINTS)
+            publishers = [*self.publishers, self.doubter]
+            record = await read_record(connection, publishers, self.receipts(), ENDPOINTS, has_lost=self.has_lost)
             record.refused = self.doubter.refused
             dead_letters = await connection.fetchval("SELECT count(*) FROM dead_letter")
         found = [*violations(record), *self.watched, *self._duplicates()]
@@ -232,7 +271,7 @@ class Scene:
 
     def _duplicates(self) -> list[str]:
         """Each copy must be owed to a fault: accepted in its last second or while it lasted; counted by fault."""
-        receipts = receipts_of(self.receiver.requests)
+        receipts = self.receipts()
         accepted: dict[tuple[str, int], float] = {}
         for receipt in receipts:
             if receipt.is_accepted and receipt.answered_at is not None:
@@ -323,8 +362,10 @@ class Scene:
         caller, url = self.callers[0], self.receiver.url
         await caller.tenant()
         keyed, free = endpoint_pb2.ORDERING_MODE_ORDERED_BY_KEY, endpoint_pb2.ORDERING_MODE_UNORDERED
-        usual = {"timeout": Duration(seconds=4), "retry_policy": _retried(ATTEMPTS)}
-        failing = usual | {"retry_policy": _retried(ATTEMPTS_OF_FAILING)}
+        circuit = policy_pb2.CircuitBreaker(open_duration=Duration(nanos=500_000_000))
+        usual = {"timeout": Duration(seconds=4), "retry_policy": _retried(ATTEMPTS), "circuit_breaker": circuit}
+        never_disabled = policy_pb2.AutoDisable(off=True)
+        failing = usual | {"retry_policy": _retried(ATTEMPTS_OF_FAILING), "auto_disable": never_disabled}
         await caller.endpoint("ordered", url("ordered"), **usual)
         await caller.endpoint("second", url("second"), **usual)
         await caller.endpoint("keyed", url("keyed"), ordering_mode=keyed, max_in_flight=4, **usual)
