@@ -105,7 +105,6 @@ class LeaseKeeper:
         self._held: dict[int, Held] = {}
         self._releases: dict[int, asyncio.Task[None]] = {}
         self._owners: dict[int, UUID] = {}
-        self._timeline: int | None = None
         self._renew_due = -1.0
         self._next_expiry_s: float | None = None
         self.live_count = 1
@@ -193,8 +192,7 @@ class LeaseKeeper:
     async def _round(self) -> None:
         """One look at the fleet, with renewal and heartbeat when they are due. Raises `UnavailableError`."""
         if self._clock() >= self._renew_due:
-            if await self._has_new_timeline():
-                await self._reset("the database's timeline has changed")
+            await self._heed_timeline()
             await self._renew()
         plan = decide(await self._view())
         self._begin_releases(plan)
@@ -209,10 +207,13 @@ class LeaseKeeper:
             await asyncio.wait_for(self._wake.wait(), pause_s)
         self._wake.clear()
 
-    async def _has_new_timeline(self) -> bool:
+    async def _heed_timeline(self) -> None:
+        """Start afresh on another timeline than that of the leases held. It becomes that of the fence only then: what
+        was decided before is void."""
         timeline = await leases.timeline(self._db)
-        known, self._timeline = self._timeline, timeline
-        return known is not None and known != timeline
+        if self._db.timeline not in (0, timeline):
+            await self._reset("the database's timeline has changed")
+        self._db.timeline = timeline
 
     async def _renew(self) -> None:
         await instances.heartbeat(self._db, replace(self._describe(), draining=self._draining))

@@ -90,6 +90,8 @@ class Database:
         self.options = options
         self._observation = observation
         self.availability = Availability()
+        self.timeline = 0
+        """On which our leases were acquired; 0 before the first, and where a database has no timelines."""
         self._pool = pool
 
     @classmethod

@@ -2,6 +2,10 @@
 
 A steal changes the lease's epoch, which is a key update and waits for `FOR KEY SHARE`; a renewal changes no key and
 does not wait. So a decision written under the fence is written by the owner or not at all.
+
+A replica that was promoted has the same epochs, and perhaps not the rows that a decision was taken on: the fence holds
+on the timeline that the leases were acquired on, too. Otherwise a cursor of before the failover would pass over rows
+that nobody has sent.
 """
 
 from __future__ import annotations
@@ -19,9 +23,15 @@ ORDER BY l.partition
 FOR KEY SHARE OF l"""
 
 
-async def hold(connection: Connection, epochs: Mapping[int, int]) -> set[int]:
-    """Keep these partitions at these epochs until the transaction ends. Returns those that still are at them."""
-    rows = await connection.fetch(HOLD, list(epochs.keys()), list(epochs.values()))
+TIMELINE = "SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int"
+HOLD_ON_TIMELINE = HOLD.replace("ORDER BY", f"WHERE $3 = ({TIMELINE})\nORDER BY")
+
+
+async def hold(connection: Connection, epochs: Mapping[int, int], timeline: int) -> set[int]:
+    """Keep these partitions at these epochs until the transaction ends. Returns those that still are at them: none
+    where the database is on another timeline than `timeline`; 0 is any."""
+    held = list(epochs.keys()), list(epochs.values())
+    rows = await (connection.fetch(HOLD_ON_TIMELINE, *held, timeline) if timeline else connection.fetch(HOLD, *held))
     return {row["partition"] for row in rows}
 
 
@@ -32,9 +42,10 @@ SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synch
 @contextlib.asynccontextmanager
 async def fenced(db: Database, epochs: Mapping[int, int]) -> AsyncIterator[tuple[Connection, set[int]]]:
     """A durable transaction that holds the partitions still at their epochs, and the set of them."""
+    timeline = db.timeline  # that of the epochs, whatever is learnt while this waits for a connection
     async with db.transaction() as connection:
         await connection.execute(RAISE_SYNCHRONOUS_COMMIT)
-        yield connection, await hold(connection, epochs)
+        yield connection, await hold(connection, epochs, timeline)
 
 
 GUARD_PLAN = """

@@ -110,10 +110,11 @@ async def disable(
 ) -> bool:
     """Disable an endpoint that is ACTIVE and of the revision that fared so ill; False where it is no longer, or where
     the lease is gone. Raises UnavailableError."""
+    timeline = db.timeline
     async with db.transaction() as connection:
         await connection.execute(RAISE_SYNCHRONOUS_COMMIT)
         locked = await connection.fetch(LOCK_ENDPOINT, key.tenant_id, key.endpoint_id, EndpointState.ACTIVE, revision)
-        if not locked or not await hold(connection, {key.partition: epoch}):
+        if not locked or not await hold(connection, {key.partition: epoch}, timeline):
             return False
         await connection.execute(SET_DISABLED, key.tenant_id, key.endpoint_id, EndpointState.DISABLED, reason, uuid4())
         await connection.execute(MARK_TROUBLE, key.tenant_id, key.endpoint_id, epoch)

@@ -14,6 +14,7 @@ import asyncpg
 from dispatcher.errors import UnavailableError
 from dispatcher.model import Lease
 from dispatcher.store.database import Database
+from dispatcher.store.fence import TIMELINE
 
 RENEW = """
 UPDATE lease l
@@ -100,9 +101,6 @@ FROM lease WHERE owner IS NOT NULL AND expire_time > clock_timestamp()"""
 async def read_owners(db: Database) -> dict[int, tuple[UUID, float]]:
     """Owner and seconds to expiry of every lease in force, by the database's clock; the missing partitions are free."""
     return {row["partition"]: (row["owner"], row["remaining_s"]) for row in await db.fetch(READ_OWNERS)}
-
-
-TIMELINE = "SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int"
 
 
 async def timeline(db: Database) -> int:

@@ -226,11 +226,11 @@ async def advance(db: Database, epoch: int, replay: Replay, step: Step) -> Advan
     None: it is no longer running, has moved meanwhile, or the lease is gone. Raises EndpointGoneError,
     UnavailableError. Lock order: endpoint, lease, replay, dead letters.
     """
-    key = replay.key
+    key, timeline = replay.key, db.timeline
     async with db.transaction() as connection:
         await connection.execute(RAISE_SYNCHRONOUS_COMMIT)
         revision = await appending.lock(connection, key)
-        if not await hold(connection, {key.partition: epoch}):
+        if not await hold(connection, {key.partition: epoch}, timeline):
             return None
         position = await connection.fetchval(LOCK_REPLAY, key.tenant_id, replay.replay_id)
         if position != replay.position:

@@ -94,6 +94,16 @@ async def test_a_steal_waits_for_a_decision_in_flight_and_a_renewal_does_not(
     assert taken.epoch > mine.epoch
 
 
+async def test_a_promoted_replica_with_the_same_epochs_does_not_pass_the_fence(db: Database) -> None:
+    (mine,) = await leases.acquire(db, ME, 1, TTL_S, [7])
+    db.timeline = await leases.timeline(db)
+    async with fenced(db, {7: mine.epoch}) as (_, held):
+        assert held == {7}
+    db.timeline += 1
+    async with fenced(db, {7: mine.epoch}) as (_, held):
+        assert held == set()
+
+
 async def test_a_fence_that_waited_for_a_steal_finds_the_epoch_gone(
     db: Database, connection: asyncpg.Connection
 ) -> None:
@@ -104,7 +114,7 @@ async def test_a_fence_that_waited_for_a_steal_finds_the_epoch_gone(
 
     async def decide() -> set[int]:
         async with db.transaction() as own:
-            return await hold(own, {7: mine.epoch})
+            return await hold(own, {7: mine.epoch}, 0)
 
     deciding = asyncio.create_task(decide())
     watcher = await db.connect()

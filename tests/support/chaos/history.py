@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import asyncpg
 
@@ -27,7 +28,9 @@ FROM outbox o
 JOIN endpoint e ON (e.tenant_id, e.endpoint_id) = (o.tenant_id, o.endpoint_id)
 LEFT JOIN endpoint_revision r ON (r.tenant_id, r.endpoint_id, r.revision) = (o.tenant_id, o.endpoint_id, o.revision)
 ORDER BY 1, 2"""
-PLACES = "SELECT e.name, o.seq, o.event_id FROM outbox o JOIN endpoint e USING (tenant_id, endpoint_id)"
+PLACES = """
+SELECT e.name, o.seq, o.event_id, extract(epoch FROM o.time)::float8
+FROM outbox o JOIN endpoint e USING (tenant_id, endpoint_id)"""
 CURSORS = "SELECT e.name, c.seq FROM cursor c JOIN endpoint e USING (tenant_id, endpoint_id)"
 HALTS = "SELECT e.name, count(*) FROM halt h JOIN endpoint e USING (tenant_id, endpoint_id) GROUP BY 1"
 
@@ -81,25 +84,15 @@ async def read_record(
     endpoints: Sequence[str],
     *,
     has_lost: bool = False,
+    kept_rows: Sequence[Row] = (),
 ) -> Record:
-    """All that there is to judge, at rest. The database's clock is taken to be this machine's. Where a failover has
-    lost commits (`has_lost`), decisions may have been taken anew: when they were first taken is not known then."""
-    to_monotonic = time.monotonic() - time.time()
-    rows = [
-        Row(
-            endpoint=row["endpoint"],
-            sequence=row["seq"],
-            event_id=row["event_id"],
-            ordering_key=row["ordering_key"],
-            mode=row["mode"],
-            is_delivered=row["is_delivered"],
-            decisions=row["decisions"],
-            is_parked=row["is_parked"],
-            decided_at=None if has_lost or row["decided_at"] is None else row["decided_at"] + to_monotonic,
-            is_replay=row["is_replay"],
-        )
-        for row in await connection.fetch(ROWS)
-    ]
+    """All that there is to judge, at rest. Where a failover has lost commits (`has_lost`), decisions may have been taken
+    anew: when they were first taken is not known then. `kept_rows` were read before their day was dropped."""
+    rows = await read_rows(connection)
+    if has_lost:
+        rows = [replace(row, decided_at=None) for row in rows]
+    there = {(row.endpoint, row.sequence) for row in rows}
+    rows += [row for row in kept_rows if (row.endpoint, row.sequence) not in there]
     return Record(
         acknowledged={publisher.name: publisher.ids for publisher in publishers},
         refused=(),
@@ -109,6 +102,26 @@ async def read_record(
         halts=dict(await connection.fetch(HALTS)),
         endpoints=endpoints,
     )
+
+
+async def read_rows(connection: asyncpg.Connection) -> list[Row]:
+    """Every delivery that the database has. Its clock is taken to be this machine's."""
+    to_monotonic = time.monotonic() - time.time()
+    return [
+        Row(
+            endpoint=row["endpoint"],
+            sequence=row["seq"],
+            event_id=row["event_id"],
+            ordering_key=row["ordering_key"],
+            mode=row["mode"],
+            is_delivered=row["is_delivered"],
+            decisions=row["decisions"],
+            is_parked=row["is_parked"],
+            decided_at=None if row["decided_at"] is None else row["decided_at"] + to_monotonic,
+            is_replay=row["is_replay"],
+        )
+        for row in await connection.fetch(ROWS)
+    ]
 
 
 def receipts_of(requests: Iterable[Request]) -> list[Receipt]:

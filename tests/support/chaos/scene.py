@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import math
 import random
 import time
 from collections import Counter
@@ -28,7 +30,7 @@ from tests.support.chaos.doubter import Doubter
 from tests.support.chaos.figures import Figures
 from tests.support.chaos.history import PLACES, is_settled, passed_over, read_record, receipts_of, unsettled
 from tests.support.chaos.launch import FENCED
-from tests.support.checker import Receipt, copies_of_accepted, violations
+from tests.support.checker import Receipt, Row, copies_of_accepted, violations
 from tests.support.process import Served
 from tests.support.receiver import Answer, Behaviour, Receiver, Request
 from tests.support.waiting import until
@@ -52,6 +54,8 @@ UNFLUSHED_S = 1.0
 SETTLES_S = 60.0
 """After the last fault is healed everything is delivered within this, on a machine that does other things, too."""
 WATCH_INTERVAL_S = 0.05
+AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What the watch meets while the database is away."""
 FAILING_SHARE = 0.02
 
 
@@ -86,6 +90,12 @@ class Scene:
     seen_requests: int = 0
     """Up to here requests were looked at after a failover; those that still count are in `requests_before`."""
     has_lost: bool = False
+    finished: list[SteadyPublisher] = field(default_factory=list)
+    """Publishers beside the usual ones."""
+    kept_rows: list[Row] = field(default_factory=list)
+    """What the test drops, as it was."""
+    last_rows: Sequence[Row] = ()
+    """What was judged."""
     never: asyncio.Event = field(default_factory=asyncio.Event)
     """For a receiver that hangs until the scene is over."""
 
@@ -146,6 +156,18 @@ class Scene:
         self.figures.runs += 1
         yield made
         made.ended_at = time.monotonic()
+
+    @contextlib.contextmanager
+    def pauses(self) -> Iterator[None]:
+        """Measure for each endpoint the longest time without a first receipt within the block: a planned change must
+        not stop it for long."""
+        began_at, first = time.monotonic(), len(self.receiver.requests)
+        yield
+        over_at = time.monotonic()
+        for name in ENDPOINTS:
+            times = [r.at_s for r in self.receiver.requests[first:] if r.endpoint == name]
+            marks = [began_at, *times, over_at]
+            self.figures.pauses_s.append(max(after - before for before, after in itertools.pairwise(marks)))
 
     def crash(self, at: float | None = None) -> None:
         """A crash happened, now or then."""
@@ -228,25 +250,37 @@ class Scene:
         """How many events each publisher has been told are accepted."""
         return {publisher.name: len(publisher.ids) for publisher in (*self.publishers, self.doubter)}
 
-    async def forget_what_is_lost(self, synced: Mapping[str, int]) -> int:
-        """After a failover, and before anybody writes: forget acknowledgements and receipts of what the new primary
-        does not have. How many acknowledgements; AssertionError where one of the first `synced` is among them."""
+    async def forget_acknowledged(self, synced: Mapping[str, int]) -> int:
+        """After a failover, and before anybody writes: forget the acknowledgements of events that the new primary does
+        not have. How many; AssertionError where one of the first `synced` is among them."""
         async with self.judge_connection() as connection:
-            there = {tuple(row) for row in await connection.fetch(PLACES)}
-            events = {event_id for _, _, event_id in there}
-        self.requests_before += [
-            request
-            for request in self.receiver.requests[self.seen_requests :]
-            if (request.endpoint, request.sequence, request.event_id) in there
-        ]
-        self.seen_requests = len(self.receiver.requests)
-        self.has_lost = True
+            events = {event_id for _, _, event_id, _ in await connection.fetch(PLACES)}
         lost = 0
         for publisher in (*self.publishers, self.doubter):
             kept = [event_id in events for event_id in publisher.ids]
             assert all(kept[: synced[publisher.name]]), f"{self.name}: {publisher.name} lost what was synchronised"
             lost += publisher.keep(kept)
         return lost
+
+    async def forget_receipts(self, resets: int) -> None:
+        """Once every process has started afresh so many times: forget what was received until now of rows that a
+        failover has undone. From now on nothing of them may come."""
+        await until(lambda: self._have_reset(resets), 30.0)
+        async with self.judge_connection() as connection:
+            to_monotonic = time.monotonic() - time.time()
+            there = {(row[0], row[1], row[2]): row[3] + to_monotonic for row in await connection.fetch(PLACES)}
+        self.has_lost = True
+        # A row that was written after its receipt took the place of one that is lost, under the same number and id.
+        self.requests_before += [
+            request
+            for request in self.receiver.requests[self.seen_requests :]
+            if there.get((request.endpoint, request.sequence, request.event_id), math.inf) <= request.at_s
+        ]
+        self.seen_requests = len(self.receiver.requests)
+
+    async def _have_reset(self, count: int) -> bool:
+        told = [[record["message"] for record in each.records()] for each in self.served]
+        return all(sum(message.startswith(RESET) for message in messages) >= count for messages in told)
 
     def receipts(self) -> list[Receipt]:
         """What receivers got, without what a failover has undone."""
@@ -261,8 +295,15 @@ class Scene:
             except TimeoutError:
                 raise AssertionError(f"not at rest in {SETTLES_S} s: {await unsettled(connection)}") from None
             self.figures.drained_s = time.monotonic() - began
-            publishers = [*self.publishers, self.doubter]
-            record = await read_record(connection, publishers, self.receipts(), ENDPOINTS, has_lost=self.has_lost)
+            record = await read_record(
+                connection,
+                [*self.publishers, *self.finished, self.doubter],
+                self.receipts(),
+                ENDPOINTS,
+                has_lost=self.has_lost,
+                kept_rows=self.kept_rows,
+            )
+            self.last_rows = record.rows
             record.refused = self.doubter.refused
             dead_letters = await connection.fetchval("SELECT count(*) FROM dead_letter")
         found = [*violations(record), *self.watched, *self._duplicates()]
@@ -344,7 +385,7 @@ class Scene:
 
         async def watch() -> None:
             while True:
-                with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+                with contextlib.suppress(*AWAY):
                     async with self.judge_connection() as connection:
                         while True:
                             self.watched += await passed_over(connection)
@@ -373,6 +414,7 @@ class Scene:
         await caller.endpoint("failing", url("failing"), **failing)
 
 
+RESET = "the database lost commits"
 LAUNCH = "tests.support.chaos.launch"
 
 

@@ -22,6 +22,7 @@ class SimDatabase:
         self.world = world
         self.process = process
         self.options = DatabaseOptions("sim", pooled=pooled)
+        self.timeline = 0
 
     async def fetchval(self, _sql: str, *_arguments: Any) -> Any:
         """The only value that is asked for by statement is the database's time."""
