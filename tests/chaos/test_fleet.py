@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import asyncpg
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from webhooks.v1 import replay_pb2, replay_pb2_grpc
@@ -22,6 +23,12 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.chaos
 TIMES = 3
 ENDED_S = 20.0
+AGED = {
+    "event": "time = time - make_interval(days => $1)",
+    "outbox": "time = time - make_interval(days => $1), event_time = event_time - make_interval(days => $1)",
+    "attempt": "time = time - make_interval(days => $1)",
+}
+"""As if the clock had moved on."""
 
 
 async def test_three_rolling_restarts_under_load_lose_and_repeat_nothing(
@@ -109,9 +116,8 @@ async def _dropped_during_a_replay(scene: Scene, old: SteadyPublisher, number: i
                     f"CREATE TABLE {partition.name} PARTITION OF {table} FOR VALUES {partition.values_sql}"
                 )
                 await connection.execute(
-                    f"UPDATE {table} SET time = time - make_interval(days => $1) WHERE event_id LIKE $2",
-                    40 + number, f"{old.name}-%",
-                )  # fmt: skip
+                    f"UPDATE {table} SET {AGED[table]} WHERE event_id LIKE $2", 40 + number, f"{old.name}-%"
+                )
         async with reader.transaction():  # whoever reads the day keeps it from being dropped
             await reader.fetchval(f"SELECT count(*) FROM {Partition('outbox', day).name}")
             replay = await _begin_replay(scene, number)
@@ -149,10 +155,10 @@ async def _has_ended(scene: Scene, name: str) -> bool:
     return (await _replay(scene, name)).state != replay_pb2.Replay.STATE_RUNNING
 
 
-async def _is_delivered(connection, old: SteadyPublisher) -> bool:
+async def _is_delivered(connection: asyncpg.Connection, old: SteadyPublisher) -> bool:
     rows = [row for row in await read_rows(connection) if row.event_id.startswith(f"{old.name}-")]
     return bool(rows) and all(row.is_delivered or row.decisions for row in rows)
 
 
-async def _is_gone(connection, day) -> bool:
+async def _is_gone(connection: asyncpg.Connection, day: date) -> bool:
     return await connection.fetchval("SELECT to_regclass($1)", Partition("outbox", day).name) is None

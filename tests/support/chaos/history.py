@@ -86,8 +86,8 @@ async def read_record(
     has_lost: bool = False,
     kept_rows: Sequence[Row] = (),
 ) -> Record:
-    """All that there is to judge, at rest. Where a failover has lost commits (`has_lost`), decisions may have been taken
-    anew: when they were first taken is not known then. `kept_rows` were read before their day was dropped."""
+    """All that there is to judge, at rest. Where a failover has lost commits (`has_lost`), decisions may have been
+    taken anew: when they were first taken is not known then. `kept_rows` were read before their day was dropped."""
     rows = await read_rows(connection)
     if has_lost:
         rows = [replace(row, decided_at=None) for row in rows]
