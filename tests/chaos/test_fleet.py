@@ -24,9 +24,9 @@ pytestmark = pytest.mark.chaos
 TIMES = 3
 ENDED_S = 20.0
 AGED = {
-    "event": "time = time - make_interval(days => $1)",
-    "outbox": "time = time - make_interval(days => $1), event_time = event_time - make_interval(days => $1)",
-    "attempt": "time = time - make_interval(days => $1)",
+    "event": "time = time - $1::interval",
+    "outbox": "time = time - $1::interval, event_time = event_time - $1::interval",
+    "attempt": "time = time - $1::interval",
 }
 """As if the clock had moved on."""
 
@@ -109,6 +109,8 @@ async def _dropped_during_a_replay(scene: Scene, old: SteadyPublisher, number: i
     async with scene.judge_connection() as connection, scene.judge_connection() as reader:
         await until(lambda: _is_delivered(connection, old), 60.0)
         scene.kept_rows += [row for row in await read_rows(connection) if row.event_id.startswith(f"{old.name}-")]
+        oldest = await connection.fetchval("SELECT min(time) FROM event WHERE event_id LIKE $1", f"{old.name}-%")
+        by = oldest - datetime.combine(day, datetime.min.time(), UTC) - timedelta(hours=12)
         async with connection.transaction():
             for table in ("event", "outbox", "attempt"):
                 partition = Partition(table, day)
@@ -116,7 +118,7 @@ async def _dropped_during_a_replay(scene: Scene, old: SteadyPublisher, number: i
                     f"CREATE TABLE {partition.name} PARTITION OF {table} FOR VALUES {partition.values_sql}"
                 )
                 await connection.execute(
-                    f"UPDATE {table} SET {AGED[table]} WHERE event_id LIKE $2", 40 + number, f"{old.name}-%"
+                    f"UPDATE {table} SET {AGED[table]} WHERE event_id LIKE $2", by, f"{old.name}-%"
                 )
         async with reader.transaction():  # whoever reads the day keeps it from being dropped
             await reader.fetchval(f"SELECT count(*) FROM {Partition('outbox', day).name}")

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Receipt:
-    """One request as a receiver saw it. `status` is None where it never answered; times are the receiver's seconds."""
+    """One request as a receiver saw it. `status` is None where it never answered; times are the receiver's seconds.
+
+    `is_ghost`: of a row that a failover undid and that was then written anew, in the same place. The receiver has it,
+    which counts; when it came says nothing of the order."""
 
     endpoint: str
     sequence: int
@@ -21,6 +24,7 @@ class Receipt:
     sender: str = ""
     status: int | None = None
     answered_at: float | None = None
+    is_ghost: bool = False
 
     @property
     def is_accepted(self) -> bool:
@@ -165,14 +169,17 @@ def _order(endpoint: str, rows: Sequence[Row], receipts: Sequence[Receipt]) -> l
     pending = sorted(receipts, key=lambda receipt: receipt.at)
     ends = sorted((r.answered_at, r.sequence) for r in receipts if r.is_accepted and r.answered_at is not None)
     by_number = {row.sequence: row for row in rows}
+    floor = 0  # all rows up to here are done
     for receipt in pending:
         while ends and ends[0][0] <= receipt.at:
             done.add(ends.pop(0)[1])
         row = by_number.get(receipt.sequence)
-        if row is None or receipt.sequence in seen:
+        if row is None or receipt.sequence in seen or receipt.is_ghost:
             continue
         seen.add(receipt.sequence)
-        for lower in rows[: receipt.sequence - 1]:
+        while floor < len(rows) and rows[floor].sequence in done:
+            floor += 1
+        for lower in rows[floor : receipt.sequence - 1]:
             if lower.sequence not in done and must_precede(lower, row) and not _was_decided(lower, receipt.at):
                 found.append(f"{endpoint}: {receipt.sequence} was received before {lower.sequence} was done")
                 break

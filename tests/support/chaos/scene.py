@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import math
 import random
 import time
 from collections import Counter
@@ -86,9 +85,10 @@ class Scene:
     """What the watch over the low watermarks has found."""
     behave: Callable[[Request], Behaviour | None] = lambda _: None
     """Asked first how to answer; None for the usual."""
-    requests_before: list[Request] = field(default_factory=list)
+    requests_before: list[tuple[Request, bool]] = field(default_factory=list)
     seen_requests: int = 0
-    """Up to here requests were looked at after a failover; those that still count are in `requests_before`."""
+    """Up to here requests were looked at after a failover; those that still count are in `requests_before`, each with
+    whether it is a ghost (see Receipt)."""
     has_lost: bool = False
     finished: list[SteadyPublisher] = field(default_factory=list)
     """Publishers beside the usual ones."""
@@ -270,12 +270,10 @@ class Scene:
             to_monotonic = time.monotonic() - time.time()
             there = {(row[0], row[1], row[2]): row[3] + to_monotonic for row in await connection.fetch(PLACES)}
         self.has_lost = True
-        # A row that was written after its receipt took the place of one that is lost, under the same number and id.
-        self.requests_before += [
-            request
-            for request in self.receiver.requests[self.seen_requests :]
-            if there.get((request.endpoint, request.sequence, request.event_id), math.inf) <= request.at_s
-        ]
+        for request in self.receiver.requests[self.seen_requests :]:
+            written_at = there.get((request.endpoint, request.sequence, request.event_id))
+            if written_at is not None:
+                self.requests_before.append((request, request.at_s < written_at))
         self.seen_requests = len(self.receiver.requests)
 
     async def _have_reset(self, count: int) -> bool:
@@ -284,7 +282,10 @@ class Scene:
 
     def receipts(self) -> list[Receipt]:
         """What receivers got, without what a failover has undone."""
-        return receipts_of([*self.requests_before, *self.receiver.requests[self.seen_requests :]])
+        before = receipts_of(request for request, _ in self.requests_before)
+        for receipt, (_, is_ghost) in zip(before, self.requests_before, strict=True):
+            receipt.is_ghost = is_ghost
+        return [*before, *receipts_of(self.receiver.requests[self.seen_requests :])]
 
     async def judge(self) -> None:
         """After the last fault and the last publish: wait for rest, and fail with every promise not kept."""
