@@ -6,12 +6,14 @@ import asyncio
 import dataclasses
 import uuid
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
 
 from dispatcher.model import EndpointKey
 from dispatcher.store.database import Database
+from dispatcher.store.partitions import Partition
 from dispatcher.store.publish import PublishRequest, PublishResult, Verdict, committed_rows, publish, read_back
 from tests.support.postgres import TestDatabase
 from tests.support.publishing import make_endpoint, make_tenant, new_event, request_of
@@ -318,6 +320,40 @@ async def test_a_sequence_goes_on_from_an_older_day_and_at_last_from_the_cursor(
     assert [seq for seq, _ in await rows_of(connection, gone)] == [42]
     rows, _ = committed_rows([await request_of(db, [new_event()], [older, gone])], result, lambda _key: True)
     assert sorted(row.seq for row in rows) == [3, 42]
+
+
+async def scans_of(connection: asyncpg.Connection, table: str) -> int:
+    """How often any statement of any session has looked into a table or its index."""
+    await connection.execute("SELECT pg_stat_force_next_flush()")
+    return await connection.fetchval(
+        "SELECT coalesce(seq_scan, 0) + coalesce(idx_scan, 0) FROM pg_stat_user_tables WHERE relname = $1", table
+    )
+
+
+async def test_the_newest_day_answers_and_no_older_one_is_read(db: Database, connection: asyncpg.Connection) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    await put(connection, await request_of(db, [new_event()], [key]))
+    older = await connection.fetchval(
+        "SELECT min(inhrelid::regclass::text) FROM pg_inherits WHERE inhparent = 'outbox'::regclass"
+    )
+    day = datetime.strptime(older, "outbox_p%Y%m%d").replace(tzinfo=UTC) - timedelta(days=1)
+    partition = Partition("outbox", day.date())
+    await connection.execute(f"CREATE TABLE {partition.name} PARTITION OF outbox FOR VALUES {partition.values_sql}")
+    await connection.execute(
+        "INSERT INTO outbox SELECT tenant_id, endpoint_id, seq, $1, event_id, event_time, type, ordering_key, revision,"
+        " data_bytes, replay_of FROM outbox",
+        day,
+    )
+    before = await scans_of(connection, partition.name)
+    assert (await put(connection, await request_of(db, [new_event()], [key]))).bases == [1]
+    assert await scans_of(connection, partition.name) == before
+    assert [seq for seq, _ in await rows_of(connection, key)] == [1, 1, 2]
+    await connection.execute("UPDATE cursor SET time = $1", day)
+    before = await scans_of(connection, partition.name)
+    await connection.execute("DELETE FROM outbox WHERE time >= $1", day + timedelta(days=1))
+    await put(connection, await request_of(db, [new_event()], [key]))
+    assert await scans_of(connection, partition.name) > before, "where the newest has none, older ones are asked"
 
 
 async def test_the_partition_time_never_falls_below_the_previous_row(

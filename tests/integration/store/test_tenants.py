@@ -15,7 +15,7 @@ from dispatcher.errors import (
     PreconditionError,
 )
 from dispatcher.model import EventType, Tenant
-from dispatcher.store import event_types, routes, tenants
+from dispatcher.store import endpoint_deletion, event_types, routes, tenants
 from dispatcher.store.database import Database
 from dispatcher.store.event_types import NewEventType
 from dispatcher.store.paging import PageRequest
@@ -172,6 +172,22 @@ async def test_event_types_live_through_create_update_and_delete(db: Database) -
             await call(db, "acme", "order.paid")
     with pytest.raises(NotFoundError):
         await event_types.create(db, "nobody", NewEventType("a", "", {}))
+
+
+async def test_a_routing_version_is_never_one_that_was_before(db: Database) -> None:
+    """A counter would repeat: after a failover that lost a change, or for a tenant made anew under its name."""
+    versions = []
+    for _ in range(3):
+        await make_tenant(db)
+        versions.append(await routing_version(db))
+        endpoint = await make_endpoint(db)
+        versions.append(await routing_version(db))
+        await endpoint_deletion.delete(db, "acme", endpoint.name, actor="test", force=True)
+        versions.append(await routing_version(db))
+        await db.execute("DELETE FROM endpoint")
+        await tenants.delete(db, "acme")
+    assert len(set(versions)) == 9
+    assert {version.version for version in versions} == {4}, "random ones"
 
 
 async def test_the_catalogue_changes_routing_only_where_registration_is_required(db: Database) -> None:

@@ -65,6 +65,23 @@ def test_an_acknowledgement_counts_only_for_its_event() -> None:
     assert on.watermark(KEY) == Cursor(KEY, 1, row_time(1))
 
 
+def test_a_lane_dies_with_its_epoch() -> None:
+    """What it knew, and what is still in flight for it, counts for nothing under the next one: that reads anew."""
+    on = board()
+    on.offer([row(1), row(2)])
+    on.configure(runtime())
+    assert start(on) is not None
+    former = on.lanes[KEY]
+    on.close(PARTITION)
+    assert on.lanes == {}
+    on.open(PARTITION, 2, [position(0, 2)])
+    former.succeeded(1)
+    on.configure(runtime())
+    assert on.lanes[KEY] is not former
+    on.offer([row(3)])
+    assert start(on) is None, "only rows 1 and 2, read from the database, may come first"
+
+
 def test_the_configuration_of_a_partition_that_was_given_up_is_read_anew() -> None:
     """Nobody watches it meanwhile: it may have been paused, or moved."""
     on = board()
