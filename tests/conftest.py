@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,8 +11,20 @@ import asyncpg
 import pytest
 
 from dispatcher.embedded.postgres import EmbeddedPostgres
-from tests.support.postgres import Cluster, TestDatabase, make_pristine, running_cluster
+from dispatcher.store.database import StoreConnection
+from tests.support.postgres import ONE_TENANT_VARIABLE, Cluster, TestDatabase, make_pristine, running_cluster
 from tests.support.receiver import Receiver
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_tenant_forms() -> None:
+    """With DISPATCHER_TEST_ONE_TENANT every `Database` takes statements of one tenant only, however it is made."""
+    if os.environ.get(ONE_TENANT_VARIABLE):
+
+        async def forced(connection: StoreConnection, _asked: bool | None) -> None:
+            connection.one_tenant = True
+
+        StoreConnection.choose_form = forced  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session")

@@ -115,6 +115,7 @@ def database_options(settings: Settings, dsn: str) -> DatabaseOptions:
     return DatabaseOptions(
         dsn=dsn,
         pooled=settings.database_pooled,
+        one_tenant=settings.database_one_tenant or None,
         pool_size_max=max(1, settings.database_pool_size_max - 2),
         connect_timeout_s=settings.database_connect_timeout_s,
         statement_timeout_s=settings.statement_timeout_s,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -111,21 +112,29 @@ async def _dropped_during_a_replay(scene: Scene, old: SteadyPublisher, number: i
         scene.kept_rows += [row for row in await read_rows(connection) if row.event_id.startswith(f"{old.name}-")]
         oldest = await connection.fetchval("SELECT min(time) FROM event WHERE event_id LIKE $1", f"{old.name}-%")
         by = oldest - datetime.combine(day, datetime.min.time(), UTC) - timedelta(hours=12)
-        async with connection.transaction():
-            for table in ("event", "outbox", "attempt"):
-                partition = Partition(table, day)
-                await connection.execute(
-                    f"CREATE TABLE {partition.name} PARTITION OF {table} FOR VALUES {partition.values_sql}"
-                )
-                await connection.execute(
-                    f"UPDATE {table} SET {AGED[table]} WHERE event_id LIKE $2", by, f"{old.name}-%"
-                )
-        async with reader.transaction():  # whoever reads the day keeps it from being dropped
-            await reader.fetchval(f"SELECT count(*) FROM {Partition('outbox', day).name}")
+        async with reader.transaction():
+            async with connection.transaction():
+                for table in ("event", "outbox", "attempt"):
+                    partition = Partition(table, day)
+                    await connection.execute(
+                        f"CREATE TABLE {partition.name} PARTITION OF {table} FOR VALUES {partition.values_sql}"
+                    )
+                    await connection.execute(
+                        f"UPDATE {table} SET {AGED[table]} WHERE event_id LIKE $2", by, f"{old.name}-%"
+                    )
+                # Asked for while nobody knows of the day: upkeep, which wants the same lock, comes later.
+                locking = asyncio.create_task(reader.execute("LOCK TABLE outbox IN SHARE UPDATE EXCLUSIVE MODE"))
+                await until(lambda: _waits(connection, reader), 10.0)
+            await locking
             replay = await _begin_replay(scene, number)
             await until(lambda: _is_under_way(scene, replay), 30.0)
         await until(lambda: _is_gone(connection, day), 60.0)
         await until(lambda: _has_ended(scene, replay), 60.0)
+
+
+async def _waits(connection: asyncpg.Connection, other: asyncpg.Connection) -> bool:
+    sql = "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)"
+    return await connection.fetchval(sql, other.get_server_pid())
 
 
 async def _begin_replay(scene: Scene, number: int) -> str:

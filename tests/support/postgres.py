@@ -23,6 +23,7 @@ from dispatcher.store.database import DatabaseOptions, prepare_connection
 from dispatcher.store.migrate import migrate
 
 DSN_VARIABLE = "DISPATCHER_TEST_DSN"
+ONE_TENANT_VARIABLE = "DISPATCHER_TEST_ONE_TENANT"
 SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",

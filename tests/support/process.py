@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.node import QUICK
+from tests.support.postgres import ONE_TENANT_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 READY_TIMEOUT_S = 20.0
@@ -177,5 +178,6 @@ def free_ports(count: int) -> list[int]:
 
 
 def _environ() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    forced = {"DISPATCHER_DATABASE_ONE_TENANT": "true"} if os.environ.get(ONE_TENANT_VARIABLE) else {}
+    kept = forced | {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     return kept | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'src' / 'generated'}", "DISPATCHER_LOG_FORMAT": "json"}

@@ -99,6 +99,10 @@ class DatabaseSettings(Group):
         default=False,
         description="The URL leads through a transaction pooler (PgBouncer): no LISTEN, no prepared statements.",
     )
+    database_one_tenant: bool = _plain(
+        default=False,
+        description="Each statement is about one tenant, as Citus needs it; so it is anyway where that extension is.",
+    )
     database_pool_size_max: int = _count(8, 3, 200, "Connections of one instance, the writers' two included.")
     database_connect_timeout_s: float = _time_s(5.0, 0.1, 120, "Longest wait for a new connection.")
     database_away_s: float = _time_s(

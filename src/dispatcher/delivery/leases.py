@@ -138,6 +138,7 @@ class LeaseKeeper:
         return (
             lease is not None
             and partition not in self._releases
+            and not self._db.is_replaced
             and now < lease.valid_until - self._settings.lease_send_margin_s
         )
 
@@ -146,6 +147,8 @@ class LeaseKeeper:
 
         A renewal and an acquisition only move it on, so a value read earlier stays a safe bound.
         """
+        if self._db.is_replaced:
+            return 0.0
         until = min((lease.valid_until for lease in self._held.values()), default=0.0)
         return until - self._settings.lease_send_margin_s
 
@@ -191,7 +194,7 @@ class LeaseKeeper:
 
     async def _round(self) -> None:
         """One look at the fleet, with renewal and heartbeat when they are due. Raises `UnavailableError`."""
-        if self._clock() >= self._renew_due:
+        if self._clock() >= self._renew_due or self._db.is_replaced:
             await self._heed_timeline()
             await self._renew()
         plan = decide(await self._view())
@@ -211,9 +214,9 @@ class LeaseKeeper:
         """Start afresh on another timeline than that of the leases held. It becomes that of the fence only then: what
         was decided before is void."""
         timeline = await leases.timeline(self._db)
-        if self._db.timeline not in (0, timeline):
+        if not self._db.is_on(timeline):
             await self._reset("the database's timeline has changed")
-        self._db.timeline = timeline
+        self._db.begin_on(timeline)
 
     async def _renew(self) -> None:
         await instances.heartbeat(self._db, replace(self._describe(), draining=self._draining))

@@ -7,8 +7,10 @@ from datetime import timedelta
 from typing import Any
 
 from dispatcher.model import Attempt
-from dispatcher.store.database import Database, columns
+from dispatcher.store import forms
+from dispatcher.store.database import Database
 from dispatcher.store.fence import RAISE_SYNCHRONOUS_COMMIT
+from dispatcher.store.forms import by_tenant
 
 COLUMNS = (
     "tenant_id",
@@ -44,7 +46,8 @@ async def append(db: Database, attempts: Sequence[Attempt]) -> None:
 
 # A clock that is wrong by more than a day would point outside all partitions: such a fact is kept under the nearest
 # possible time.
-APPEND_AGAIN = """
+APPEND_AGAIN = by_tenant(
+    """
 INSERT INTO attempt (tenant_id, endpoint_id, seq, epoch, number, time, event_id, duration_us, outcome, status_code,
                      error, response_excerpt, url_index)
 SELECT a.tenant_id, a.endpoint_id, a.seq, a.epoch, a.number,
@@ -55,6 +58,7 @@ FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::integer[], $
      a(tenant_id, endpoint_id, seq, epoch, number, time, event_id, duration_us, outcome, status_code, error,
        response_excerpt, url_index)
 ON CONFLICT DO NOTHING"""
+)
 
 
 async def append_again(db: Database, attempts: Sequence[Attempt]) -> None:
@@ -63,7 +67,7 @@ async def append_again(db: Database, attempts: Sequence[Attempt]) -> None:
         return
     async with db.transaction() as connection:
         await connection.execute(RAISE_SYNCHRONOUS_COMMIT)
-        await connection.execute(APPEND_AGAIN, *columns([_record(attempt) for attempt in attempts], len(COLUMNS)))
+        await forms.execute(connection, APPEND_AGAIN, [_record(attempt) for attempt in attempts])
 
 
 def _record(attempt: Attempt) -> tuple[Any, ...]:

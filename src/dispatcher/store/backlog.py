@@ -14,8 +14,10 @@ from uuid import UUID
 import asyncpg
 
 from dispatcher.model import EndpointKey, OutboxRow, Payload
-from dispatcher.store.database import Connection, Database, columns
+from dispatcher.store import forms
+from dispatcher.store.database import Connection, Database, is_one_tenant
 from dispatcher.store.fence import probing
+from dispatcher.store.forms import by_tenant
 
 PayloadKey = tuple[UUID, str, datetime]
 """Tenant, event id, event time: where a payload lies."""
@@ -54,11 +56,31 @@ WHERE e.partition = $1 AND (e.delete_time IS NULL OR h.seq IS NOT NULL OR x.has_
 async def load_partition(db: Database, partition: int) -> list[EndpointPosition]:
     """Probe every endpoint of a partition once, at takeover. Deleted ones appear only with rows above their cursor."""
     async with probing(db) as connection:
+        if is_one_tenant(connection):
+            return await _load_partition_by_tenant(connection, partition)
         rows = await connection.fetch(LOAD_PARTITION, partition)
     return [_position(row) for row in rows]
 
 
-LOAD_POSITIONS = """
+KEYS_OF_PARTITION = """
+SELECT e.tenant_id, e.endpoint_id, e.delete_time IS NOT NULL AS is_deleted FROM endpoint e WHERE e.partition = $1"""
+
+
+async def _load_partition_by_tenant(connection: Connection, partition: int) -> list[EndpointPosition]:
+    """The same tenant by tenant: who is in it first, then where each stands."""
+    found = await connection.fetch(KEYS_OF_PARTITION, partition)
+    deleted = {row["endpoint_id"] for row in found if row["is_deleted"]}
+    rows = await forms.fetch(connection, LOAD_POSITIONS, [(row["tenant_id"], row["endpoint_id"]) for row in found])
+    positions = [_position(row) for row in rows]
+    return [
+        position
+        for position in positions
+        if position.key.endpoint_id not in deleted or position.has_held or position.highest_seq > position.cursor_seq
+    ]
+
+
+LOAD_POSITIONS = by_tenant(
+    """
 SELECT c.tenant_id, c.endpoint_id, c.seq, c.time, greatest(c.seq, h.seq) AS highest, x.has_held
 FROM unnest($1::uuid[], $2::uuid[]) k(tenant_id, endpoint_id)
 JOIN cursor c ON c.tenant_id = k.tenant_id AND c.endpoint_id = k.endpoint_id
@@ -71,12 +93,13 @@ CROSS JOIN LATERAL (
     SELECT EXISTS (SELECT FROM parked p WHERE p.tenant_id = c.tenant_id AND p.endpoint_id = c.endpoint_id)
         OR EXISTS (SELECT FROM halt t WHERE t.tenant_id = c.tenant_id AND t.endpoint_id = c.endpoint_id) AS has_held
 ) x"""
+)
 
 
 async def load_positions(db: Database, keys: Sequence[EndpointKey]) -> list[EndpointPosition]:
     """Positions of single endpoints, deleted or not; unknown ones are missing from the answer."""
     async with probing(db) as connection:
-        rows = await connection.fetch(LOAD_POSITIONS, *_key_columns(keys))
+        rows = await forms.fetch(connection, LOAD_POSITIONS, _key_rows(keys))
     return [_position(row) for row in rows]
 
 
@@ -94,7 +117,8 @@ class RowsWanted:
     fresh: bool = False
 
 
-FETCH_ROWS = """
+FETCH_ROWS = by_tenant(
+    """
 SELECT o.*
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::timestamptz[], $5::integer[])
      WITH ORDINALITY w(tenant_id, endpoint_id, after_seq, after_time, row_limit, i)
@@ -107,6 +131,7 @@ CROSS JOIN LATERAL (
     ORDER BY o.seq LIMIT w.row_limit
 ) o
 ORDER BY w.i, o.seq"""
+)
 
 
 async def fetch_rows(db: Database, wants: Sequence[RowsWanted]) -> list[OutboxRow]:
@@ -123,7 +148,9 @@ async def fetch_rows(db: Database, wants: Sequence[RowsWanted]) -> list[OutboxRo
 async def fetch_rows_on(connection: Connection, wants: Sequence[RowsWanted]) -> list[OutboxRow]:
     """`fetch_rows` inside a transaction that has called `guard_plan`."""
     arguments = [(w.key.tenant_id, w.key.endpoint_id, w.after_seq, w.after_time, w.limit) for w in wants if w.limit > 0]
-    rows = _rows(await connection.fetch(FETCH_ROWS, *columns(arguments, 5)))
+    rows = _rows(await forms.fetch(connection, FETCH_ROWS, arguments))
+    place = {w.key.endpoint_id: i for i, w in enumerate(wants)}
+    rows.sort(key=lambda row: place[row.key.endpoint_id])  # tenant by tenant they came in another order
     fresh = {w.key.endpoint_id for w in wants if w.fresh}
     await _fill_facts(connection, [row for row in rows if row.key.endpoint_id not in fresh])
     return rows
@@ -131,7 +158,8 @@ async def fetch_rows_on(connection: Connection, wants: Sequence[RowsWanted]) -> 
 
 # By range of sequences, not by row: one probe per endpoint and partition. An attempt's time is its sender's clock:
 # allow it to lag an hour behind the database or be a day ahead.
-FETCH_FACTS = """
+FETCH_FACTS = by_tenant(
+    """
 SELECT w.endpoint_id, f.*
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::timestamptz[])
      w(tenant_id, endpoint_id, first_seq, last_seq, first_time)
@@ -152,6 +180,7 @@ CROSS JOIN LATERAL (
     FROM parked p
     WHERE p.tenant_id = w.tenant_id AND p.endpoint_id = w.endpoint_id AND p.seq >= w.first_seq AND p.seq <= w.last_seq
 ) f"""
+)
 
 
 async def _fill_facts(connection: Connection, rows: Sequence[OutboxRow]) -> None:
@@ -171,7 +200,7 @@ async def _note_facts(
     connection: Connection, rows: Sequence[OutboxRow], ranges: Sequence[tuple[UUID, UUID, int, int, datetime]]
 ) -> None:
     by_place = {(row.key.endpoint_id, row.seq): row for row in rows}
-    for fact in await connection.fetch(FETCH_FACTS, *columns(ranges, 5)) if ranges else ():
+    for fact in await forms.fetch(connection, FETCH_FACTS, ranges) if ranges else ():
         row = by_place.get((fact["endpoint_id"], fact["seq"]))
         if row is None or row.event_id != fact["event_id"]:
             continue
@@ -187,7 +216,8 @@ def _range_of(rows: Sequence[OutboxRow]) -> tuple[UUID, UUID, int, int, datetime
     return first.key.tenant_id, first.key.endpoint_id, first.seq, last.seq, first.time
 
 
-FETCH_PAYLOADS = """
+FETCH_PAYLOADS = by_tenant(
+    """
 SELECT e.*
 FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) w(tenant_id, event_id, time)
 CROSS JOIN LATERAL (
@@ -195,6 +225,7 @@ CROSS JOIN LATERAL (
     WHERE e.tenant_id = w.tenant_id AND e.event_id = w.event_id AND e.time = w.time
     LIMIT 1
 ) e"""
+)
 
 
 async def fetch_payloads(db: Database, wanted: Sequence[PayloadKey]) -> dict[PayloadKey, Payload]:
@@ -202,7 +233,7 @@ async def fetch_payloads(db: Database, wanted: Sequence[PayloadKey]) -> dict[Pay
     if not wanted:
         return {}
     async with probing(db) as connection:
-        rows = await connection.fetch(FETCH_PAYLOADS, *columns(list(dict.fromkeys(wanted)), 3))
+        rows = await forms.fetch(connection, FETCH_PAYLOADS, list(dict.fromkeys(wanted)))
     return {
         (row["tenant_id"], row["event_id"], row["time"]): Payload(row["data"], row["content_type"], row["traceparent"])
         for row in rows
@@ -249,7 +280,8 @@ class BacklogCount:
         return self.highest_seq - self.cursor_seq
 
 
-BACKLOG_COUNTS = """
+BACKLOG_COUNTS = by_tenant(
+    """
 SELECT c.tenant_id, c.endpoint_id, c.seq, greatest(c.seq, h.seq) AS highest, f.time AS oldest
 FROM unnest($1::uuid[], $2::uuid[]) k(tenant_id, endpoint_id)
 JOIN cursor c ON c.tenant_id = k.tenant_id AND c.endpoint_id = k.endpoint_id
@@ -263,20 +295,21 @@ LEFT JOIN LATERAL (
     WHERE o.tenant_id = c.tenant_id AND o.endpoint_id = c.endpoint_id AND o.seq > c.seq AND o.time >= c.time
     ORDER BY o.seq LIMIT 1
 ) f ON true"""
+)
 
 
 async def backlog_counts(db: Database, keys: Sequence[EndpointKey]) -> list[BacklogCount]:
     """How far endpoints lag behind. Sequences are gapless, so this is a subtraction, not a count."""
     async with probing(db) as connection:
-        rows = await connection.fetch(BACKLOG_COUNTS, *_key_columns(keys))
+        rows = await forms.fetch(connection, BACKLOG_COUNTS, _key_rows(keys))
     return [
         BacklogCount(EndpointKey(row["tenant_id"], row["endpoint_id"]), row["seq"], row["highest"], row["oldest"])
         for row in rows
     ]
 
 
-def _key_columns(keys: Sequence[EndpointKey]) -> list[list[UUID]]:
-    return [[key.tenant_id for key in keys], [key.endpoint_id for key in keys]]
+def _key_rows(keys: Sequence[EndpointKey]) -> list[tuple[UUID, UUID]]:
+    return [(key.tenant_id, key.endpoint_id) for key in keys]
 
 
 def _position(row: asyncpg.Record) -> EndpointPosition:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dispatcher.model import Cursor
-from dispatcher.store.database import Connection, Database, columns
+from dispatcher.store import forms
+from dispatcher.store.database import Connection, Database
 from dispatcher.store.fence import fenced
+from dispatcher.store.forms import by_tenant
 
-ADVANCE = """
+ADVANCE = by_tenant(
+    """
 INSERT INTO cursor (tenant_id, endpoint_id, seq, time)
 SELECT w.tenant_id, w.endpoint_id, w.seq, w.time
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::timestamptz[]) w(tenant_id, endpoint_id, seq, time)
 ORDER BY w.tenant_id, w.endpoint_id
 ON CONFLICT (tenant_id, endpoint_id) DO UPDATE SET seq = excluded.seq, time = excluded.time
 WHERE cursor.seq < excluded.seq"""
+)
 
 
 async def advance(db: Database, epochs: Mapping[int, int], cursors: Sequence[Cursor]) -> set[int]:
@@ -28,4 +32,4 @@ async def advance_on(connection: Connection, cursors: Sequence[Cursor]) -> None:
     """Move cursors forward inside a transaction. Each endpoint may appear once."""
     if cursors:
         records = [(c.key.tenant_id, c.key.endpoint_id, c.seq, c.time) for c in cursors]
-        await connection.execute(ADVANCE, *columns(records, 4))
+        await forms.execute(connection, ADVANCE, records)

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import orjson
@@ -56,11 +56,31 @@ class DatabaseOptions:
 
     dsn: str
     pooled: bool = False
+    one_tenant: bool | None = None
+    """Whether each statement may be about one tenant only (`store.forms`); None asks for the extension `citus`."""
     pool_size_max: int = 8
     connect_timeout_s: float = 5.0
     statement_timeout_s: float = 30.0
     lock_timeout_s: float = 5.0
     idle_in_transaction_timeout_s: float = 10.0
+
+
+class StoreConnection(asyncpg.Connection):
+    """A connection that knows which form of the statements it takes."""
+
+    one_tenant = False
+
+    async def choose_form(self, asked: bool | None) -> None:  # noqa: FBT001 - a setting
+        """As asked, or by what the database is."""
+        self.one_tenant = await self.fetchval(HAS_CITUS) if asked is None else asked
+
+
+HAS_CITUS = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"
+
+
+def is_one_tenant(connection: Connection) -> bool:
+    """Whether each statement on it may be about one tenant only. No, on a connection not made by a `Database`."""
+    return bool(getattr(connection, "one_tenant", False))
 
 
 class Availability:
@@ -92,6 +112,8 @@ class Database:
         self.availability = Availability()
         self.timeline = 0
         """On which our leases were acquired; 0 before the first, and where a database has no timelines."""
+        self.is_replaced = False
+        """Another timeline has been seen since: nothing may start on what is in memory, see `delivery.leases`."""
         self._pool = pool
 
     @classmethod
@@ -101,6 +123,8 @@ class Database:
 
         async def prepare(connection: Connection) -> None:
             await prepare_connection(connection, observation)
+            # A proxy that hands everything on to a connection of the class asked for.
+            await cast("StoreConnection", connection).choose_form(options.one_tenant)
 
         pool = asyncpg.create_pool(
             min_size=0,
@@ -117,6 +141,17 @@ class Database:
                 await asyncio.wait_for(pool.close(), options.connect_timeout_s)
             except AWAY_ERRORS:
                 pool.terminate()
+
+    def is_on(self, timeline: int) -> bool:
+        """Whether what was read or written on `timeline` (0: not known) goes with what is in memory."""
+        if timeline and self.timeline not in (0, timeline):
+            self.is_replaced = True
+            return False
+        return True
+
+    def begin_on(self, timeline: int) -> None:
+        """All that was known of another timeline has been dropped."""
+        self.timeline, self.is_replaced = timeline, False
 
     @contextlib.asynccontextmanager
     async def acquire(self) -> AsyncIterator[Connection]:
@@ -161,8 +196,9 @@ class Database:
     async def connect(self) -> asyncpg.Connection:
         """A dedicated connection outside the pool, for a writer or a listener. The caller closes it."""
         with self.away_as_unavailable():
-            connection: asyncpg.Connection = await asyncpg.connect(**connect_arguments(self.options))
+            connection: StoreConnection = await asyncpg.connect(**connect_arguments(self.options))
             await prepare_connection(connection, self._observation)
+            await connection.choose_form(self.options.one_tenant)
         self.availability.answered()
         return connection
 
@@ -196,6 +232,7 @@ def connect_arguments(options: DatabaseOptions) -> dict[str, Any]:
     }
     return {
         "dsn": options.dsn,
+        "connection_class": StoreConnection,
         "timeout": options.connect_timeout_s,
         # A little over the server's own limit, so that the server's clear answer comes first.
         "command_timeout": options.statement_timeout_s + 1.0,

@@ -8,19 +8,22 @@ from dataclasses import dataclass
 import asyncpg
 
 from dispatcher.model import DeadLetter, Decision, DecisionKind, EndpointKey, Halt
-from dispatcher.store import halts
+from dispatcher.store import forms, halts
 from dispatcher.store.attempts import storable_text
-from dispatcher.store.database import Connection, Database, columns
+from dispatcher.store.database import Connection, Database
 from dispatcher.store.fence import fenced, guard_plan
+from dispatcher.store.forms import by_tenant
 from dispatcher.store.operational import OperationalEvent, OperationalType, record
 
-INSERT_DECISIONS = """
+INSERT_DECISIONS = by_tenant(
+    """
 INSERT INTO decision (tenant_id, endpoint_id, seq, kind, event_id, reason, actor, time)
 SELECT d.tenant_id, d.endpoint_id, d.seq, d.kind, d.event_id, d.reason, d.actor, clock_timestamp()
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::smallint[], $5::text[], $6::text[], $7::text[])
      d(tenant_id, endpoint_id, seq, kind, event_id, reason, actor)
 ORDER BY d.tenant_id, d.endpoint_id, d.seq
 ON CONFLICT DO NOTHING"""
+)
 
 
 async def commit(
@@ -38,7 +41,7 @@ async def commit(
     async with fenced(db, epochs) as (connection, held):
         kept = [d for d in decisions if d.key.partition in held]
         if kept:
-            await connection.execute(INSERT_DECISIONS, *columns([_decision_record(d) for d in kept], 7))
+            await forms.execute(connection, INSERT_DECISIONS, [_decision_record(d) for d in kept])
         letters = [d for d in dead_letters if d.key.partition in held]
         if letters:
             await _insert_dead_letters(connection, letters, decisions)
@@ -47,7 +50,8 @@ async def commit(
     return held
 
 
-INSERT_DEAD_LETTERS = """
+INSERT_DEAD_LETTERS = by_tenant(
+    """
 INSERT INTO dead_letter (tenant_id, endpoint_id, seq, event_id, time, type, ordering_key, content_type, attempts,
                          last_outcome, last_status_code, last_error)
 SELECT d.tenant_id, d.endpoint_id, d.seq, d.event_id, clock_timestamp(), d.type, d.ordering_key,
@@ -64,9 +68,11 @@ LEFT JOIN LATERAL (
 ORDER BY d.tenant_id, d.endpoint_id, d.seq
 ON CONFLICT DO NOTHING
 RETURNING tenant_id, endpoint_id, seq"""
+)
 # One copy per event however many endpoints gave up on it, in key order: another owner may be writing the same. The
 # conflict is locked, not passed over: whoever is deleting that payload just now is waited for.
-INSERT_PAYLOADS = """
+INSERT_PAYLOADS = by_tenant(
+    """
 INSERT INTO dead_letter_payload (tenant_id, event_id, data)
 SELECT d.tenant_id, d.event_id, e.data
 FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) d(tenant_id, event_id, event_time)
@@ -76,8 +82,10 @@ CROSS JOIN LATERAL (
 ) e
 ORDER BY d.tenant_id, d.event_id
 ON CONFLICT (tenant_id, event_id) DO UPDATE SET event_id = excluded.event_id"""
+)
 # An id that is used again once the deduplication has forgotten it may name another payload.
-KEEP_OWN = """
+KEEP_OWN = by_tenant(
+    """
 UPDATE dead_letter l SET own_data = e.data
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::timestamptz[])
      d(tenant_id, endpoint_id, seq, event_id, event_time)
@@ -87,6 +95,7 @@ CROSS JOIN LATERAL (
     WHERE e.tenant_id = d.tenant_id AND e.event_id = d.event_id AND e.time = d.event_time LIMIT 1
 ) e
 WHERE l.tenant_id = d.tenant_id AND l.endpoint_id = d.endpoint_id AND l.seq = d.seq AND p.data <> e.data"""
+)
 
 
 async def _insert_dead_letters(
@@ -94,7 +103,7 @@ async def _insert_dead_letters(
 ) -> None:
     """Each is announced once, by whoever put it on record."""
     await guard_plan(connection)
-    rows = await connection.fetch(INSERT_DEAD_LETTERS, *columns([_letter_record(d) for d in letters], 11))
+    rows = await forms.fetch(connection, INSERT_DEAD_LETTERS, [_letter_record(d) for d in letters])
     new = {(row["tenant_id"], row["endpoint_id"], row["seq"]) for row in rows}
     reasons = {(d.key, d.seq): d.reason for d in decisions}
     await record(
@@ -107,9 +116,9 @@ async def _insert_dead_letters(
     )
     # Of two publications of one id the older keeps its place; one statement must not meet the same key twice.
     events = {(d.key.tenant_id, d.event_id): d.event_time for d in reversed(letters)}
-    await connection.execute(INSERT_PAYLOADS, *columns([(*names, time) for names, time in events.items()], 3))
+    await forms.execute(connection, INSERT_PAYLOADS, [(*names, time) for names, time in events.items()])
     named = [(d.key.tenant_id, d.key.endpoint_id, d.seq, d.event_id, d.event_time) for d in letters]
-    await connection.execute(KEEP_OWN, *columns(named, 5))
+    await forms.execute(connection, KEEP_OWN, named)
 
 
 def _announcement(letter: DeadLetter, reason: str) -> OperationalEvent:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 
+from dispatcher.errors import UnavailableError
 from dispatcher.store.database import Connection, Database
 
 HOLD = """
@@ -53,6 +54,9 @@ SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan'
        set_config('plan_cache_mode', 'force_generic_plan', true)"""
 
 
+GUARD_AND_TIMELINE = f"{GUARD_PLAN.rstrip()}, ({TIMELINE}) AS timeline"
+
+
 async def guard_plan(connection: Connection) -> None:
     """For this transaction: index probes only, and one plan for all parameters.
 
@@ -64,7 +68,13 @@ async def guard_plan(connection: Connection) -> None:
 
 @contextlib.asynccontextmanager
 async def probing(db: Database) -> AsyncIterator[Connection]:
-    """A transaction for reads by index probes, see `guard_plan`."""
+    """A transaction for reads by index probes, see `guard_plan`; UnavailableError on another timeline than that of
+    the leases, whose rows do not continue what is in memory."""
     async with db.transaction() as connection:
-        await guard_plan(connection)
+        if db.timeline:
+            found = await connection.fetchrow(GUARD_AND_TIMELINE)
+            if found is not None and not db.is_on(found["timeline"]):
+                raise UnavailableError("the database has another timeline; everything starts afresh first")
+        else:
+            await guard_plan(connection)
         yield connection

@@ -200,7 +200,9 @@ class GroupCommit:
             while queue:
                 batch = take_batch(queue, self._limits)
                 try:
-                    await self._write(writer, self._drop_hopeless(batch))
+                    kept = self._drop_hopeless(batch)
+                    for part in by_tenant(kept) if self._writers[writer].takes_one_tenant else (kept,):
+                        await self._write(writer, part)
                 finally:
                     for item in batch:
                         self._finish(item)
@@ -322,6 +324,23 @@ def take_batch(queue: deque[_Item], limits: GroupCommitLimits) -> list[_Item]:
         keys.add(item.request)
         batch.append(queue.popleft())
     return batch
+
+
+def by_tenant(batch: Sequence[_Item]) -> list[list[_Item]]:
+    """The batch in parts of one tenant each, none of a stream before what it sent earlier: of one whose requests go to
+    several tenants, later ones come into later parts."""
+    parts: list[list[_Item]] = []
+    earliest: dict[int, int] = {}
+    for item in batch:
+        chain, tenant = item.request.chain, item.request.tenant_id
+        first = earliest.get(chain, 0) if chain else 0
+        number = next((n for n in range(first, len(parts)) if parts[n][0].request.tenant_id == tenant), len(parts))
+        if number == len(parts):
+            parts.append([])
+        parts[number].append(item)
+        if chain:
+            earliest[chain] = number
+    return parts
 
 
 @dataclass(slots=True)

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import asyncpg
 
 from dispatcher.model import DecisionKind, DeliveryState, EndpointKey, Halt, OrderingMode, OutboxRow
-from dispatcher.store.database import Connection, Database, columns
+from dispatcher.store import forms
+from dispatcher.store.database import Connection, Database
 from dispatcher.store.deliveries import Delivery, RecordedDecision
+from dispatcher.store.forms import by_tenant
 from dispatcher.store.operational import OperationalEvent, OperationalType, record
 
-INSERT_HALTS = """
+INSERT_HALTS = by_tenant(
+    """
 INSERT INTO halt (tenant_id, endpoint_id, seq, event_id, event_time, type, ordering_key, ordering_mode, reason, time)
 SELECT h.tenant_id, h.endpoint_id, h.seq, h.event_id, h.event_time, h.type, h.ordering_key, h.ordering_mode, h.reason,
        clock_timestamp()
@@ -22,22 +25,25 @@ FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::timestamptz[],
 ORDER BY h.tenant_id, h.endpoint_id, h.seq
 ON CONFLICT DO NOTHING
 RETURNING tenant_id, endpoint_id, seq"""
+)
 # What subscribers are told, so that the first success afterwards takes it back.
-MARK_TROUBLE = """
+MARK_TROUBLE = by_tenant(
+    """
 INSERT INTO endpoint_health (tenant_id, endpoint_id, epoch, exhausted_heads, circuits, trouble, update_time)
 SELECT DISTINCT h.tenant_id, h.endpoint_id, 0, 0, '[]'::jsonb, 'HALTED', clock_timestamp()
 FROM unnest($1::uuid[], $2::uuid[]) h(tenant_id, endpoint_id)
 ON CONFLICT (tenant_id, endpoint_id) DO UPDATE SET trouble = 'HALTED'"""
+)
 
 
 async def insert(connection: Connection, halts: Sequence[Halt]) -> None:
     """Put halts on record, inside a fenced transaction; those there already are left, and announced once."""
-    rows = await connection.fetch(INSERT_HALTS, *columns([_record(halt) for halt in halts], 9))
+    rows = await forms.fetch(connection, INSERT_HALTS, [_record(halt) for halt in halts])
     new = {(row["tenant_id"], row["endpoint_id"], row["seq"]) for row in rows}
     announced = [halt for halt in halts if (halt.key.tenant_id, halt.key.endpoint_id, halt.seq) in new]
     if announced:
         keys = [(halt.key.tenant_id, halt.key.endpoint_id) for halt in announced]
-        await connection.execute(MARK_TROUBLE, *columns(keys, 2))
+        await forms.execute(connection, MARK_TROUBLE, keys)
         await record(connection, [_event(halt) for halt in announced])
 
 

@@ -11,8 +11,10 @@ from uuid import uuid4
 import orjson
 
 from dispatcher.model import EndpointKey, EndpointState
-from dispatcher.store.database import Database, columns
+from dispatcher.store import forms
+from dispatcher.store.database import Database
 from dispatcher.store.fence import RAISE_SYNCHRONOUS_COMMIT, fenced, hold
+from dispatcher.store.forms import by_tenant
 from dispatcher.store.operational import OperationalEvent, record
 
 
@@ -41,7 +43,8 @@ class HealthRecord:
         )
 
 
-UPSERT = """
+UPSERT = by_tenant(
+    """
 INSERT INTO endpoint_health (tenant_id, endpoint_id, epoch, failing_since, exhausted_heads, circuits, throttle_per_s,
                              trouble, update_time)
 SELECT h.tenant_id, h.endpoint_id, h.epoch, h.failing_since, h.exhausted_heads, h.circuits::jsonb, h.throttle_per_s,
@@ -54,9 +57,12 @@ ON CONFLICT (tenant_id, endpoint_id) DO UPDATE
 SET epoch = excluded.epoch, failing_since = excluded.failing_since, exhausted_heads = excluded.exhausted_heads,
     circuits = excluded.circuits, throttle_per_s = excluded.throttle_per_s, trouble = excluded.trouble,
     update_time = excluded.update_time"""
-DELETE = """
+)
+DELETE = by_tenant(
+    """
 DELETE FROM endpoint_health h USING unnest($1::uuid[], $2::uuid[]) d(tenant_id, endpoint_id)
 WHERE h.tenant_id = d.tenant_id AND h.endpoint_id = d.endpoint_id"""
+)
 
 
 async def write(
@@ -71,9 +77,9 @@ async def write(
         ill = [_row(r) for r in kept if not r.is_well]
         well = [(r.key.tenant_id, r.key.endpoint_id) for r in kept if r.is_well]
         if ill:
-            await connection.execute(UPSERT, *columns(ill, 8))
+            await forms.execute(connection, UPSERT, ill)
         if well:
-            await connection.execute(DELETE, *columns(well, 2))
+            await forms.execute(connection, DELETE, well)
         await record(connection, [event for event in events if event.key.partition in held])
     return held
 

@@ -9,6 +9,7 @@ They can't feed on themselves: nothing that an event of the service's own causes
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ import orjson
 from uuid_utils.compat import uuid7
 
 from dispatcher.model import RESERVED_TYPE_PREFIX, EndpointKey
-from dispatcher.store.database import Connection, Database, columns
+from dispatcher.store import forms
+from dispatcher.store.database import Connection, Database
+from dispatcher.store.forms import by_tenant
 
 
 class OperationalType(enum.StrEnum):
@@ -53,19 +56,23 @@ class OperationalEvent:
         return self.cause_type is not None and self.cause_type.startswith(RESERVED_TYPE_PREFIX)
 
 
-INSERT_EVENTS = """
+INSERT_EVENTS = by_tenant(
+    """
 INSERT INTO operational_event (tenant_id, event_id, endpoint_id, partition, type, data, create_time)
 SELECT o.tenant_id, o.event_id, o.endpoint_id, o.partition, o.type, o.data, clock_timestamp()
 FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::smallint[], $5::text[], $6::bytea[])
      o(tenant_id, event_id, endpoint_id, partition, type, data)
 ON CONFLICT DO NOTHING"""
+)
 
 
 async def record(db: Database | Connection, events: Sequence[OperationalEvent]) -> None:
     """Put events on record for the relay, inside the caller's transaction where a connection is given."""
     rows = [_row(event) for event in events if not event.feeds_on_itself]
-    if rows:
-        await db.execute(INSERT_EVENTS, *columns(rows, 6))
+    if not rows:
+        return
+    async with db.acquire() if isinstance(db, Database) else contextlib.nullcontext(db) as connection:
+        await forms.execute(connection, INSERT_EVENTS, rows)
 
 
 @dataclass(frozen=True, slots=True)

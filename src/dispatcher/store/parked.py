@@ -13,9 +13,11 @@ from datetime import datetime
 import asyncpg
 
 from dispatcher.model import EndpointKey, OrderingMode, OutboxRow
+from dispatcher.store import forms
 from dispatcher.store.backlog import fill_facts_of_each
-from dispatcher.store.database import Connection, Database, columns
+from dispatcher.store.database import Connection, Database
 from dispatcher.store.fence import fenced, probing
+from dispatcher.store.forms import by_tenant
 
 LOAD_ROWS_MAX = 100_000
 """Parked deliveries of one UNORDERED endpoint that are read at a takeover; lanes park far fewer."""
@@ -30,7 +32,8 @@ class ParkRequest:
     delay_s: float
 
 
-INSERT_PARKED = """
+INSERT_PARKED = by_tenant(
+    """
 INSERT INTO parked (tenant_id, endpoint_id, seq, time, event_id, event_time, type, ordering_key, ordering_mode,
                     revision, data_bytes, replay_of, attempts, first_attempt_time, due_time)
 SELECT p.tenant_id, p.endpoint_id, p.seq, p.time, p.event_id, p.event_time, p.type, p.ordering_key, p.ordering_mode,
@@ -43,6 +46,7 @@ FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::timestamptz[], $5::text[],
        replay_of, attempts, first_attempt_time, delay_s)
 ORDER BY p.tenant_id, p.endpoint_id, p.seq
 ON CONFLICT DO NOTHING"""
+)
 
 
 async def park(db: Database, epochs: Mapping[int, int], requests: Sequence[ParkRequest]) -> set[int]:
@@ -54,7 +58,7 @@ async def park(db: Database, epochs: Mapping[int, int], requests: Sequence[ParkR
     async with fenced(db, epochs) as (connection, held):
         kept = [_record(request) for request in requests if request.row.key.partition in held]
         if kept:
-            await connection.execute(INSERT_PARKED, *columns(kept, 15))
+            await forms.execute(connection, INSERT_PARKED, kept)
     return held
 
 
@@ -152,19 +156,25 @@ async def _with_facts(
     return found
 
 
-RESCHEDULE = """
+RESCHEDULE = by_tenant(
+    """
 UPDATE parked p SET due_time = clock_timestamp() + make_interval(secs => r.delay_s)
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::double precision[]) r(tenant_id, endpoint_id, seq, delay_s)
 WHERE p.tenant_id = r.tenant_id AND p.endpoint_id = r.endpoint_id AND p.seq = r.seq"""
-DELETE_PARKED = """
+)
+DELETE_PARKED = by_tenant(
+    """
 DELETE FROM parked p USING unnest($1::uuid[], $2::uuid[], $3::bigint[]) d(tenant_id, endpoint_id, seq)
 WHERE p.tenant_id = d.tenant_id AND p.endpoint_id = d.endpoint_id AND p.seq = d.seq"""
+)
 # A halt whose delivery has succeeded holds nothing; one whose delivery was decided upon is a command's to end.
-DELETE_HALTS = """
+DELETE_HALTS = by_tenant(
+    """
 DELETE FROM halt h USING unnest($1::uuid[], $2::uuid[], $3::bigint[]) d(tenant_id, endpoint_id, seq)
 WHERE h.tenant_id = d.tenant_id AND h.endpoint_id = d.endpoint_id AND h.seq = d.seq
   AND NOT EXISTS (SELECT FROM decision x WHERE x.tenant_id = h.tenant_id AND x.endpoint_id = h.endpoint_id
                     AND x.seq = h.seq AND x.event_id = h.event_id AND x.kind = 3)"""
+)
 
 
 async def tidy(
@@ -179,11 +189,11 @@ async def tidy(
     async with db.transaction() as connection:
         if delays_s:
             rows = [(key.tenant_id, key.endpoint_id, seq, delay_s) for key, seq, delay_s in delays_s]
-            await connection.execute(RESCHEDULE, *columns(rows, 4))
+            await forms.execute(connection, RESCHEDULE, rows)
         if finished:
             seqs = [(key.tenant_id, key.endpoint_id, seq) for key, seq in finished]
-            await connection.execute(DELETE_PARKED, *columns(seqs, 3))
-            await connection.execute(DELETE_HALTS, *columns(seqs, 3))
+            await forms.execute(connection, DELETE_PARKED, seqs)
+            await forms.execute(connection, DELETE_HALTS, seqs)
 
 
 LOAD_OLDER = """

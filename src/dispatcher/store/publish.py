@@ -10,7 +10,8 @@ from typing import Any
 from uuid import UUID
 
 from dispatcher.model import EndpointKey, NewEvent, OutboxRow, Payload, PublishedEvent
-from dispatcher.store.database import Connection
+from dispatcher.store.database import Connection, is_one_tenant
+from dispatcher.store.fence import TIMELINE
 
 
 class Verdict(enum.IntEnum):
@@ -64,28 +65,50 @@ class PublishResult:
     targets: dict[EndpointKey, int]
     bases: list[int | None]
     revisions: list[int | None]
+    timeline: int = 0
+    """That of the database that committed it; 0 where that is not known."""
 
 
 PUBLISH = """
 SELECT verdicts, duplicates, endpoint_counts, bases, revisions, published_at
 FROM publish($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
              $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)"""
+PUBLISH_ONE = """
+SELECT verdicts, duplicates, endpoint_counts, bases, revisions, published_at
+FROM publish_one($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)"""
 
 
 async def publish(
-    connection: Connection, requests: Sequence[PublishRequest], *, lock_timeout_s: float, timeout_s: float
+    connection: Connection,
+    requests: Sequence[PublishRequest],
+    *,
+    lock_timeout_s: float,
+    timeout_s: float,
+    with_timeline: bool = False,
 ) -> PublishResult:
     """Publish a batch in one autocommitted round trip: no client can freeze while it holds the endpoints' locks.
 
-    The batch must hold one routing version per tenant and no caller's id twice (`BatchKeys` sees to it). When it
-    returns, what was accepted is durable. Raises asyncpg's errors; a lost connection leaves the outcome unknown.
+    The batch must hold one routing version per tenant and no caller's id twice (`BatchKeys` sees to it), and where the
+    connection takes statements of one tenant only, one tenant (`group_commit.by_tenant`, else ValueError). When it
+    returns, what was accepted is durable; `with_timeline` asks where, too. Raises asyncpg's errors; a lost connection
+    leaves the outcome unknown.
     """
-    arrays = _Arrays.build(requests)
-    row = await connection.fetchrow(PUBLISH, int(lock_timeout_s * 1000), *arrays.arguments(), timeout=timeout_s)
+    arrays, is_one = _Arrays.build(requests), is_one_tenant(connection)
+    arguments = [int(lock_timeout_s * 1000), *(arrays.arguments_of_one() if is_one else arrays.arguments())]
+    text = PUBLISH_ONE if is_one else PUBLISH
+    if with_timeline:
+        text = text.replace("published_at\n", f"published_at, ({TIMELINE}) AS timeline\n", 1)
+    row = await connection.fetchrow(text, *arguments, timeout=timeout_s)
     assert row is not None  # noqa: S101 -- a function with OUT parameters always gives one row
     results = _read_results(requests, row["verdicts"], row["duplicates"], row["endpoint_counts"])
     return PublishResult(
-        results, row["published_at"], row["duplicates"], arrays.targets, row["bases"] or [], row["revisions"] or []
+        results,
+        row["published_at"],
+        row["duplicates"],
+        arrays.targets,
+        row["bases"] or [],
+        row["revisions"] or [],
+        row["timeline"] if with_timeline else 0,
     )
 
 
@@ -149,6 +172,20 @@ class _Arrays:
             self.versions,
             *(list(column) for column in zip(*self.events, strict=True)),
             [tenant_of[key.tenant_id] for key in self.targets],
+            [key.endpoint_id for key in self.targets],
+            self.row_events,
+            self.row_targets,
+        ]
+
+    def arguments_of_one(self) -> list[Any]:
+        """Those of publish_one()."""
+        (tenant_id,), (version,) = self.tenants, self.versions
+        requests, _, *rest = zip(*self.events, strict=True)
+        return [
+            self.chains,
+            tenant_id,
+            version,
+            *(list(column) for column in (requests, *rest)),
             [key.endpoint_id for key in self.targets],
             self.row_events,
             self.row_targets,

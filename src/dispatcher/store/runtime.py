@@ -18,8 +18,10 @@ from dispatcher.model import (
     TenantState,
 )
 from dispatcher.policy import NO_RETRY_OVERRIDES, RetryOverrides
-from dispatcher.store.database import Database
+from dispatcher.store import forms
+from dispatcher.store.database import Database, is_one_tenant
 from dispatcher.store.fence import probing
+from dispatcher.store.forms import by_tenant
 from dispatcher.store.settings_json import settings_from_json, tenant_settings_from_json
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,8 @@ class EndpointRuntimeRow:
 
 
 # One statement, so that settings, keys and state are of one snapshot. Keys travel as arrays: each is a few rows.
-LOAD_RUNTIME = """
+LOAD_RUNTIME = by_tenant(
+    """
 SELECT e.tenant_id, e.endpoint_id, t.name AS tenant_name, e.name, e.state, e.revision, e.settings, e.update_time,
        e.delete_time, e.resume_rate, e.resume_time, t.settings AS tenant_settings, t.state AS tenant_state,
        t.resume_rate AS tenant_resume_rate, t.resume_time AS tenant_resume_time, h.failing_since, h.exhausted_heads,
@@ -85,6 +88,7 @@ LEFT JOIN LATERAL (
     WHERE s.tenant_id = e.tenant_id AND s.endpoint_id = e.endpoint_id
       AND (s.expire_time IS NULL OR s.expire_time > clock_timestamp())
 ) s ON true"""
+)
 
 
 async def load_runtime(db: Database, keys: Sequence[EndpointKey]) -> list[EndpointRuntimeRow]:
@@ -92,7 +96,7 @@ async def load_runtime(db: Database, keys: Sequence[EndpointKey]) -> list[Endpoi
     if not keys:
         return []
     async with probing(db) as connection:
-        rows = await connection.fetch(LOAD_RUNTIME, [k.tenant_id for k in keys], [k.endpoint_id for k in keys])
+        rows = await forms.fetch(connection, LOAD_RUNTIME, [(k.tenant_id, k.endpoint_id) for k in keys])
     return [known for row in rows if (known := _known(row)) is not None]
 
 
@@ -114,6 +118,16 @@ CROSS JOIN LATERAL (
 WHERE t.update_time >= $2"""
 
 
+# The same in two statements, since Citus takes no lateral over several tenants; without its plan's guarantee.
+CHANGED_HERE = """
+SELECT e.tenant_id, e.endpoint_id, e.update_time FROM endpoint e
+WHERE e.partition = ANY ($1::smallint[]) AND e.update_time >= $2"""
+CHANGED_WITH_TENANT = """
+SELECT e.tenant_id, e.endpoint_id, t.update_time
+FROM tenant t JOIN endpoint e ON e.tenant_id = t.tenant_id
+WHERE t.update_time >= $2 AND e.partition = ANY ($1::smallint[])"""
+
+
 async def changed_endpoints(
     db: Database, partitions: Sequence[int], since: datetime
 ) -> tuple[datetime, dict[EndpointKey, datetime]]:
@@ -124,7 +138,8 @@ async def changed_endpoints(
     """
     async with probing(db) as connection:
         start: datetime = await connection.fetchval(CHANGE_TIME)
-        rows = await connection.fetch(CHANGED_ENDPOINTS, list(partitions), since)
+        texts = (CHANGED_HERE, CHANGED_WITH_TENANT) if is_one_tenant(connection) else (CHANGED_ENDPOINTS,)
+        rows = [row for text in texts for row in await connection.fetch(text, list(partitions), since)]
     changed: dict[EndpointKey, datetime] = {}
     for row in rows:
         key = EndpointKey(row["tenant_id"], row["endpoint_id"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID, uuid5
@@ -20,11 +20,12 @@ import asyncpg
 
 from dispatcher.errors import UnavailableError
 from dispatcher.model import Command, CommandKind, Cursor, EndpointKey
-from dispatcher.store import commands, dead_letters, instances, parked, partitions, replays
+from dispatcher.store import commands, dead_letters, forms, instances, parked, partitions, replays
 from dispatcher.store.backlog import RowsWanted, fetch_rows_on
 from dispatcher.store.cursors import advance_on
-from dispatcher.store.database import AWAY_ERRORS, Connection, Database
+from dispatcher.store.database import AWAY_ERRORS, Connection, Database, is_one_tenant
 from dispatcher.store.fence import probing
+from dispatcher.store.forms import by_tenant
 from dispatcher.store.partitions import Partition
 
 LOST: tuple[type[BaseException], ...] = (UnavailableError, asyncpg.PostgresError, *AWAY_ERRORS)
@@ -222,6 +223,37 @@ LEFT JOIN LATERAL (
 ORDER BY e.tenant_id, e.endpoint_id"""
 
 
+# The same in two steps, the second tenant by tenant.
+PAGE_OF_ENDPOINTS = """
+SELECT e.tenant_id, e.endpoint_id FROM endpoint e
+WHERE (e.tenant_id, e.endpoint_id) > ($1, $2) ORDER BY e.tenant_id, e.endpoint_id LIMIT $3"""
+UNSETTLED_OF_PAGE = by_tenant(
+    """
+SELECT e.tenant_id, e.endpoint_id, coalesce(c.seq, 0) AS seq, coalesce(c.time, e.create_time) AS time, h.seq AS highest
+FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::timestamptz[]) k(tenant_id, endpoint_id, day, day_end)
+JOIN endpoint e ON e.tenant_id = k.tenant_id AND e.endpoint_id = k.endpoint_id
+LEFT JOIN cursor c ON c.tenant_id = e.tenant_id AND c.endpoint_id = e.endpoint_id
+LEFT JOIN LATERAL (
+    SELECT o.seq FROM outbox o
+    WHERE o.tenant_id = e.tenant_id AND o.endpoint_id = e.endpoint_id AND o.seq > coalesce(c.seq, 0)
+      AND o.time >= k.day AND o.time < k.day_end
+    ORDER BY o.seq DESC LIMIT 1
+) h ON true
+ORDER BY e.tenant_id, e.endpoint_id"""
+)
+
+
+async def _page_of_day(
+    connection: Connection, after: EndpointKey, start: datetime, end: datetime
+) -> Sequence[asyncpg.Record]:
+    """The next endpoints in order, each with its position and its highest row of the day above that."""
+    if not is_one_tenant(connection):
+        return await connection.fetch(FIND_UNSETTLED, after.tenant_id, after.endpoint_id, start, end, ENDPOINT_BATCH)
+    page = await connection.fetch(PAGE_OF_ENDPOINTS, after.tenant_id, after.endpoint_id, ENDPOINT_BATCH)
+    wanted = [(row["tenant_id"], row["endpoint_id"], start, end) for row in page]
+    return await forms.fetch(connection, UNSETTLED_OF_PAGE, wanted)
+
+
 def expire_command(key: EndpointKey, before: datetime) -> Command:
     """Asks the endpoint's owner to dead-letter what is older: the same command however often it is asked.
 
@@ -244,9 +276,7 @@ async def settle_day(db: Database, day: date) -> list[EndpointKey]:
     after, unsettled = EndpointKey(UUID(int=0), UUID(int=0)), list[EndpointKey]()
     while True:
         async with probing(db) as connection:
-            rows = await connection.fetch(
-                FIND_UNSETTLED, after.tenant_id, after.endpoint_id, start, end, ENDPOINT_BATCH
-            )
+            rows = await _page_of_day(connection, after, start, end)
         for row in rows:
             after = EndpointKey(row["tenant_id"], row["endpoint_id"])
             if row["highest"] is not None:

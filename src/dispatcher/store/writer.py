@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 
 from dispatcher.errors import CommitUnknownError, UnavailableError
-from dispatcher.store.database import AWAY_ERRORS, Database
+from dispatcher.store.database import AWAY_ERRORS, Database, is_one_tenant
 from dispatcher.store.publish import PublishRequest, PublishResult, RequestResult, Verdict, publish, read_back
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,12 @@ class PublishWriter:
         self._connection: asyncpg.Connection | None = None
         self._notices = _Notices()
 
+    @property
+    def takes_one_tenant(self) -> bool:
+        """Whether a batch must be of one tenant, as far as is known before the first connection."""
+        asked = self._database.options.one_tenant
+        return bool(asked) if self._connection is None else is_one_tenant(self._connection)
+
     def terminate(self) -> None:
         """Drop the connection without a farewell."""
         if self._connection is not None:
@@ -103,10 +109,19 @@ class PublishWriter:
         Raises BatchRefusedError and UnavailableError where nothing was written, CommitUnknownError where nobody knows.
         """
         connection = await self._connected()
+        if is_one_tenant(connection) and len({request.tenant_id for request in requests}) > 1:
+            # Only for the first batch, formed before anybody knew; whoever is refused halves it.
+            raise BatchRefusedError(asyncpg.FeatureNotSupportedError("a batch must be of one tenant"))
         notices = self._notices
         notices.clear()
         try:
-            reply = await publish(connection, requests, lock_timeout_s=self._lock_timeout_s, timeout_s=self._timeout_s)
+            reply = await publish(
+                connection,
+                requests,
+                lock_timeout_s=self._lock_timeout_s,
+                timeout_s=self._timeout_s,
+                with_timeline=self._database.timeline != 0,
+            )
         except asyncio.CancelledError:
             self.terminate()
             raise
@@ -120,7 +135,8 @@ class PublishWriter:
             self._database.availability.answered()
             raise CommitUnknownError(f"the commit was not confirmed by the standby: {notices.warning}")
         self._database.availability.answered()
-        return WriteOutcome(reply.requests, reply)
+        # Rows of another timeline do not continue what lanes have in memory: their owner reads them when it knows.
+        return WriteOutcome(reply.requests, reply if self._database.is_on(reply.timeline) else None)
 
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():

@@ -231,6 +231,26 @@ async def test_a_new_timeline_starts_everything_afresh(fleet: Fleet, monkeypatch
     assert process.engine.count("reset") == 1
 
 
+async def test_once_another_timeline_is_seen_nothing_starts_and_everything_starts_afresh_at_once(
+    fleet: Fleet, db: Database
+) -> None:
+    process = fleet.join()
+    await until(fleet.is_balanced)
+    assert process.keeper.may_send(5, time.monotonic())
+    epoch = process.keeper.held(5)
+    db.timeline += 1  # as if the leases were of a former primary
+    assert not db.is_on(db.timeline - 1)
+    assert not process.keeper.may_send(5, time.monotonic())
+    assert process.keeper.sendable_until() == 0.0
+
+    async def has_started_afresh() -> bool:
+        return process.engine.count("reset") == 1 and len(process.held) == PARTITION_COUNT
+
+    await until(has_started_afresh)
+    assert process.keeper.held(5) > epoch
+    assert process.keeper.may_send(5, time.monotonic())
+
+
 class Clock:
     """Monotonic seconds under the test's control, on top of the real ones."""
 

@@ -97,7 +97,7 @@ class GivenUp:
         decision = Decision(key, 1, "e-1", time, DecisionKind.DEAD_LETTER, "ATTEMPTS_EXHAUSTED", "x")
         letter = DeadLetter(key, 1, "e-1", time, row.type, None, 1, Outcome.HTTP_ERROR, 500, None)
         await connection.execute(
-            decisions.INSERT_DECISIONS, *[[value] for value in decisions._decision_record(decision)]
+            decisions.INSERT_DECISIONS.many, *[[value] for value in decisions._decision_record(decision)]
         )
         await decisions._insert_dead_letters(connection, [letter], [decision])
 

@@ -21,6 +21,7 @@ from dispatcher.errors import (
     UnavailableError,
 )
 from dispatcher.model import EndpointKey, OutboxRow
+from dispatcher.store import leases
 from dispatcher.store.database import Database, DatabaseOptions
 from dispatcher.store.group_commit import Chain, GroupCommit, GroupCommitLimits
 from dispatcher.store.migrate import migrate
@@ -233,6 +234,45 @@ async def test_committed_rows_are_handed_off_as_the_database_has_them(db: Databa
     ]
     assert [r.payload.data for r in handoff.rows if r.payload] == [b"x", b"y", b"z"]
     assert handoff.hints == {other: 2}
+
+
+async def test_what_another_timeline_committed_is_acknowledged_and_not_handed_off(
+    db: Database, handoff: HandOffLog
+) -> None:
+    """Number 3 of a promoted standby does not follow the number 2 that a lane has of the former primary."""
+    await make_tenant(db)
+    own = (await make_endpoint(db, "own")).key
+    handoff.owned = {own}
+    db.begin_on(await leases.timeline(db))
+    async with committing(db, handoff) as commits:
+        await commits.submit(await request_of(db, [new_event("id-1")], [own]))
+        assert [row.event_id for row in handoff.rows] == ["id-1"]
+        db.begin_on(db.timeline + 1)
+        result = await commits.submit(await request_of(db, [new_event("id-2")], [own]))
+    assert result.verdict is Verdict.ACCEPTED
+    assert [row.event_id for row in handoff.rows] == ["id-1"]
+    assert handoff.hints == {}
+    assert db.is_replaced
+
+
+async def test_a_batch_of_several_tenants_is_committed_tenant_by_tenant_where_it_must_be(
+    database: TestDatabase, handoff: HandOffLog
+) -> None:
+    async with Database.open(dataclasses.replace(database.options, one_tenant=True)) as db:
+        for tenant in ("acme", "globex"):
+            await make_tenant(db, tenant)
+        keys = {tenant: (await make_endpoint(db, "a", tenant=tenant)).key for tenant in ("acme", "globex")}
+        handoff.owned = set(keys.values())
+        async with committing(db, handoff) as commits:
+            requests = [
+                await request_of(db, [new_event(f"{tenant}-{n}")], [key], tenant=tenant)
+                for n in range(4)
+                for tenant, key in keys.items()
+            ]
+            results = await asyncio.gather(*(commits.submit(request) for request in requests))
+    assert [result.verdict for result in results] == [Verdict.ACCEPTED] * 8
+    assert sorted(row.event_id for row in handoff.rows) == sorted(f"{t}-{n}" for t in keys for n in range(4))
+    assert {row.key: row.seq for row in handoff.rows} == dict.fromkeys(keys.values(), 4)
 
 
 async def test_endpoints_locked_by_another_session_are_no_outage(

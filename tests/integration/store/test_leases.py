@@ -8,10 +8,11 @@ import uuid
 import asyncpg
 import pytest
 
+from dispatcher.errors import UnavailableError
 from dispatcher.model import Cursor, DecisionKind
 from dispatcher.store import cursors, decisions, leases
 from dispatcher.store.database import Database
-from dispatcher.store.fence import fenced, hold
+from dispatcher.store.fence import fenced, hold, probing
 from tests.support.backlog import add_endpoint, add_rows, add_tenant, decision_on
 from tests.support.waiting import until
 
@@ -102,6 +103,20 @@ async def test_a_promoted_replica_with_the_same_epochs_does_not_pass_the_fence(d
     db.timeline += 1
     async with fenced(db, {7: mine.epoch}) as (_, held):
         assert held == set()
+
+
+async def test_nothing_is_read_from_another_timeline_until_everything_starts_afresh(db: Database) -> None:
+    """Its rows do not continue what lanes have in memory: number n + 1 would go out, and number n there never."""
+    timeline = await leases.timeline(db)
+    db.begin_on(timeline + 1)
+    with pytest.raises(UnavailableError, match="another timeline"):
+        async with probing(db):
+            pass
+    assert db.is_replaced
+    db.begin_on(timeline)
+    async with probing(db) as connection:
+        assert await connection.fetchval("SHOW enable_seqscan") == "off"
+    assert not db.is_replaced
 
 
 async def test_a_fence_that_waited_for_a_steal_finds_the_epoch_gone(

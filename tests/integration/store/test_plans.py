@@ -27,6 +27,7 @@ from dispatcher.store import (
 )
 from dispatcher.store.database import Database
 from dispatcher.store.fence import guard_plan
+from dispatcher.store.forms import TenantStatement
 from dispatcher.store.partitions import Partition
 from tests.support.backlog import SETTINGS
 
@@ -73,6 +74,18 @@ async def start(connection: asyncpg.Connection) -> datetime:
 def statements(
     tenant_id: uuid.UUID, endpoint_ids: list[uuid.UUID], start: datetime
 ) -> Iterator[tuple[str, str, list[Any]]]:
+    """Both forms of those that have two."""
+    for name, statement, arguments in written(tenant_id, endpoint_ids, start):
+        if isinstance(statement, TenantStatement):
+            yield name, statement.many, arguments
+            yield f"{name}, one tenant", statement.one, [tenant_id, *arguments[1:]]
+        else:
+            yield name, statement, arguments
+
+
+def written(
+    tenant_id: uuid.UUID, endpoint_ids: list[uuid.UUID], start: datetime
+) -> Iterator[tuple[str, str | TenantStatement, list[Any]]]:
     tenants, last_day = [tenant_id] * 3, start + timedelta(days=DAYS - 1)
     three = endpoint_ids[:3]
     rows = [tenants, three, [200] * 3, [start + timedelta(days=4)] * 3, [50] * 3]
@@ -81,11 +94,17 @@ def statements(
     yield "facts", backlog.FETCH_FACTS, facts
     yield "payloads", backlog.FETCH_PAYLOADS, [tenants, ["e-1-1", "e-2-2", "e-3-3"], [last_day] * 3]
     yield "partition", backlog.LOAD_PARTITION, [7]
+    yield "keys of a partition", backlog.KEYS_OF_PARTITION, [7]
     yield "positions", backlog.LOAD_POSITIONS, [tenants, three]
     yield "counts", backlog.BACKLOG_COUNTS, [tenants, three]
     yield "runtime", runtime.LOAD_RUNTIME, [tenants, three]
     yield "changed", runtime.CHANGED_ENDPOINTS, [list(range(256)), last_day]
-    yield "unsettled", upkeep.FIND_UNSETTLED, [tenant_id, uuid.UUID(int=0), start, start + timedelta(days=1), 1000]
+    yield "changed, one tenant", runtime.CHANGED_HERE, [list(range(256)), last_day]
+    yield "changed tenants, one tenant", runtime.CHANGED_WITH_TENANT, [list(range(256)), last_day]
+    day = [start, start + timedelta(days=1)]
+    yield "unsettled", upkeep.FIND_UNSETTLED, [tenant_id, uuid.UUID(int=0), *day, 1000]
+    yield "unsettled, page", upkeep.PAGE_OF_ENDPOINTS, [tenant_id, uuid.UUID(int=0), 1000]
+    yield "unsettled of a page", upkeep.UNSETTLED_OF_PAGE, [tenants, three, *([time] * 3 for time in day)]
     yield "skip", decisions.SKIP_RANGE, [tenant_id, three[0], 1, 200, 100, 2, "r", "a"]
     letters = [tenants, three, [1, 1, 1], ["e-1-1"] * 3, [last_day] * 3, ["t"] * 3, [None] * 3, [1] * 3]
     yield "letters", decisions.INSERT_DEAD_LETTERS, [*letters, [None] * 3, [None] * 3, [None] * 3]
@@ -187,12 +206,14 @@ async def fill(
     await connection.execute("ANALYZE")
 
 
+@pytest.mark.parametrize("form", ["", ", one tenant"])
 async def test_rows_are_probed_in_the_partitions_from_their_cursor_on_only(
-    db: Database, connection: asyncpg.Connection, start: datetime
+    db: Database, connection: asyncpg.Connection, start: datetime, form: str
 ) -> None:
     tenant_id, endpoint_ids = uuid.uuid4(), [uuid.uuid4() for _ in range(ENDPOINTS)]
     await fill(connection, tenant_id, endpoint_ids, start)
-    rows, facts, payloads = list(statements(tenant_id, endpoint_ids, start))[:3]
+    known = {statement[0]: statement for statement in statements(tenant_id, endpoint_ids, start)}
+    rows, facts, payloads = (known[name + form] for name in ("rows", "facts", "payloads"))
     plan = await explain(connection, rows[1], rows[2], analyze=True)
     too_old = {Partition("outbox", (start + timedelta(days=n)).date()).name for n in range(4)}
     assert executed(plan, "outbox")

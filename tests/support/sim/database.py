@@ -23,6 +23,14 @@ class SimDatabase:
         self.process = process
         self.options = DatabaseOptions("sim", pooled=pooled)
         self.timeline = 0
+        self.is_replaced = False
+
+    def is_on(self, _timeline: int) -> bool:
+        """It is never replaced."""
+        return True
+
+    def begin_on(self, timeline: int) -> None:
+        self.timeline = timeline
 
     async def fetchval(self, _sql: str, *_arguments: Any) -> Any:
         """The only value that is asked for by statement is the database's time."""
