@@ -186,5 +186,5 @@ async def test_what_was_given_up_is_sent_again_and_the_past_replayed(served: Ser
         await receiver.wait_for(lambda: sorted(shop.delivered()) == sorted(again), timeout_s=LIMIT_S)
         replayed = await run_page("replay", served)
         counted, started = replayed.index('"matchedCount": "1"'), replayed.index('"matchedCount": "4"')
-        assert counted < started < replayed.index('"state": "STATE_RUNNING"', started)
+        assert counted < replayed.index('"state": "STATE_RUNNING"', counted) < started, "the answer to the call itself"
         assert replayed.count('"name": "tenants/acme/replays/inc-18"') == 3

@@ -23,6 +23,9 @@ def migrate(
             "Default: DISPATCHER_DATABASE_DIRECT_URL, or else DISPATCHER_DATABASE_URL.",
         ),
     ] = None,
+    citus: Annotated[
+        bool, typer.Option("--citus", help="Then spread the tables over the workers of Citus (docs/scaling.md).")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Bring the database to this release's schema. Safe to repeat, and when several start at once."""
@@ -31,19 +34,23 @@ def migrate(
     from dispatcher.cli.output import print_json
     from dispatcher.config import mask_dsn
     from dispatcher.errors import DispatcherError, UnavailableError
+    from dispatcher.store.citus import spread
     from dispatcher.store.migrate import migrate as run
 
     options = _options(dsn)
     try:
         applied = asyncio.run(run(options))
+        tables = asyncio.run(spread(options)) if citus else []
     except DispatcherError as error:
         code = ExitCode.UNAVAILABLE if isinstance(error, UnavailableError) else ExitCode.FAILED
         raise CliError(error.message, code=code, details=(f"database {mask_dsn(options.dsn)}",)) from error
     if as_json:
-        print_json({"applied": applied})
+        print_json({"applied": applied, "spread": tables} if citus else {"applied": applied})
         return
     for name in applied:
         print(f"applied {name}")
+    for table in tables:
+        print(f"spread {table}")
     print(f"{len(applied)} applied; the schema is that of this release" if applied else "the schema is up to date")
 
 

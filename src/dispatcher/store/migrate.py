@@ -51,7 +51,7 @@ def load_migrations() -> list[Migration]:
 
 async def migrate(options: DatabaseOptions) -> list[str]:
     """Bring the database to this release's schema and create the coming partitions. Returns the names applied now."""
-    connection = await _connect(options)
+    connection = await connect(options)
     try:
         _check_server(connection)
         await _prepare(connection)
@@ -66,7 +66,7 @@ async def migrate(options: DatabaseOptions) -> list[str]:
     return applied
 
 
-async def _connect(options: DatabaseOptions) -> asyncpg.Connection:
+async def connect(options: DatabaseOptions) -> asyncpg.Connection:
     """A connection; what cannot be reached is unavailable, what refuses us is an error to be mended."""
     try:
         connection: asyncpg.Connection = await asyncpg.connect(**connect_arguments(options))

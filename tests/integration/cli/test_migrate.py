@@ -44,3 +44,10 @@ async def test_something_that_is_no_database_url_is_refused():
     result = await migrate("--dsn", "mysql://x")
     assert result.code == 2
     assert "must be a postgresql:// URL" in result.err
+
+
+async def test_citus_is_asked_for_where_it_is_not_and_the_schema_is_migrated_all_the_same(empty_database: TestDatabase):
+    result = await migrate("--dsn", empty_database.dsn, "--citus")
+    assert result.code == 1
+    assert "CREATE EXTENSION citus" in result.err
+    assert (await migrate("--dsn", empty_database.dsn, "--json")).json == {"applied": []}
