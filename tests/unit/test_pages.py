@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from dispatcher.config import Settings, variable_of
+from dispatcher.store import citus
 from dispatcher.telemetry.catalog import METRICS
 from tests.support.readme import ROOT
 
-PAGES = ("README.md", "CHANGELOG.md", "docs/guarantees.md", "docs/operations.md", "docs/security.md")
+PAGES = ("README.md", "CHANGELOG.md", "docs/guarantees.md", "docs/operations.md", "docs/scaling.md", "docs/security.md")
 UNITS = re.compile(r"_(seconds|bytes)?(_?(total|count|sum|bucket))?$")
 
 
@@ -60,3 +61,8 @@ def test_metrics_that_alerts_name_exist() -> None:
     }
     assert len(named) > 6
     assert {name for name in named if UNITS.sub("", name) not in known} == set()
+
+
+def test_the_calls_for_citus_are_those_that_are_made() -> None:
+    shown = re.findall(r"^SELECT create_.*;$", text_of("docs/scaling.md"), re.MULTILINE)
+    assert shown == [f"{call};" for _, call in citus.calls()]
