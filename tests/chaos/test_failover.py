@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dispatcher.embedded.postgres import EmbeddedPostgres
-from tests.support.chaos.scene import Scene
+from tests.support.chaos.scene import LEASE_TTL_S, Scene
 from tests.support.chaos.standby import Server, ask, chain_of_servers
 from tests.support.proxy import TcpProxy, place_of, proxied
 
@@ -91,6 +91,32 @@ async def test_an_asynchronous_standby_is_promoted_and_only_what_it_had_not_is_l
                     await scene.shared()
                     await scene.forget_receipts(number + 1)
                 await scene.flows()
+        await scene.judge()
+
+
+async def test_a_standby_that_nobody_has_promoted_is_no_database(
+    crashable_postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """The address leads to it too early, or by mistake: everything waits, nothing ends, all resumes."""
+    async with (
+        proxied(crashable_postgres.dsn) as (proxy, through),
+        chain_of_servers(tmp_path, 1) as (standby,),
+        Scene.open("address leads to a standby", crashable_postgres.dsn, tmp_path, through=through) as scene,
+    ):
+        await standby.follow(scene.dsn)
+        await scene.shared()
+        pids = [each.pid for each in scene.served]
+        async with scene.publishing():
+            for _ in range(TIMES):
+                with scene.fault():
+                    proxy.lead_to(*place_of(standby.dsn))
+                    proxy.cut()
+                    await asyncio.sleep(UNSYNCED_S + LEASE_TTL_S)
+                    proxy.lead_to(*place_of(scene.dsn))
+                    proxy.cut()
+                    await scene.shared()
+                await scene.flows()
+        assert [each.pid for each in scene.served if each.is_running()] == pids
         await scene.judge()
 
 

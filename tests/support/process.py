@@ -116,6 +116,10 @@ class Served:
             self._process.kill()
             self._process.wait(10)
 
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def is_stopped(self) -> bool:
         """Whether SIGSTOP holds it."""
         return ") T " in Path(f"/proc/{self.pid}/stat").read_text()

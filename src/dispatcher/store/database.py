@@ -160,8 +160,9 @@ class Database:
             async with self._pool.acquire(timeout=self.options.connect_timeout_s) as connection:
                 try:
                     yield connection
-                except asyncpg.InternalClientError:
-                    connection.terminate()  # it must not serve anyone again
+                except (asyncpg.InternalClientError, asyncpg.ReadOnlySQLTransactionError):
+                    # Nobody is to get it again: lost track of, or to a replica, where a new one may find the primary.
+                    connection.terminate()
                     raise
         self.availability.answered()
 

@@ -11,7 +11,9 @@ that nobody has sent.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+
+import asyncpg
 
 from dispatcher.errors import UnavailableError
 from dispatcher.store.database import Connection, Database
@@ -72,9 +74,29 @@ async def probing(db: Database) -> AsyncIterator[Connection]:
     the leases, whose rows do not continue what is in memory."""
     async with db.transaction() as connection:
         if db.timeline:
-            found = await connection.fetchrow(GUARD_AND_TIMELINE)
-            if found is not None and not db.is_on(found["timeline"]):
-                raise UnavailableError("the database has another timeline; everything starts afresh first")
+            await _guard_on_timeline(db, connection)
         else:
             await guard_plan(connection)
         yield connection
+
+
+async def _guard_on_timeline(db: Database, connection: Connection) -> None:
+    with _replicas_refused():
+        found = await connection.fetchrow(GUARD_AND_TIMELINE)
+    if found is not None and not db.is_on(found["timeline"]):
+        raise UnavailableError("the database has another timeline; everything starts afresh first")
+
+
+async def timeline_on(connection: Connection) -> int:
+    """The timeline of the primary at the other end. Raises asyncpg's errors."""
+    with _replicas_refused():
+        return int(await connection.fetchval(TIMELINE))
+
+
+@contextlib.contextmanager
+def _replicas_refused() -> Iterator[None]:
+    """A replica has no timeline of its own to tell: it is no more use than for writing."""
+    try:
+        yield
+    except asyncpg.ObjectNotInPrerequisiteStateError as error:
+        raise asyncpg.ReadOnlySQLTransactionError("the database is a replica in recovery") from error

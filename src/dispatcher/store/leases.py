@@ -11,10 +11,9 @@ from uuid import UUID
 
 import asyncpg
 
-from dispatcher.errors import UnavailableError
 from dispatcher.model import Lease
 from dispatcher.store.database import Database
-from dispatcher.store.fence import TIMELINE
+from dispatcher.store.fence import timeline_on
 
 RENEW = """
 UPDATE lease l
@@ -109,11 +108,10 @@ async def timeline(db: Database) -> int:
     Raises `UnavailableError` on a replica. 0 where the database is of a kind that has no timelines.
     """
     try:
-        return int(await db.fetchval(TIMELINE))
+        async with db.acquire() as connection:
+            return await timeline_on(connection)
     except (asyncpg.FeatureNotSupportedError, asyncpg.UndefinedFunctionError):
         return 0
-    except asyncpg.ObjectNotInPrerequisiteStateError as error:
-        raise UnavailableError("the database is a replica in recovery; a primary is needed") from error
 
 
 def _lease(row: asyncpg.Record) -> Lease:

@@ -22,7 +22,9 @@ SETTLE_INTERVAL_S = 0.05
 XID_NOTICE = re.compile(r"dispatcher\.xid (\d+)")
 
 
-SELECT_STATUS = "SELECT pg_xact_status($1::text::xid8)"
+# A replica may be behind: what it has not heard of yet is not over.
+SELECT_STATUS = """
+SELECT CASE WHEN pg_is_in_recovery() THEN 'in progress' ELSE pg_xact_status($1::text::xid8) END"""
 
 
 async def read_status(connection: asyncpg.Connection, xid: int) -> str | None:
@@ -125,6 +127,10 @@ class PublishWriter:
         except asyncio.CancelledError:
             self.terminate()
             raise
+        except asyncpg.ReadOnlySQLTransactionError as error:
+            self.terminate()  # the next connection may find the primary
+            self._database.availability.failed()
+            raise UnavailableError("the database is a replica; nothing was written") from error
         except asyncpg.PostgresError as error:
             if not _is_rolled_back(error):
                 return await self._settle(requests, notices.xid, error)
@@ -162,7 +168,7 @@ class PublishWriter:
             with self._database.away_as_unavailable():
                 await confirm_durable(connection, self._settle_timeout_s)
                 found = await read_back(connection, requests, xid)
-        except UnavailableError as error:
+        except (UnavailableError, asyncpg.PostgresError) as error:  # of a replica that it cannot confirm, too
             self.terminate()
             raise CommitUnknownError("the events may be stored; the database did not confirm them") from error
         if self._notices.warning is not None:

@@ -403,6 +403,23 @@ async def test_a_commit_that_no_standby_confirmed_is_unknown_not_success(
     assert retried.events[0].duplicate is True
 
 
+async def test_a_database_that_takes_no_writes_is_unavailable_and_its_connections_are_not_kept(
+    db: Database, connection: asyncpg.Connection, handoff: HandOffLog
+) -> None:
+    """A replica that the address leads to; the next connection may lead to the primary."""
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    name = await connection.fetchval("SELECT current_database()")
+    async with committing(db, handoff) as commits:
+        await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        with pytest.raises(UnavailableError) as refused:
+            await commits.submit(await request_of(db, [new_event("id-1")], [key]))
+        assert refused.value.reason == "DATABASE_UNAVAILABLE", "nothing was written"
+        await connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        assert (await commits.submit(await request_of(db, [new_event("id-1")], [key]))).verdict is Verdict.ACCEPTED
+    assert await stored_ids(db) == ["id-1"]
+
+
 async def test_an_error_that_nobody_foresaw_is_never_called_unwritten(
     db: Database, handoff: HandOffLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
