@@ -98,7 +98,8 @@ class Core:
             stop_upkeep.set()
             commits.cancel()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(keeper), 1.0)
+                async with asyncio.timeout(1.0):
+                    await asyncio.shield(keeper)
             keeper.cancel()
 
     async def drain(self) -> None:

@@ -172,7 +172,8 @@ class ApiServer:
         for servicer in self._healths:
             await servicer.enter_graceful_shutdown()
         try:
-            await asyncio.wait_for(self._drain.idle(), self._settings.grpc_drain_s)
+            async with asyncio.timeout(self._settings.grpc_drain_s):
+                await self._drain.idle()
         except TimeoutError:
             _log.warning("calls in flight are cut off", extra={"waited_s": self._settings.grpc_drain_s})
 

@@ -207,7 +207,8 @@ class LeaseKeeper:
         if self._next_expiry_s is not None:
             pause_s = min(pause_s, self._next_expiry_s + 0.01)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), pause_s)
+            async with asyncio.timeout(pause_s):
+                await self._wake.wait()
         self._wake.clear()
 
     async def _heed_timeline(self) -> None:

@@ -138,7 +138,8 @@ class Database:
             yield cls(options, pool, observation)
         finally:
             try:
-                await asyncio.wait_for(pool.close(), options.connect_timeout_s)
+                async with asyncio.timeout(options.connect_timeout_s):
+                    await pool.close()
             except AWAY_ERRORS:
                 pool.terminate()
 

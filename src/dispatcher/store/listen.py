@@ -112,7 +112,8 @@ class Listener:
     async def _probe(self, connection: asyncpg.Connection, closed: asyncio.Event) -> None:
         """Wait for the end of the connection; after `probe_s` without one ask the server whether it is still there."""
         try:
-            await asyncio.wait_for(closed.wait(), self._probe_s)
+            async with asyncio.timeout(self._probe_s):
+                await closed.wait()
         except TimeoutError:
             await connection.execute("SELECT", timeout=self._db.options.connect_timeout_s)
 

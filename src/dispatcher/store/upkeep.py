@@ -78,7 +78,8 @@ async def run(db: Database, settings: UpkeepSettings, stop: asyncio.Event) -> No
         # The jitter keeps instances that started together from always working at the same time.
         delay_s = settings.interval_s * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
         try:
-            await asyncio.wait_for(stop.wait(), delay_s)
+            async with asyncio.timeout(delay_s):
+                await stop.wait()
         except TimeoutError:
             continue
 

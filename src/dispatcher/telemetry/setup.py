@@ -53,7 +53,8 @@ class Telemetry:
 
         threading.Thread(target=close, name="telemetry-shutdown", daemon=True).start()
         try:
-            await asyncio.wait_for(done.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await done.wait()
         except TimeoutError:
             _log.warning("telemetry was not flushed in time", extra={"timeout_s": timeout_s})
             return False

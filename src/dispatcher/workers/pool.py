@@ -104,7 +104,8 @@ class WorkerPool:
                 extra={"worker": number, "exit_code": code, "pause_s": round(pause_s, 2)},
             )
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), pause_s)
+                async with asyncio.timeout(pause_s):
+                    await self._stopping.wait()
             pause_s = min(pause_s * 2, self._options.restart_max_s)
 
     async def _run_one(self, number: int) -> int:

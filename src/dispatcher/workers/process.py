@@ -80,10 +80,12 @@ class Worker:
     async def ended_within(self, timeout_s: float) -> bool:
         """Whether it ends by itself in that time; it is killed where it does not."""
         try:
-            await asyncio.wait_for(self.ended(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self.ended()
         except TimeoutError:
             self.kill()
-            await asyncio.wait_for(self.ended(), KILLED_WAIT_S)
+            async with asyncio.timeout(KILLED_WAIT_S):
+                await self.ended()
             return False
         return True
 

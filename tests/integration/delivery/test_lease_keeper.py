@@ -251,6 +251,22 @@ async def test_once_another_timeline_is_seen_nothing_starts_and_everything_start
     assert process.keeper.may_send(5, time.monotonic())
 
 
+@pytest.mark.parametrize("steps", range(5))
+async def test_a_cancellation_in_the_instant_of_a_wake_ends_the_keeper(fleet: Fleet, steps: int) -> None:
+    """`asyncio.wait_for` loses it before Python 3.12: the keeper went on, and its process never ended."""
+    process = fleet.join()
+    await until(fleet.is_balanced)
+    for _ in range(20):
+        process.keeper._wake.set()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        process.task.cancel()
+        done, _ = await asyncio.wait([process.task], timeout=5.0)
+        assert done, "it goes on"
+        process.task = asyncio.create_task(process.keeper.run())
+        await asyncio.sleep(0.02)
+
+
 class Clock:
     """Monotonic seconds under the test's control, on top of the real ones."""
 
