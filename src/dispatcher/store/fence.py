@@ -80,11 +80,24 @@ async def probing(db: Database) -> AsyncIterator[Connection]:
         yield connection
 
 
+@contextlib.asynccontextmanager
+async def continuing(db: Database) -> AsyncIterator[Connection]:
+    """A transaction for writes that take something in memory for granted, without a fence; UnavailableError on another
+    timeline than that of the leases, where it may not be so."""
+    async with db.transaction() as connection:
+        if db.timeline and not db.is_on(await timeline_on(connection)):
+            raise UnavailableError(AFRESH)
+        yield connection
+
+
+AFRESH = "the database has another timeline; everything starts afresh first"
+
+
 async def _guard_on_timeline(db: Database, connection: Connection) -> None:
     with _replicas_refused():
         found = await connection.fetchrow(GUARD_AND_TIMELINE)
     if found is not None and not db.is_on(found["timeline"]):
-        raise UnavailableError("the database has another timeline; everything starts afresh first")
+        raise UnavailableError(AFRESH)
 
 
 async def timeline_on(connection: Connection) -> int:

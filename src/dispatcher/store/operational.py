@@ -22,6 +22,7 @@ from uuid_utils.compat import uuid7
 from dispatcher.model import RESERVED_TYPE_PREFIX, EndpointKey
 from dispatcher.store import forms
 from dispatcher.store.database import Connection, Database
+from dispatcher.store.fence import continuing
 from dispatcher.store.forms import by_tenant
 
 
@@ -121,8 +122,9 @@ DELETE_EVENT = "DELETE FROM operational_event WHERE tenant_id = $1 AND event_id 
 
 
 async def delete(db: Database, event: StoredOperationalEvent) -> None:
-    """It is published."""
-    await db.execute(DELETE_EVENT, event.key.tenant_id, event.event_id)
+    """It is published: unless a failover has lost that, see `continuing`."""
+    async with continuing(db) as connection:
+        await connection.execute(DELETE_EVENT, event.key.tenant_id, event.event_id)
 
 
 def _row(event: OperationalEvent) -> tuple[object, ...]:

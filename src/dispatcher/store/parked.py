@@ -16,7 +16,7 @@ from dispatcher.model import EndpointKey, OrderingMode, OutboxRow
 from dispatcher.store import forms
 from dispatcher.store.backlog import fill_facts_of_each
 from dispatcher.store.database import Connection, Database
-from dispatcher.store.fence import fenced, probing
+from dispatcher.store.fence import continuing, fenced, probing
 from dispatcher.store.forms import by_tenant
 
 LOAD_ROWS_MAX = 100_000
@@ -184,9 +184,10 @@ async def tidy(
 ) -> None:
     """Delete the records of deliveries that are done, and note when others are tried next. Raises UnavailableError.
 
-    No fence: that a delivery is done is a committed fact; and when it is tried next decides nothing.
+    No fence: that a delivery is done is a committed fact; and when it is tried next decides nothing. Save on another
+    timeline, where the fact may be lost: then its record is all that tells the next owner of the delivery.
     """
-    async with db.transaction() as connection:
+    async with continuing(db) as connection:
         if delays_s:
             rows = [(key.tenant_id, key.endpoint_id, seq, delay_s) for key, seq, delay_s in delays_s]
             await forms.execute(connection, RESCHEDULE, rows)

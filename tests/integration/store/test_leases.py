@@ -9,8 +9,8 @@ import asyncpg
 import pytest
 
 from dispatcher.errors import UnavailableError
-from dispatcher.model import Cursor, DecisionKind
-from dispatcher.store import cursors, decisions, leases
+from dispatcher.model import Cursor, DecisionKind, EndpointKey
+from dispatcher.store import cursors, decisions, leases, parked
 from dispatcher.store.database import Database
 from dispatcher.store.fence import fenced, hold, probing
 from tests.support.backlog import add_endpoint, add_rows, add_tenant, decision_on
@@ -117,6 +117,17 @@ async def test_nothing_is_read_from_another_timeline_until_everything_starts_afr
     async with probing(db) as connection:
         assert await connection.fetchval("SHOW enable_seqscan") == "off"
     assert not db.is_replaced
+
+
+async def test_the_record_of_a_parked_delivery_is_kept_on_another_timeline(db: Database) -> None:
+    """There its success may be lost, and the record is all that tells the next owner of it."""
+    key = EndpointKey(uuid.uuid4(), uuid.uuid4())
+    timeline = await leases.timeline(db)
+    db.begin_on(timeline)
+    await parked.tidy(db, [(key, 1)], [])
+    db.begin_on(timeline + 1)
+    with pytest.raises(UnavailableError, match="another timeline"):
+        await parked.tidy(db, [(key, 1)], [])
 
 
 async def test_a_fence_that_waited_for_a_steal_finds_the_epoch_gone(
