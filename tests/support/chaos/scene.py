@@ -85,10 +85,8 @@ class Scene:
     """What the watch over the low watermarks has found."""
     behave: Callable[[Request], Behaviour | None] = lambda _: None
     """Asked first how to answer; None for the usual."""
-    requests_before: list[tuple[Request, bool]] = field(default_factory=list)
-    seen_requests: int = 0
-    """Up to here requests were looked at after a failover; those that still count are in `requests_before`, each with
-    whether it is a ghost (see Receipt)."""
+    requests_before: int = 0
+    """So many requests came before the last failover was over: of them, those count whose rows are there in the end."""
     has_lost: bool = False
     finished: list[SteadyPublisher] = field(default_factory=list)
     """Publishers beside the usual ones."""
@@ -263,29 +261,32 @@ class Scene:
         return lost
 
     async def forget_receipts(self, resets: int) -> None:
-        """Once every process has started afresh so many times: forget what was received until now of rows that a
-        failover has undone. From now on nothing of them may come."""
+        """Once every process has started afresh so many times: what was received until now may be of rows that a
+        failover has undone. From now on nothing of them may come. Whether a row is undone shows in the end only: a
+        publisher that got no answer asks again, and the row comes back to its place."""
         await until(lambda: self._have_reset(resets), 30.0)
-        async with self.judge_connection() as connection:
-            to_monotonic = time.monotonic() - time.time()
-            there = {(row[0], row[1], row[2]): row[3] + to_monotonic for row in await connection.fetch(PLACES)}
         self.has_lost = True
-        for request in self.receiver.requests[self.seen_requests :]:
-            written_at = there.get((request.endpoint, request.sequence, request.event_id))
-            if written_at is not None:
-                self.requests_before.append((request, request.at_s < written_at))
-        self.seen_requests = len(self.receiver.requests)
+        self.requests_before = len(self.receiver.requests)
 
     async def _have_reset(self, count: int) -> bool:
         told = [[record["message"] for record in each.records()] for each in self.served]
         return all(sum(message.startswith(RESET) for message in messages) >= count for messages in told)
 
-    def receipts(self) -> list[Receipt]:
+    async def receipts(self, connection: asyncpg.Connection) -> list[Receipt]:
         """What receivers got, without what a failover has undone."""
-        before = receipts_of(request for request, _ in self.requests_before)
-        for receipt, (_, is_ghost) in zip(before, self.requests_before, strict=True):
-            receipt.is_ghost = is_ghost
-        return [*before, *receipts_of(self.receiver.requests[self.seen_requests :])]
+        receipts = receipts_of(self.receiver.requests)
+        before, since = receipts[: self.requests_before], receipts[self.requests_before :]
+        if not before:
+            return since
+        to_monotonic = time.monotonic() - time.time()
+        times = {tuple(place): at + to_monotonic for *place, at in await connection.fetch(PLACES)}
+        kept = []
+        for receipt in before:
+            written_at = times.get((receipt.endpoint, receipt.sequence, receipt.event_id))
+            if written_at is not None:
+                receipt.is_ghost = receipt.at < written_at
+                kept.append(receipt)
+        return [*kept, *since]
 
     async def judge(self) -> None:
         """After the last fault and the last publish: wait for rest, and fail with every promise not kept."""
@@ -296,10 +297,11 @@ class Scene:
             except TimeoutError:
                 raise AssertionError(f"not at rest in {SETTLES_S} s: {await unsettled(connection)}") from None
             self.figures.drained_s = time.monotonic() - began
+            receipts = await self.receipts(connection)
             record = await read_record(
                 connection,
                 [*self.publishers, *self.finished, self.doubter],
-                self.receipts(),
+                receipts,
                 ENDPOINTS,
                 has_lost=self.has_lost,
                 kept_rows=self.kept_rows,
@@ -307,13 +309,12 @@ class Scene:
             self.last_rows = record.rows
             record.refused = self.doubter.refused
             dead_letters = await connection.fetchval("SELECT count(*) FROM dead_letter")
-        found = [*violations(record), *self.watched, *self._duplicates()]
+        found = [*violations(record), *self.watched, *self._duplicates(receipts)]
         self._tell(dead_letters)
         assert not found, f"{self.name}: {len(found)} promises broken, the first:\n" + "\n".join(found[:20])
 
-    def _duplicates(self) -> list[str]:
+    def _duplicates(self, receipts: Sequence[Receipt]) -> list[str]:
         """Each copy must be owed to a fault: accepted in its last second or while it lasted; counted by fault."""
-        receipts = self.receipts()
         accepted: dict[tuple[str, int], float] = {}
         for receipt in receipts:
             if receipt.is_accepted and receipt.answered_at is not None:
