@@ -25,21 +25,23 @@ from dispatcher import __version__
 from dispatcher.api.ports import ServiceStatus
 from dispatcher.api.server import ApiParts, ApiServer
 from dispatcher.config import Settings, environment
-from dispatcher.config.groups import split_address
+from dispatcher.config.groups import UNIX_PREFIX, split_address
 from dispatcher.delivery.client import ClientOptions, WebhookClient
 from dispatcher.delivery.engine import Engine, EngineParts, EngineSettings
 from dispatcher.delivery.operations import OperationalRelay
 from dispatcher.delivery.prober import Prober
 from dispatcher.errors import PreconditionError, UnavailableError
 from dispatcher.model import EndpointKey, Instance, ProbeResult
-from dispatcher.ops.server import OpsServer, OwnPages
+from dispatcher.ops.server import EVERYBODY, OpsServer, OwnPages, tenant_metrics
 from dispatcher.routing.cache import SubscriptionCache
 from dispatcher.routing.publisher import Publisher
 from dispatcher.routing.quotas import Quotas
+from dispatcher.security.access import Access, load_access
 from dispatcher.security.egress import EgressPolicy
 from dispatcher.security.secrets import Keyring
 from dispatcher.signals import stop_on_signals
 from dispatcher.store import upkeep
+from dispatcher.store.audit import AuditTable
 from dispatcher.store.database import Database, DatabaseOptions
 from dispatcher.store.group_commit import GroupCommit, GroupCommitLimits
 from dispatcher.store.migrate import check_schema
@@ -65,6 +67,7 @@ class Core:
     telemetry: Telemetry
     health: Health
     keyring: Keyring
+    access: Access
     policy: EgressPolicy
     client: WebhookClient
     engine: Engine
@@ -93,8 +96,10 @@ class Core:
             commits = group.create_task(self.commits.run(), name="group-commit")
             keeper = group.create_task(upkeep.run(self.database, _upkeep(self.settings), stop_upkeep), name="upkeep")
             relay = group.create_task(self._relay().run(), name="operational-events")
+            access = group.create_task(self.access.run(), name="access")
             await group.create_task(self.engine.run(), name="delivery")
             relay.cancel()
+            access.cancel()
             stop_upkeep.set()
             commits.cancel()
             with contextlib.suppress(TimeoutError):
@@ -155,6 +160,7 @@ async def open_core(settings: Settings, telemetry: Telemetry, instance: Instance
     assert settings.database_url is not None  # noqa: S101 -- Settings.load has required it
     assert settings.secret_keys is not None  # noqa: S101
     options = database_options(settings, settings.database_url.get_secret_value())
+    access = load_access(settings)
     keyring, policy = Keyring.parse(settings.secret_keys.get_secret_value()), egress_policy(settings)
     health = Health(database_away_s=settings.database_away_s)
     observation = Observation(telemetry.instruments, telemetry.tracing)
@@ -176,6 +182,7 @@ async def open_core(settings: Settings, telemetry: Telemetry, instance: Instance
             telemetry=telemetry,
             health=health,
             keyring=keyring,
+            access=access,
             policy=policy,
             client=client,
             engine=engine,
@@ -227,6 +234,7 @@ def _upkeep(s: Settings) -> UpkeepSettings:
         interval_s=s.partition_check_interval_s,
         lock_wait_s=s.partition_lock_timeout_s,
         dedup_window_s=s.dedup_window_s,
+        audit_days=s.audit_retention_s // DAY_S,
     )
 
 
@@ -342,7 +350,9 @@ async def _serve(
     running = asyncio.create_task(core.run(), name="core")
     try:
         pages = OwnPages(core.health, core.telemetry.registry)
-        async with OpsServer(core.settings.ops_listen, pages) as ops:
+        # On a worker's own socket the supervisor asks, which knows who asks it.
+        seen_by = EVERYBODY if core.settings.ops_listen.startswith(UNIX_PREFIX) else tenant_metrics(core.settings)
+        async with OpsServer(core.settings.ops_listen, pages, seen_by) as ops:
             async with ApiServer(core.settings, api_parts(core), shares_port=shares_port) as api:
                 core.health.started()
                 log.info("serving", extra={"version": __version__, "instance": str(core.instance.instance_id)})
@@ -378,6 +388,8 @@ def api_parts(core: Core) -> ApiParts:
         on_command=core.engine.command_appended,
         on_row=lambda key, seq: core.engine.hint({key: seq}),
         look_back_s=core.look_back_s,
+        access=core.access,
+        trail=AuditTable(core.database),
     )
 
 

@@ -42,6 +42,18 @@ class InvalidRequestError(DispatcherError):
         self.violations = tuple(violations)
 
 
+class UnauthenticatedError(DispatcherError):
+    """It is not known who calls: UNAUTHENTICATED. Nothing was looked at, nothing was written."""
+
+    default_reason = "CREDENTIALS_MISSING"
+
+
+class PermissionDeniedError(DispatcherError):
+    """The caller is known and may not: PERMISSION_DENIED, with the permission that is missing in `metadata`."""
+
+    default_reason = "PERMISSION_MISSING"
+
+
 class NotFoundError(DispatcherError):
     """A named resource does not exist: NOT_FOUND with ResourceInfo. `resource_name` is its full name."""
 

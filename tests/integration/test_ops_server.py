@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from dispatcher.ops.server import OpsServer, OwnPages
+from dispatcher.ops.server import OpsServer, OwnPages, TenantMetrics
 from dispatcher.telemetry import ExportPlan, Health, Telemetry, start_telemetry
 
 
@@ -77,3 +77,38 @@ async def test_a_taken_port_is_an_error_and_the_port_is_free_after_the_end(telem
             await OpsServer(listen, OwnPages(Health(database_away_s=5), telemetry.registry)).__aenter__()
     async with OpsServer(listen, OwnPages(Health(database_away_s=5), telemetry.registry)) as again:
         assert (await get(again, "/livez"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("seen_by", "authorization", "are_shown"),
+    [
+        (TenantMetrics(None, is_open=True), "", True),
+        (TenantMetrics(None, is_open=False), "", False),
+        (TenantMetrics(None, is_open=False), "Bearer ", False),
+        (TenantMetrics("secret", is_open=False), "Bearer secret", True),
+        (TenantMetrics("secret", is_open=True), "", False),
+        (TenantMetrics("secret", is_open=False), "Bearer wrong", False),
+        (TenantMetrics("secret", is_open=False), "secret", False),
+        (TenantMetrics("secret", is_open=False), "Bearer \udce9", False),
+    ],
+)
+async def test_metrics_of_single_tenants_are_for_those_who_may_see_them(
+    telemetry: Telemetry,
+    seen_by: TenantMetrics,
+    authorization: str,
+    are_shown: bool,
+) -> None:
+    telemetry.instruments.worst_endpoints([("acme", "billing", 7, 1.5)])
+    telemetry.instruments.delivered(0.2)
+    pages = OwnPages(Health(database_away_s=5), telemetry.registry)
+    assert seen_by.are_shown_to(authorization) is are_shown
+    async with OpsServer("127.0.0.1:0", pages, seen_by) as server:
+        headers = {"Authorization": authorization} if authorization.isascii() else {}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{server.port}/metrics", headers=headers) as answer,
+        ):
+            text = await answer.text()
+    assert ("acme" in text) is are_shown
+    assert "billing" not in text or are_shown
+    assert "dispatcher_delivery_latency_seconds_bucket" in text

@@ -24,7 +24,7 @@ class Pages:
     async def readiness(self) -> tuple[bool, str]:
         return self.is_ready, "ready\n" if self.is_ready else "not ready\ndatabase: does not answer\n"
 
-    async def metrics(self, _accept: str) -> tuple[bytes, str]:
+    async def metrics(self, _accept: str, *, with_tenants: bool) -> tuple[bytes, str]:
         return self.text.encode(), "text/plain"
 
 
@@ -39,7 +39,7 @@ async def test_every_series_of_each_worker_is_shown_however_long_its_page_is(tmp
         OpsServer(f"unix:{sockets[1]}", Pages(3, is_ready=False)),
     ):
         pages = WorkerPages(ops, lambda: sockets, registry, lambda: False)
-        text = (await pages.metrics(""))[0].decode()
+        text = (await pages.metrics("", with_tenants=True))[0].decode()
         assert await pages.readiness() == (
             True,
             "ready: 1 of 2 workers\nworker 1: database: does not answer\n",
@@ -61,6 +61,6 @@ async def test_a_worker_that_is_gone_or_says_too_much_is_left_out(
         OpsServer(f"unix:{sockets[1]}", Pages(1000)),
     ):
         pages = WorkerPages(ops, lambda: sockets, CollectorRegistry(), lambda: False)
-        text = (await pages.metrics(""))[0].decode()
+        text = (await pages.metrics("", with_tenants=True))[0].decode()
         assert set(re.findall(r'worker="(\d)"', text)) == {"0"}
         assert await pages.readiness() == (True, "ready: 2 of 3 workers\nworker 2: does not answer\n")

@@ -36,8 +36,10 @@ from dispatcher.config import Settings
 from dispatcher.model import EndpointKey, Instance, Outcome, ProbeResult
 from dispatcher.routing.cache import SubscriptionCache
 from dispatcher.routing.publisher import Publisher
+from dispatcher.security.access import Access
 from dispatcher.security.egress import EgressPolicy
 from dispatcher.security.secrets import Keyring
+from dispatcher.store.audit import AuditTable
 from dispatcher.store.database import Database, DatabaseOptions
 from dispatcher.store.group_commit import GroupCommit, GroupCommitLimits
 from dispatcher.store.handoff import NoHandOff
@@ -159,6 +161,7 @@ async def serving(
     limits: GroupCommitLimits | None = None,
     writing: bool = True,
     tracing: Tracing | None = None,
+    access: Access | None = None,
     **settings: Any,
 ) -> AsyncIterator[Api]:
     """Serve on free ports of the loopback; `writing` False leaves the queue of the group commit unserved."""
@@ -181,6 +184,8 @@ async def serving(
             instruments=instruments,
             tracing=tracing or silent_tracing(),
             on_endpoint_changed=changed.append,
+            access=access or Access(),
+            trail=AuditTable(database),
         )
         writers = asyncio.create_task(commits.run() if writing else asyncio.Event().wait())
         try:

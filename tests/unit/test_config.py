@@ -95,6 +95,7 @@ def test_all_problems_are_told_at_once() -> None:
         required=SERVE_REQUIRES,
     )
     assert [problem.partition(":")[0].removeprefix("DISPATCHER_") for problem in problems] == [
+        "AUTH_MODE",
         "DATABASE_URL",
         "IN_FLIGHT_MAX",
         "NONSENSE",
@@ -213,3 +214,39 @@ def test_every_setting_is_described_and_every_number_is_bounded() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_generated_pages_are_current(page: str) -> None:
     assert (FOLDER / page).read_text() == PAGES[page](), "run `make docs`"
+
+
+MODES = {
+    "mtls": {"TLS_CERTIFICATE_FILE": "c", "TLS_KEY_FILE": "k", "TLS_CLIENT_CA_FILE": "r"},
+    "xfcc": {},
+    "linkerd": {},
+    "jwt": {"AUTH_JWT_KEYS": "f", "AUTH_JWT_ISSUER": "i", "AUTH_JWT_AUDIENCES": "a"},
+    "tokens": {"AUTH_TOKENS_FILE": "t"},
+}
+
+
+def auth(mode: str, **changed: str) -> dict[str, str]:
+    values = {"AUTH_MODE": mode, "AUTH_POLICY_FILE": "p", **MODES.get(mode, {}), **changed}
+    return {f"DISPATCHER_{name}": value for name, value in values.items()}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_needs_all_that_it_works_with(mode: str) -> None:
+    assert Settings.load(auth(mode)).auth_mode == mode
+    for name in ("AUTH_POLICY_FILE", *MODES[mode]):
+        assert any(f"DISPATCHER_{name}: must be set for" in each for each in problems_of(auth(mode, **{name: ""})))
+
+
+@pytest.mark.parametrize("mode", [*MODES, "none"])
+def test_what_a_mode_would_not_heed_is_refused(mode: str) -> None:
+    for other, variables in MODES.items():
+        for name in variables if other != mode else ():
+            if name not in ("TLS_CERTIFICATE_FILE", "TLS_KEY_FILE"):
+                assert any(f"{name}: means nothing" in each for each in problems_of(auth(mode, **{name: "x"})))
+
+
+def test_who_calls_is_never_guessed() -> None:
+    assert problems_of({"DISPATCHER_AUTH_MODE": "auto"})
+    assert any("AUTH_MODE: must be set" in each for each in problems_of({}, required=("auth_mode",)))
+    assert any("https" in each for each in problems_of(auth("jwt", AUTH_JWT_KEYS="http://issuer.example/keys")))
+    assert any("TLS_KEY_FILE" in each for each in problems_of(auth("tokens", TLS_CERTIFICATE_FILE="c")))

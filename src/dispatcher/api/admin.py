@@ -15,12 +15,14 @@ from dispatcher.api.interceptors import Context, wait_s
 from dispatcher.api.ports import InstanceControl
 from dispatcher.errors import NotFoundError, UnavailableError
 from dispatcher.model import PARTITION_COUNT, Instance, Lease
-from dispatcher.store import instances, leases, ping
+from dispatcher.store import audit, instances, leases, ping
+from dispatcher.store.audit import AuditRecord
 from dispatcher.store.database import Database
-from dispatcher.store.paging import decode_token, encode_token, page_size
+from dispatcher.store.paging import PageRequest, decode_token, encode_token, page_size
 
 _INSTANCES = ("instances",)
 _LEASES = ("leases",)
+_PHASES = {"BEGUN": admin_pb2.AuditRecord.PHASE_BEGUN, "ENDED": admin_pb2.AuditRecord.PHASE_ENDED}
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
@@ -73,6 +75,15 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         token = encode_token(_LEASES, (page[-1].partition,)) if len(rest) > size else ""
         return admin_pb2.ListLeasesResponse(leases=map(_lease_message, page), next_page_token=token)
 
+    async def ListAuditRecords(
+        self, request: admin_pb2.ListAuditRecordsRequest, context: Context
+    ) -> admin_pb2.ListAuditRecordsResponse:
+        size = page_size(request.page_size, maximum=self._page_size_max)
+        page = await audit.list_page(self._database, PageRequest(size, request.page_token, request.filter))
+        return admin_pb2.ListAuditRecordsResponse(
+            records=map(_audit_message, page.items), next_page_token=page.next_token
+        )
+
     async def Drain(self, request: admin_pb2.DrainRequest, context: Context) -> admin_pb2.DrainResponse:
         _check_instance(request.instance, self._control.status().instance_id)
         self._control.drain()
@@ -99,6 +110,24 @@ def _instance_message(instance: Instance) -> admin_pb2.Instance:
         partition_count=instance.partitions,
         in_flight_count=instance.in_flight,
         delivered_count=instance.delivered_total,
+    )
+
+
+def _audit_message(record: AuditRecord) -> admin_pb2.AuditRecord:
+    call = record.call
+    return admin_pb2.AuditRecord(
+        time=timestamp(record.time),
+        audit_id=str(call.audit_id),
+        phase=_PHASES.get(record.phase, admin_pb2.AuditRecord.PHASE_UNSPECIFIED),
+        principal=call.principal,
+        auth_mode=call.auth_mode,
+        method=call.method,
+        resource=call.resource,
+        tenant=call.tenant,
+        peer=call.peer,
+        request_id=call.request_id,
+        trace_id=call.trace_id,
+        status=record.status,
     )
 
 

@@ -9,7 +9,7 @@ from dispatcher.api.convert import replays as convert_replays
 from dispatcher.api.convert.checks import Violations, text
 from dispatcher.api.convert.deliveries import delivery_message
 from dispatcher.api.convert.names import ANY, new_id, parse_name, read_name
-from dispatcher.api.endpoints import ACTOR
+from dispatcher.api.guard import actor
 from dispatcher.api.interceptors import Context
 from dispatcher.api.ports import RowListener
 from dispatcher.api.replays import Replays
@@ -60,7 +60,7 @@ class DeadLetterServicer(dead_letter_pb2_grpc.DeadLetterServiceServicer):
         self, request: dead_letter_pb2.RedriveDeadLetterRequest, context: Context
     ) -> dead_letter_pb2.RedriveDeadLetterResponse:
         tenant, endpoint, seq = parse_name(request.name, PATTERN)
-        key, new_seq = await dead_letters.redrive(self._database, tenant, endpoint, int(seq), ACTOR)
+        key, new_seq = await dead_letters.redrive(self._database, tenant, endpoint, int(seq), actor())
         self._on_row(key, new_seq)
         letter = convert.letter_message(tenant, await dead_letters.get(self._database, tenant, endpoint, int(seq)))
         letter.ClearField("payload")
@@ -92,7 +92,7 @@ class DeadLetterServicer(dead_letter_pb2_grpc.DeadLetterServiceServicer):
         if not reason:
             violations.add("reason", "must be given: it stays on record")
         violations.raise_if_any()
-        letter = await dead_letters.discard(self._database, tenant, endpoint, int(seq), reason, ACTOR)
+        letter = await dead_letters.discard(self._database, tenant, endpoint, int(seq), reason, actor())
         return convert.letter_message(tenant, letter)
 
 

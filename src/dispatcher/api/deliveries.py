@@ -12,7 +12,7 @@ from dispatcher.api.convert.attempts import attempt_message
 from dispatcher.api.convert.checks import Violations, text
 from dispatcher.api.convert.events import event_message
 from dispatcher.api.convert.names import ANY, parse_name, read_name
-from dispatcher.api.endpoints import ACTOR
+from dispatcher.api.guard import actor
 from dispatcher.api.interceptors import Context, wait_s
 from dispatcher.api.ports import CommandListener
 from dispatcher.errors import (
@@ -129,7 +129,7 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
         tenant, endpoint, seq = names[0], names[1], int(names[2])
         found = await self._find(tenant, endpoint, seq)
         facts: dict[str, int | str] = {"seq": seq, "event_id": found.event_id, **arguments}
-        command = Command(uuid7(), found.key, kind, facts, ACTOR)
+        command = Command(uuid7(), found.key, kind, facts, actor())
         await commands.append(self._database, command)
         self._on_command(command.key)
         waited_s = wait_s(context, self._command_wait_s)

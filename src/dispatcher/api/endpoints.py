@@ -10,6 +10,7 @@ from webhooks.v1 import endpoint_pb2, endpoint_pb2_grpc
 from dispatcher.api.convert import endpoints as convert
 from dispatcher.api.convert.endpoints import PATTERN, EndpointRules
 from dispatcher.api.convert.names import parse_name
+from dispatcher.api.guard import actor
 from dispatcher.api.interceptors import Context
 from dispatcher.api.ports import EndpointListener, EndpointProber
 from dispatcher.model import Endpoint, EndpointKey
@@ -19,9 +20,6 @@ from dispatcher.store import endpoint_deletion, endpoint_state, endpoints, key_r
 from dispatcher.store.database import Database
 from dispatcher.store.paging import PageRequest, page_size
 from dispatcher.store.signing_keys import NewSigningKey
-
-ACTOR = "caller"
-"""Who is on record for what a call causes, until callers have identities."""
 
 
 class EndpointServicer(endpoint_pb2_grpc.EndpointServiceServicer):
@@ -92,7 +90,7 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServiceServicer):
             self._database,
             tenant,
             name,
-            actor=ACTOR,
+            actor=actor(),
             force=request.force,
             etag=request.etag,
             validate_only=request.validate_only,

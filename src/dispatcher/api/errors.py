@@ -23,8 +23,10 @@ from dispatcher.errors import (
     InvalidRequestError,
     NotFoundError,
     OverloadedError,
+    PermissionDeniedError,
     PreconditionError,
     QuotaExceededError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from dispatcher.routing.publisher import ChainBrokenError
@@ -41,6 +43,8 @@ INTERNAL_MESSAGE = "internal error"
 
 # The first class that fits is taken, so subclasses stand before their bases.
 _CODES: tuple[tuple[type[DispatcherError], grpc.StatusCode], ...] = (
+    (UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
+    (PermissionDeniedError, grpc.StatusCode.PERMISSION_DENIED),
     (InvalidRequestError, grpc.StatusCode.INVALID_ARGUMENT),
     (NotFoundError, grpc.StatusCode.NOT_FOUND),
     (AlreadyExistsError, grpc.StatusCode.ALREADY_EXISTS),

@@ -19,10 +19,13 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from webhooks.admin.v1 import admin_pb2, admin_pb2_grpc
 
-from dispatcher.api.interceptors import TRACEPARENT, Context, wait_s
+from dispatcher.api.guard import REQUEST_ID, Guard, Rates, admission
+from dispatcher.api.interceptors import OWN_PREFIX, TRACEPARENT, Context, admitted, identified, wait_s
 from dispatcher.api.reflection import enable_reflection
-from dispatcher.api.server import ADMIN_SERVICES, CANCEL_GRACE_S, bind, server_options
+from dispatcher.api.server import ADMIN_SERVICES, CANCEL_GRACE_S, bind, guarded_paths, server_options
 from dispatcher.config import Settings
+from dispatcher.security.access import Access
+from dispatcher.security.authentication import SUPERVISED_MODE, SUPERVISED_PRINCIPAL
 
 READ_WAIT_S = 3.0
 """Longest a worker may take to answer a read: one that is frozen must not keep the others' answers."""
@@ -62,6 +65,12 @@ class AdminFront(admin_pb2_grpc.AdminServiceServicer):
         response: admin_pb2.ListLeasesResponse = await self._of_any(request, context, "ListLeases")
         return response
 
+    async def ListAuditRecords(
+        self, request: admin_pb2.ListAuditRecordsRequest, context: Context
+    ) -> admin_pb2.ListAuditRecordsResponse:
+        response: admin_pb2.ListAuditRecordsResponse = await self._of_any(request, context, "ListAuditRecords")
+        return response
+
     async def Drain(self, request: admin_pb2.DrainRequest, context: Context) -> admin_pb2.DrainResponse:
         answers, failures = await self._of_all(request, context, "Drain", self._drain_s)
         # Where none was named, all are meant: one that did not hear of it goes on taking partitions.
@@ -95,11 +104,37 @@ class AdminFront(admin_pb2_grpc.AdminServiceServicer):
             channel = self._channels[target] = grpc.aio.insecure_channel(target, options=options)
         call = getattr(admin_pb2_grpc.AdminServiceStub(channel), method)
         answer: Awaitable[Any] = call(
-            request,
-            timeout=max(0.0, wait_s(context, longest_s)),
-            metadata=[(key, value) for key, value in context.invocation_metadata() or () if key == TRACEPARENT],
+            request, timeout=max(0.0, wait_s(context, longest_s)), metadata=_handed_on(context)
         )
         return answer
+
+
+def _handed_on(context: Context) -> list[tuple[str, str | bytes]]:
+    """What a worker learns of the call beside its request: the trace, and who calls, which it takes from us alone."""
+    caller = admission().caller
+    kept = [(key, value) for key, value in context.invocation_metadata() or () if key in (TRACEPARENT, REQUEST_ID)]
+    return [*kept, (SUPERVISED_PRINCIPAL, caller.principal), (SUPERVISED_MODE, caller.mode.value)]
+
+
+class GuardInterceptor(grpc.aio.ServerInterceptor):
+    """The guard of a supervisor's port; who carries a call out puts it on record."""
+
+    def __init__(self, guard: Guard, guarded: tuple[str, ...]) -> None:
+        self._guard = guard
+        self._guarded = guarded
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        path = handler_call_details.method
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        if path.startswith(OWN_PREFIX):
+            return admitted(handler, self._guard, path.removeprefix("/"))
+        return identified(handler, self._guard) if path.startswith(self._guarded) else handler
 
 
 def _together(statuses: Sequence[admin_pb2.GetStatusResponse]) -> admin_pb2.GetStatusResponse:
@@ -133,21 +168,27 @@ async def _abort(context: Context, failures: Sequence[BaseException]) -> Any:
 class AdminFrontServer:
     """Serves AdminService, health and reflection while entered."""
 
-    def __init__(self, settings: Settings, targets: Callable[[], Sequence[str]]) -> None:
+    def __init__(self, settings: Settings, targets: Callable[[], Sequence[str]], access: Access) -> None:
         self._settings = settings
+        self._access = access
         self._front = AdminFront(targets, drain_wait_s=settings.command_wait_s)
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
 
     async def __aenter__(self) -> Self:
         """Listen. Raises OSError where the address can't be bound."""
-        server = grpc.aio.server(options=server_options(self._settings))
+        settings = self._settings
+        guard = Guard(self._access, Rates(settings.caller_rate_per_s, settings.caller_burst), None)
+        server = grpc.aio.server(
+            interceptors=[GuardInterceptor(guard, guarded_paths(settings))], options=server_options(settings)
+        )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self._front, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        enable_reflection(server, (*ADMIN_SERVICES, health.SERVICE_NAME))
+        if settings.reflection_access != "off":
+            enable_reflection(server, (*ADMIN_SERVICES, health.SERVICE_NAME))
         for name in ("", *ADMIN_SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        bind(server, self._settings.admin_listen)
+        bind(server, settings.admin_listen, self._access)
         await server.start()
         self._server = server
         return self

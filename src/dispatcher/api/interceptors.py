@@ -1,15 +1,17 @@
-"""What surrounds every call of ours: span, duration, drain, and errors turned into statuses.
+"""What surrounds every call of ours: span, duration, drain, guard, and errors turned into statuses.
 
-Health and reflection pass by: they belong to grpcio, answer while the server drains, and are no business of callers.
+Health and reflection belong to grpcio and answer while the server drains; the guard only asks who calls, if it is to.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias
 
 import grpc
@@ -19,10 +21,13 @@ from opentelemetry import trace
 
 from dispatcher.api import errors
 from dispatcher.api.draining import Drain
+from dispatcher.api.guard import Guard
 from dispatcher.errors import DispatcherError
 from dispatcher.telemetry import Instruments, Tracing
 
 OWN_PREFIX = "/webhooks."
+HEALTH_PREFIX = "/grpc.health."
+REFLECTION_PREFIX = "/grpc.reflection."
 TRACEPARENT = "traceparent"
 
 _log = logging.getLogger(__name__)
@@ -45,7 +50,18 @@ def wait_s(context: Context, longest_s: float) -> float:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """One for all methods, unary and streaming."""
 
-    def __init__(self, instruments: Instruments, tracing: Tracing, drain: Drain) -> None:
+    def __init__(
+        self,
+        instruments: Instruments,
+        tracing: Tracing,
+        drain: Drain,
+        guard: Guard,
+        *,
+        guarded: tuple[str, ...] = (),
+    ) -> None:
+        """`guarded`: beginnings of paths that are not ours and yet for known callers only."""
+        self._guard = guard
+        self._guarded = guarded
         self._instruments = instruments
         self._tracing = tracing
         self._drain = drain
@@ -62,8 +78,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return known
         handler = await continuation(handler_call_details)
         # None where there is no such method: grpc answers UNIMPLEMENTED, and nothing is remembered of it.
-        if handler is None or not path.startswith(OWN_PREFIX):
+        if handler is None:
             return handler
+        if not path.startswith(OWN_PREFIX):
+            if not path.startswith(self._guarded):
+                return handler
+            return self._handlers.setdefault(path, identified(handler, self._guard))
         return self._handlers.setdefault(path, self._wrapped(handler, path.removeprefix("/")))
 
     def _wrapped(self, handler: Handler, method: str) -> Handler:
@@ -81,7 +101,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         with self._tracing.server_span(method, _traceparent_of(context)) as span:
             try:
                 with self._drain.call():
-                    response = await behavior(request, context)
+                    async with self._guard.admitted(method, request, context):
+                        response = await behavior(request, context)
                 ended = "OK"
             except DispatcherError as error:
                 status = _status_of(error, method)
@@ -102,6 +123,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return await _abort(context, status)
 
 
+def identified(handler: Handler, guard: Guard) -> Handler:
+    """A handler that is not ours, for callers that are known; the table of permissions says nothing of it."""
+    return _guarded(handler, lambda _, context: guard.identified(context))
+
+
+def admitted(handler: Handler, guard: Guard, method: str) -> Handler:
+    """A handler for those who may call `method`, and nothing else around it."""
+    return _guarded(handler, lambda request, context: guard.admitted(method, request, context))
+
+
+def _guarded(handler: Handler, admission: Callable[[Any, Context], AbstractAsyncContextManager[Any]]) -> Handler:
+    make, behavior = _behavior_of(handler)
+
+    async def surrounded(request: Any, context: Context) -> Any:
+        try:
+            async with admission(request, context):
+                return await behavior(request, context)
+        except DispatcherError as error:
+            return await _abort(context, errors.to_status(error))
+
+    wrapped: Handler = make(surrounded, handler.request_deserializer, handler.response_serializer)
+    return wrapped
+
+
 def _behavior_of(handler: Any) -> tuple[Callable[..., Any], Behavior]:
     """The constructor for a handler of the same kind, and the behaviour as a coroutine.
 
@@ -116,11 +161,14 @@ def _behavior_of(handler: Any) -> tuple[Callable[..., Any], Behavior]:
     return grpc.unary_unary_rpc_method_handler, handler.unary_unary
 
 
-def _writing(generator: Callable[[Any, Context], AsyncIterator[Any]]) -> Behavior:
-    """A streaming behaviour, an async generator, as one coroutine: span and context stay with a single task."""
+def _writing(generator: Callable[[Any, Context], Any]) -> Behavior:
+    """A streaming behaviour as one coroutine: span and context stay with a single task. It is an async generator or,
+    as in grpcio's own services, a coroutine that writes by itself."""
+    if not inspect.isasyncgenfunction(generator):
+        return generator
 
     async def write_all(request: Any, context: Context) -> None:
-        async with contextlib.aclosing(generator(request, context)) as responses:  # type: ignore[type-var] # a generator has aclose
+        async with contextlib.aclosing(generator(request, context)) as responses:
             async for response in responses:
                 await context.write(response)
 

@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
+from itertools import islice
 
 from opentelemetry import trace
-from webhooks.v1 import publisher_pb2, publisher_pb2_grpc
+from webhooks.v1 import event_pb2, publisher_pb2, publisher_pb2_grpc
 
 from dispatcher.api import errors
 from dispatcher.api.convert.checks import Violations
 from dispatcher.api.convert.events import PublishLimits, publish_results, read_publish
 from dispatcher.api.draining import Drain, draining_error
+from dispatcher.api.guard import Admission, admission
 from dispatcher.api.interceptors import Context
-from dispatcher.errors import CommitUnknownError, DispatcherError, InvalidRequestError
+from dispatcher.errors import CommitUnknownError, DispatcherError, InvalidRequestError, PermissionDeniedError
 from dispatcher.model import PublishedEvent
 from dispatcher.routing.publisher import ChainBrokenError, Publication, Publisher, PublishStream
 from dispatcher.telemetry import Instruments, current_traceparent
@@ -38,6 +40,7 @@ class PublisherServicer(publisher_pb2_grpc.PublisherServiceServicer):
         self._drain = drain
 
     async def Publish(self, request: publisher_pb2.PublishRequest, context: Context) -> publisher_pb2.PublishResponse:
+        admission().publishes(request.parent, types_of(request.events, self._limits))
         violations = Violations()
         tenant, events = read_publish(request.parent, request.events, self._limits, current_traceparent(), violations)
         violations.raise_if_any()
@@ -49,7 +52,7 @@ class PublisherServicer(publisher_pb2_grpc.PublisherServiceServicer):
     async def PublishStream(
         self, request_iterator: AsyncIterator[publisher_pb2.PublishStreamRequest], context: Context
     ) -> AsyncIterator[publisher_pb2.PublishStreamResponse]:
-        session = _Session(self._publisher.stream(), self._limits, deadline_of(context))
+        session = _Session(self._publisher.stream(), self._limits, deadline_of(context), admission())
         async with _reading(session, request_iterator, self._drain) as reader:
             async for response, published in session.answers():
                 self._count(published)
@@ -66,6 +69,11 @@ class PublisherServicer(publisher_pb2_grpc.PublisherServiceServicer):
             self._instruments.events_published(stored, "stored")
         if duplicates:
             self._instruments.events_published(duplicates, "duplicate")
+
+
+def types_of(events: Sequence[event_pb2.Event], limits: PublishLimits) -> frozenset[str]:
+    """The types that a request publishes. One with more events than it may have is refused anyway."""
+    return frozenset(event.type for event in islice(events, limits.events_max))
 
 
 def deadline_of(context: Context) -> float | None:
@@ -98,7 +106,10 @@ class _Window:
 class _Session:
     """One stream: requests in by `take`, responses out by `answers`, in the same order."""
 
-    def __init__(self, stream: PublishStream, limits: PublishLimits, deadline: float | None) -> None:
+    def __init__(
+        self, stream: PublishStream, limits: PublishLimits, deadline: float | None, admission: Admission
+    ) -> None:
+        self._admission = admission
         self._stream = stream
         self._limits = limits
         self._deadline = deadline
@@ -108,7 +119,9 @@ class _Session:
         self._broken = False
 
     async def take(self, request: publisher_pb2.PublishStreamRequest) -> None:
-        """The next request; returns once it has its place in the order."""
+        """The next request; returns once it has its place in the order. Raises UnauthenticatedError where its caller is
+        not known any more."""
+        await self._admission.next_of_stream()
         await self._window.enter(request.ByteSize())
         violations = Violations()
         if request.client_sequence <= self._sequence:
@@ -118,8 +131,9 @@ class _Session:
         self._tenants.append(tenant)
         taken: Publication | DispatcherError = Publication(tenant, events, self._deadline)
         try:
+            self._admission.publishes(request.parent, types_of(request.events, self._limits))
             violations.raise_if_any()
-        except InvalidRequestError as error:
+        except (InvalidRequestError, PermissionDeniedError) as error:
             taken = error
         await self._stream.send(request.client_sequence, taken)
 

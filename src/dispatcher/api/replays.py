@@ -9,7 +9,7 @@ from webhooks.v1 import replay_pb2, replay_pb2_grpc
 
 from dispatcher.api.convert import replays as convert
 from dispatcher.api.convert.names import parse_name
-from dispatcher.api.endpoints import ACTOR
+from dispatcher.api.guard import actor
 from dispatcher.api.interceptors import Context
 from dispatcher.model import Endpoint
 from dispatcher.routing.patterns import matches
@@ -49,7 +49,7 @@ class Replays:
             position=planned.position,
             rate_per_s=self.rate(rate),
             matched_count=planned.matched_count,
-            actor=ACTOR,
+            actor=actor(),
         )
         return await replays.create(self._database, tenant, new)
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -41,7 +41,8 @@ from dispatcher.api.deliveries import DeliveryServicer
 from dispatcher.api.draining import Drain
 from dispatcher.api.endpoints import EndpointServicer
 from dispatcher.api.event_types import EventTypeServicer
-from dispatcher.api.interceptors import CallInterceptor
+from dispatcher.api.guard import AuditTrail, Guard, Rates
+from dispatcher.api.interceptors import HEALTH_PREFIX, REFLECTION_PREFIX, CallInterceptor
 from dispatcher.api.ports import (
     CommandListener,
     EndpointListener,
@@ -55,9 +56,12 @@ from dispatcher.api.publisher import PublisherServicer
 from dispatcher.api.reflection import enable_reflection
 from dispatcher.api.replays import Replays, ReplayServicer
 from dispatcher.api.tenants import TenantServicer
+from dispatcher.api.tls import server_credentials
 from dispatcher.config import Settings
-from dispatcher.config.groups import UNIX_PREFIX
+from dispatcher.config.groups import UNIX_PREFIX, CallerSettings
 from dispatcher.routing.publisher import Publisher
+from dispatcher.security.access import Access
+from dispatcher.security.authentication import BySupervisor
 from dispatcher.security.egress import EgressPolicy
 from dispatcher.security.secrets import Keyring
 from dispatcher.store.database import Database
@@ -65,8 +69,6 @@ from dispatcher.telemetry import Health, Instruments, Tracing
 
 HEALTH_INTERVAL_S = 0.25
 """How soon after a change the health service tells it."""
-CONNECTION_AGE_S = 1800
-"""Connections are renewed so often, spread by grpc, so that new instances get their share. Calls in flight go on."""
 KEEPALIVE_INTERVAL_S = 60
 KEEPALIVE_TIMEOUT_S = 20
 CLIENT_PING_INTERVAL_MIN_S = 10
@@ -108,6 +110,8 @@ class ApiParts:
     on_command: CommandListener = tell_nobody
     on_row: RowListener = tell_nobody_of_rows
     look_back_s: float = 60.0
+    access: Access = field(default_factory=Access)
+    trail: AuditTrail | None = None
 
 
 class ApiServer:
@@ -128,7 +132,9 @@ class ApiServer:
 
     async def __aenter__(self) -> Self:
         """Listen. Raises OSError where an address can't be bound."""
-        callers, operators = self._make_server(shares_port=self._shares_port), self._make_server()
+        access = self._parts.access
+        callers = self._make_server(access, shares_port=self._shares_port)
+        operators = self._make_server(_supervised(access) if self._is_supervised else access)
         self._add_caller_services(callers)
         admin = AdminServicer(
             self._parts.database,
@@ -139,8 +145,8 @@ class ApiServer:
         admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, operators)
         self._add_common(callers, self._healths[0], CALLER_SERVICES)
         self._add_common(operators, self._healths[1], ADMIN_SERVICES)
-        self.port = bind(callers, self._settings.grpc_listen)
-        self.admin_port = bind(operators, self._settings.admin_listen)
+        self.port = bind(callers, self._settings.grpc_listen, access)
+        self.admin_port = bind(operators, self._settings.admin_listen, access)
         told = self._parts.health.is_ready
         await self._tell_health(is_ready=told)
         self._servers = [callers, operators]
@@ -177,8 +183,16 @@ class ApiServer:
         except TimeoutError:
             _log.warning("calls in flight are cut off", extra={"waited_s": self._settings.grpc_drain_s})
 
-    def _make_server(self, *, shares_port: bool = False) -> grpc.aio.Server:
-        interceptor = CallInterceptor(self._parts.instruments, self._parts.tracing, self._drain)
+    @property
+    def _is_supervised(self) -> bool:
+        return self._settings.admin_listen.startswith(UNIX_PREFIX)
+
+    def _make_server(self, access: Access, *, shares_port: bool = False) -> grpc.aio.Server:
+        parts, settings = self._parts, self._settings
+        guard = Guard(access, Rates(settings.caller_rate_per_s, settings.caller_burst), parts.trail)
+        interceptor = CallInterceptor(
+            parts.instruments, parts.tracing, self._drain, guard, guarded=guarded_paths(settings)
+        )
         return grpc.aio.server(
             interceptors=[interceptor], options=server_options(self._settings, shares_port=shares_port)
         )
@@ -227,7 +241,8 @@ class ApiServer:
         self, server: grpc.aio.Server, servicer: health.aio.HealthServicer, services: Sequence[str]
     ) -> None:
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-        enable_reflection(server, (*services, health.SERVICE_NAME))
+        if self._settings.reflection_access != "off":
+            enable_reflection(server, (*services, health.SERVICE_NAME))
 
     async def _follow_health(self, told: bool) -> None:  # noqa: FBT001 - what was told last, a plain fact
         while True:
@@ -263,7 +278,9 @@ def server_options(settings: Settings, *, shares_port: bool = False) -> list[tup
         ("grpc.max_concurrent_streams", settings.grpc_streams_max),
         # Only for workers: with it, a second service on the same port would silently take half of the calls.
         ("grpc.so_reuseport", int(shares_port)),
-        ("grpc.max_connection_age_ms", CONNECTION_AGE_S * 1000),
+        ("grpc.max_metadata_size", settings.grpc_metadata_bytes_max),
+        ("grpc.absolute_max_metadata_size", settings.grpc_metadata_bytes_max),
+        ("grpc.max_connection_age_ms", round(settings.grpc_connection_age_s * 1000)),
         ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_S * 1000),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -271,10 +288,24 @@ def server_options(settings: Settings, *, shares_port: bool = False) -> list[tup
     ]
 
 
-def bind(server: grpc.aio.Server, address: str) -> int:
-    """Add the port; the one bound, 0 for a socket's path. Raises OSError."""
+def guarded_paths(settings: CallerSettings) -> tuple[str, ...]:
+    """The paths that are not ours and yet for known callers only."""
+    health_too = (HEALTH_PREFIX,) if settings.health_access == "authenticated" else ()
+    return (*health_too, REFLECTION_PREFIX) if settings.reflection_access == "authenticated" else health_too
+
+
+def _supervised(access: Access) -> Access:
+    """On a worker's own socket the supervisor calls, which has asked already what the caller may."""
+    return replace(access, authenticator=BySupervisor(), policy=None)
+
+
+def bind(server: grpc.aio.Server, address: str, access: Access) -> int:
+    """Add the port, with TLS where there is a certificate; the one bound, 0 for a socket's path. Raises OSError."""
     with contextlib.suppress(RuntimeError):
-        port = server.add_insecure_port(address)
+        if access.tls is None or address.startswith(UNIX_PREFIX):
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, server_credentials(access.tls))
         if port:
             return 0 if address.startswith(UNIX_PREFIX) else port
     raise OSError(f"{address} cannot be listened on: it is in use, not local, or not permitted")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dispatcher.cli.credentials import Credentials
 from dispatcher.cli.failure import UsageError, explain
 from dispatcher.cli.status import ServiceError
 
@@ -53,8 +54,8 @@ class Access:
     timeout_s: float | None = None
     as_json: bool = False
 
-    def resolved(self) -> tuple[str, float]:
-        """(host:port, seconds) from the options or else the settings; ConfigError where those are wrong."""
+    def resolved(self) -> tuple[str, float, Credentials]:
+        """(host:port, seconds, who calls) from the options or else the settings; ConfigError where those are wrong."""
         from dispatcher.config import from_environment
         from dispatcher.config.groups import split_address
 
@@ -64,15 +65,14 @@ class Access:
             split_address(target)
         except ValueError as error:
             raise UsageError(f"--target {error}") from error
-        return target, self.timeout_s or settings.client_timeout_s
+        return target, self.timeout_s or settings.client_timeout_s, Credentials.of(settings)
 
     @contextmanager
     def client(self) -> Iterator[Client]:
         """A channel to the service; what the service refuses inside becomes a CliError."""
         from dispatcher.cli.client import Client
 
-        target, timeout_s = self.resolved()
-        with Client(target, timeout_s) as client:
+        with Client(*self.resolved()) as client:
             try:
                 yield client
             except ServiceError as error:

@@ -24,6 +24,7 @@ from webhooks.v1 import event_type_pb2 as _event_type
 from webhooks.v1 import replay_pb2 as _replay
 from webhooks.v1 import tenant_pb2 as _tenant
 
+from dispatcher.cli.credentials import NOBODY, Credentials
 from dispatcher.cli.failure import CliError, UsageError
 from dispatcher.cli.records import EventRecord
 from dispatcher.cli.status import OK_STATUS, Code, ServiceError, ServiceStatus, Violation
@@ -47,13 +48,25 @@ CALL_TRIES_MAX = 3
 COMMIT_UNKNOWN = "COMMIT_UNKNOWN"
 
 
+def _metadata(credentials: Credentials) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {credentials.token}"),) if credentials.token else ()
+
+
+def _tls(credentials: Credentials) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(credentials.roots, credentials.key, credentials.chain)
+
+
 class Client:
     """Plain calls over one channel. Use it as a context manager."""
 
-    def __init__(self, target: str, timeout_s: float) -> None:
+    def __init__(self, target: str, timeout_s: float, credentials: Credentials = NOBODY) -> None:
         self.target = target
         self.timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self._metadata = _metadata(credentials)
+        if credentials.with_tls:
+            self._channel = grpc.secure_channel(target, _tls(credentials), options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +102,7 @@ class Client:
         tries = 1
         while True:
             try:
-                return invoke(message, timeout=max(0.001, end - time.monotonic()))
+                return invoke(message, timeout=max(0.001, end - time.monotonic()), metadata=self._metadata)
             except grpc.RpcError as error:
                 status = status_of(error)
                 delay_s = status.retry_delay_s
@@ -109,14 +122,18 @@ class Publisher:
 
     METHOD = "PublisherService.PublishStream"
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, credentials: Credentials = NOBODY) -> None:
         self.target = target
-        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self._metadata = _metadata(credentials)
+        if credentials.with_tls:
+            self._channel = grpc.aio.secure_channel(target, _tls(credentials), options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         self._stub = publisher_pb2_grpc.PublisherServiceStub(self._channel)
 
     def open_stream(self) -> PublishStream:
         """A new stream; it connects while the first request is sent."""
-        return PublishStream(self._stub.PublishStream(), self.target)
+        return PublishStream(self._stub.PublishStream(metadata=self._metadata), self.target)
 
     async def close(self) -> None:
         """Cancel what still runs and close the channel."""

@@ -25,6 +25,7 @@ DEFAULTS: Mapping[str, str] = {
     "grpc_listen": "127.0.0.1:50051",
     "admin_listen": "127.0.0.1:50052",
     "ops_listen": "127.0.0.1:8080",
+    "auth_mode": "none",
     "egress_allowed_networks": "127.0.0.0/8,::1/128",
     "egress_allowed_ports": "1-65535",
     # An injected failure shall be seen to be retried, not wait for seconds.

@@ -25,6 +25,7 @@ from dispatcher.cli import (
     serve,
     show_config,
     tenants,
+    tokens,
 )
 from dispatcher.cli.failure import CliError, ExitCode, UsageError
 
@@ -50,6 +51,7 @@ app.command("worker", hidden=True)(serve.worker)
 app.command("dev", rich_help_panel=SERVICE)(dev.dev)
 app.command("migrate", rich_help_panel=SERVICE)(migrate.migrate)
 app.command("config", rich_help_panel=SERVICE)(show_config.config)
+app.add_typer(tokens.app, name="tokens", rich_help_panel=SERVICE)
 app.command("publish", rich_help_panel=EVENTS)(publish.publish)
 app.add_typer(deliveries.app, name="deliveries", rich_help_panel=EVENTS)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=EVENTS)

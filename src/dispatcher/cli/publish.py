@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,8 @@ from dispatcher.cli.arguments import tenant_name
 from dispatcher.cli.failure import CliError, ExitCode, UsageError, exit_code_of
 
 if TYPE_CHECKING:
+    from dispatcher.cli.client import Publisher
+    from dispatcher.cli.credentials import Credentials
     from dispatcher.cli.publish_report import Report
     from dispatcher.cli.publishing import Plan, Tally
 
@@ -61,7 +64,7 @@ def publish(
     from dispatcher.cli.window import RetryPolicy
 
     access = Access(target, timeout_s)
-    address, answer_timeout_s = access.resolved()
+    address, answer_timeout_s, credentials = access.resolved()
     with _opened(file) as (read, size):
         plan = Plan(
             parent=tenant_name(tenant) if tenant else only_tenant(access),
@@ -73,7 +76,9 @@ def publish(
         events_max = batch if rate is None else max(1, min(batch, int(rate / 10)))
         started = time.monotonic()
         with Report(size) as report:
-            tally, interrupted = _run(address, plan, read, events_max, start_line, report)
+            tally, interrupted = _run(
+                partial(_publisher, address, credentials), plan, read, events_max, start_line, report
+            )
     report.print_summary(tally, time.monotonic() - started, as_json=as_json)
     if interrupted:
         raise typer.Exit(ExitCode.INTERRUPTED)
@@ -93,13 +98,23 @@ def only_tenant(access: Access) -> str:
             raise UsageError("there are several tenants: --tenant is needed")
 
 
+def _publisher(address: str, credentials: Credentials) -> Publisher:
+    from dispatcher.cli.client import Publisher
+
+    return Publisher(address, credentials)
+
+
 def _run(
-    address: str, plan: Plan, read: Callable[[int], bytes | None], events_max: int, start_line: int, report: Report
+    connect: Callable[[], Publisher],
+    plan: Plan,
+    read: Callable[[int], bytes | None],
+    events_max: int,
+    start_line: int,
+    report: Report,
 ) -> tuple[Tally, bool]:
     """Publish; returns the tally and whether Ctrl-C ended it."""
     import asyncio
 
-    from dispatcher.cli.client import Publisher
     from dispatcher.cli.feed import Feed
     from dispatcher.cli.publishing import Publishing, Tally
     from dispatcher.cli.records import read_items
@@ -109,7 +124,7 @@ def _run(
     async def run() -> None:
         items = read_items(read, events_max=events_max, new_id=new_event_id, start_line=start_line)
         feed = Feed(items)
-        publisher = Publisher(address)
+        publisher = connect()
         try:
             runs.append(Publishing(publisher.open_stream, feed, plan, report.listeners))
             await runs[0].run()

@@ -21,6 +21,7 @@ from pydantic import ValidationError as PydanticValidationError
 from dispatcher.config.groups import (
     GROUPS,
     MIB,
+    CallerSettings,
     ClientSettings,
     DatabaseSettings,
     DeliverySettings,
@@ -39,7 +40,7 @@ PREFIX = "DISPATCHER_"
 FILE_SUFFIX = "_FILE"
 SECRET_FILE_BYTES_MAX = 64 * 1024
 SHOWN_VALUE_CHARS_MAX = 80
-SERVE_REQUIRES = ("database_url", "secret_keys")
+SERVE_REQUIRES = ("database_url", "secret_keys", "auth_mode")
 MIGRATE_REQUIRES = ("database_url",)
 
 # Kubernetes puts DISPATCHER_SERVICE_HOST, DISPATCHER_PORT=tcp://… and their like into every pod beside a Service
@@ -83,6 +84,7 @@ class Settings(
     ClientSettings,
     ObservabilitySettings,
     SecuritySettings,
+    CallerSettings,
     ReplaySettings,
     FailureSettings,
     RetrySettings,
@@ -150,6 +152,46 @@ def _relations(s: Settings) -> Iterator[tuple[bool, str]]:
     yield (
         s.lease_send_margin_s <= s.lease_ttl_s / 3,
         f"{variable_of('lease_send_margin_s')}: must not exceed a third of {variable_of('lease_ttl_s')}",
+    )
+    yield from _caller_relations(s)
+
+
+_NEEDED_BY_MODE: Mapping[str, tuple[str, ...]] = {
+    "mtls": ("tls_certificate_file", "tls_key_file", "tls_client_ca_file"),
+    "jwt": ("auth_jwt_keys", "auth_jwt_issuer", "auth_jwt_audiences"),
+    "tokens": ("auth_tokens_file",),
+    "xfcc": ("auth_trusted_peers",),
+    "linkerd": ("auth_trusted_peers",),
+    "none": (),
+}
+
+
+_OF_ONE_MODE = (
+    "auth_policy_file",
+    "auth_tokens_file",
+    "auth_jwt_keys",
+    "auth_jwt_issuer",
+    "auth_jwt_audiences",
+    "tls_client_ca_file",
+)
+
+
+def _caller_relations(s: Settings) -> Iterator[tuple[bool, str]]:
+    """A mode has all that it needs, and nothing is set that it would not heed."""
+    mode = s.auth_mode
+    if mode is None:
+        return
+    chosen = f"{variable_of('auth_mode')}={mode}"
+    needed = _NEEDED_BY_MODE[mode] if mode == "none" else ("auth_policy_file", *_NEEDED_BY_MODE[mode])
+    for name in needed:
+        yield bool(getattr(s, name)), f"{variable_of(name)}: must be set for {chosen}"
+    for name in _OF_ONE_MODE:
+        yield name in needed or not getattr(s, name), f"{variable_of(name)}: means nothing with {chosen}"
+    has_both = bool(s.tls_certificate_file) == bool(s.tls_key_file)
+    yield has_both, f"{variable_of('tls_key_file')}: goes with {variable_of('tls_certificate_file')}"
+    yield (
+        "://" not in s.auth_jwt_keys or s.auth_jwt_keys.startswith("https://"),
+        (f"{variable_of('auth_jwt_keys')}: must be a file or an https:// URL"),
     )
 
 

@@ -65,6 +65,8 @@ DatabaseUrl = Annotated[SecretStr, AfterValidator(_checked_dsn)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split_list)]
 Waits = Annotated[tuple[float, ...], BeforeValidator(_split_list), AfterValidator(_checked_waits)]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(_split_list)]
+Words = Hosts
+_LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 
 
 PortRanges = Annotated[str, AfterValidator(_checked_ports)]
@@ -125,6 +127,10 @@ class ListenSettings(Group):
     admin_listen: Address = _plain("127.0.0.1:50052", "Operators' gRPC API (webhooks.admin.v1).")
     ops_listen: Address = _plain("0.0.0.0:8080", "HTTP: /metrics, /livez, /readyz.")
     grpc_message_bytes_max: int = _count(16 * MIB, 64 * KIB, 256 * MIB, "Largest gRPC message read or written.")
+    grpc_metadata_bytes_max: int = _count(16 * KIB, 1 * KIB, 1 * MIB, "Largest metadata of one call.")
+    grpc_connection_age_s: float = _time_s(
+        1800.0, 10, DAY_S, "Connections are renewed so often, so that new instances get their share."
+    )
     grpc_streams_max: int = _count(1000, 1, 100_000, "Concurrent calls on one gRPC connection.")
     workers: int = _count(
         1, 1, 64, "Processes of one `serve` that share its gRPC port, each with connections and leases of its own."
@@ -290,6 +296,44 @@ class ReplaySettings(Group):
     replay_interval_s: float = _time_s(0.5, 0.05, 60, "How often running replays have their turn.")
 
 
+class CallerSettings(Group):
+    """Who may call, and how that is known. See docs/security.md."""
+
+    auth_mode: Literal["mtls", "xfcc", "linkerd", "jwt", "tokens", "none"] | None = _plain(
+        None,
+        "How callers are known: mtls (our own server), xfcc or linkerd (the mesh's word), jwt, tokens; none lets "
+        "everybody do everything. `serve` needs it.",
+    )
+    auth_policy_file: str = _plain("", "YAML: who may do what. Needed but for `none`; re-read when it changes.")
+    auth_trusted_peers: Networks = _plain(
+        _LOOPBACK, "xfcc, linkerd: networks (CIDR) of the mesh's proxy; its headers are believed from there only."
+    )
+    auth_tokens_file: str = _plain("", "tokens: YAML with the tokens' hashes. Re-read when it changes.")
+    auth_jwt_keys: str = _plain("", "jwt: the issuer's public keys (JWKS), a file or an https:// URL.")
+    auth_jwt_ca_file: str = _plain("", "jwt: roots (PEM) to check that URL's server with, instead of the system's.")
+    auth_jwt_issuer: str = _plain("", "jwt: what `iss` must be.")
+    auth_jwt_audiences: Words = _plain((), "jwt: `aud` must hold one of these.")
+    auth_jwt_principal_claim: str = _plain("sub", "jwt: the claim that names the caller.")
+    auth_jwt_refresh_s: float = _time_s(300.0, 10, DAY_S, "jwt: how often that URL is asked.")
+    auth_reload_interval_s: float = _time_s(5.0, 0.1, HOUR_S, "How often files of certificates and policy are re-read.")
+    tls_certificate_file: str = _plain("", "Certificate chain (PEM) of our gRPC ports; without it they are plain.")
+    tls_key_file: str = _plain("", "Its private key (PEM).")
+    tls_client_ca_file: str = _plain("", "mtls: roots (PEM) that callers' certificates must come from.")
+    health_access: Literal["open", "authenticated"] = _plain(
+        "open", "Who may ask grpc.health: everybody, as a kubelet needs it, or known callers."
+    )
+    reflection_access: Literal["open", "authenticated", "off"] = _plain(
+        "authenticated", "Who may ask for reflection: everybody, known callers, nobody."
+    )
+    caller_rate_per_s: float = _time_s(5000.0, 0.1, 1_000_000, "Calls of one caller on average, in one instance.")
+    caller_burst: int = _count(10_000, 1, 1_000_000, "And at once; beyond it RESOURCE_EXHAUSTED.")
+    ops_token: SecretStr | None = _plain(
+        None,
+        "Bearer token for metrics that name a tenant, on the ops port; without one only mode `none` shows them.",
+    )
+    audit_retention_s: int = _count(400 * DAY_S, DAY_S, 3650 * DAY_S, "How long audit records are kept.")
+
+
 class SecuritySettings(Group):
     """Secrets at rest and where webhooks may go. Private addresses are refused unless named here."""
 
@@ -325,6 +369,11 @@ class ClientSettings(Group):
 
     client_target: Address = _plain("127.0.0.1:50051", "Callers' API.")
     client_timeout_s: float = _time_s(10.0, 0.1, 600, "Deadline of one call.")
+    client_token: SecretStr | None = _plain(None, "Bearer token that is sent with each call.")
+    client_tls: bool = _plain(default=False, description="Call by TLS; so it is anyway where a file below is named.")
+    client_ca_file: str = _plain("", "Roots (PEM) that the service's certificate must come from; unset: the system's.")
+    client_certificate_file: str = _plain("", "The caller's own certificate chain (PEM), for mtls.")
+    client_key_file: str = _plain("", "Its private key (PEM).")
 
 
 GROUPS: tuple[type[Group], ...] = (
@@ -337,6 +386,7 @@ GROUPS: tuple[type[Group], ...] = (
     RetrySettings,
     FailureSettings,
     ReplaySettings,
+    CallerSettings,
     SecuritySettings,
     ObservabilitySettings,
     ClientSettings,

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import hmac
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
-from dispatcher.config.groups import UNIX_PREFIX, split_address
+from dispatcher.config.groups import UNIX_PREFIX, CallerSettings, split_address
 from dispatcher.telemetry.health import Health
 
+TENANT_LABEL = "dispatcher_tenant"
 _NO_STORE = {"Cache-Control": "no-store"}
 _REQUEST_BYTES_MAX = 1024
 _STOP_TIMEOUT_S = 1.0
@@ -25,8 +30,9 @@ class OpsPages(Protocol):
     async def readiness(self) -> tuple[bool, str]:
         """Whether traffic should come here, and why, line by line."""
 
-    async def metrics(self, accept: str) -> tuple[bytes, str]:
-        """All metrics in the form that an Accept header asks for, and their content type."""
+    async def metrics(self, accept: str, *, with_tenants: bool) -> tuple[bytes, str]:
+        """All metrics in the form that an Accept header asks for, and their content type; those that name a tenant only
+        where asked for."""
 
 
 class OwnPages:
@@ -44,16 +50,67 @@ class OwnPages:
         lines = [f"{problem.check}: {problem.text} (for {problem.age_s:.1f} s)" for problem in problems]
         return False, "\n".join(["not ready", *lines, ""])
 
-    async def metrics(self, accept: str) -> tuple[bytes, str]:
+    async def metrics(self, accept: str, *, with_tenants: bool) -> tuple[bytes, str]:
         encode, content_type = choose_encoder(accept)
         async with self._collecting:
-            return await asyncio.to_thread(encode, self._registry), content_type
+            return await asyncio.to_thread(
+                encode, registry_for(self._registry, with_tenants=with_tenants)
+            ), content_type
+
+
+class _WithoutTenants(Collector):
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def describe(self) -> Iterable[Metric]:
+        return []  # collected once: nothing to check for names that come twice
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._registry.collect():
+            kept = [sample for sample in family.samples if TENANT_LABEL not in sample.labels]
+            if len(kept) < len(family.samples):
+                family = copy.copy(family)  # noqa: PLW2901 - the registry's own stays as it is
+                family.samples = kept
+            yield family
+
+
+def registry_for(registry: CollectorRegistry, *, with_tenants: bool) -> CollectorRegistry:
+    """The same, or without the series that name a tenant."""
+    if with_tenants:
+        return registry
+    reduced = CollectorRegistry()
+    reduced.register(_WithoutTenants(registry))
+    return reduced
+
+
+class TenantMetrics:
+    """Who may see the metrics of single tenants: whoever has the token, or everybody where nothing is guarded."""
+
+    def __init__(self, token: str | None, *, is_open: bool) -> None:
+        self._token = None if token is None else f"Bearer {token}".encode()
+        self._is_open = is_open and token is None
+
+    def are_shown_to(self, authorization: str) -> bool:
+        """By a request's Authorization header, in constant time."""
+        return self._is_open or (
+            self._token is not None and hmac.compare_digest(authorization.encode(errors="replace"), self._token)
+        )
+
+
+EVERYBODY = TenantMetrics(None, is_open=True)
+
+
+def tenant_metrics(settings: CallerSettings) -> TenantMetrics:
+    """As the settings have it."""
+    token = None if settings.ops_token is None else settings.ops_token.get_secret_value()
+    return TenantMetrics(token, is_open=settings.auth_mode in (None, "none"))
 
 
 class OpsServer:
     """Serves while entered. `listen` is host:port or unix:path; `port` is the bound one, 0 for a path."""
 
-    def __init__(self, listen: str, pages: OpsPages) -> None:
+    def __init__(self, listen: str, pages: OpsPages, tenant_metrics: TenantMetrics = EVERYBODY) -> None:
+        self._tenant_metrics = tenant_metrics
         self._listen = listen
         self._pages = pages
         self._runner: web.AppRunner | None = None
@@ -102,5 +159,6 @@ class OpsServer:
         return web.Response(status=200 if is_ready else 503, text=text, headers=_NO_STORE)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        body, content_type = await self._pages.metrics(request.headers.get("Accept", ""))
+        with_tenants = self._tenant_metrics.are_shown_to(request.headers.get("Authorization", ""))
+        body, content_type = await self._pages.metrics(request.headers.get("Accept", ""), with_tenants=with_tenants)
         return web.Response(body=body, headers={"Content-Type": content_type, **_NO_STORE})

@@ -14,6 +14,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from dispatcher.ops.server import registry_for
+
 WORKER_LABEL = "worker"
 ANSWER_WAIT_S = 2.0
 PAGE_BYTES_MAX = 16 * 1024 * 1024
@@ -92,12 +94,12 @@ class WorkerPages:
         head = f"{'ready' if ready else 'not ready'}: {len(ready)} of {len(answers)} workers"
         return bool(ready), "\n".join([head, *lines, ""])
 
-    async def metrics(self, accept: str) -> tuple[bytes, str]:
+    async def metrics(self, accept: str, *, with_tenants: bool) -> tuple[bytes, str]:
         answers = await self._ask_all("/metrics")
         encode, content_type = choose_encoder(accept)
         merged = CollectorRegistry()
         merged.register(_Merged({n: text for n, (status, text) in answers.items() if status == 200}, self._registry))
-        return await asyncio.to_thread(encode, merged), content_type
+        return await asyncio.to_thread(encode, registry_for(merged, with_tenants=with_tenants)), content_type
 
     async def _ask_all(self, page: str) -> dict[int, tuple[int, str]]:
         sockets = self._sockets()

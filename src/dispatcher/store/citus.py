@@ -33,7 +33,7 @@ DISTRIBUTED_TABLES = (
     "signing_key",
 )
 """By tenant_id, all in the colocation group of the first."""
-LOCAL_TABLES = ("schema_migration",)
+LOCAL_TABLES = ("audit", "schema_migration")
 
 
 def calls() -> list[tuple[str, str]]:

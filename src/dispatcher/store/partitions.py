@@ -20,7 +20,7 @@ import asyncpg
 from dispatcher.errors import UnavailableError
 from dispatcher.store.database import Connection
 
-DAILY_TABLES = ("event", "outbox", "attempt")
+DAILY_TABLES = ("event", "outbox", "attempt", "audit")
 DEDUP_GENERATIONS_AHEAD = 3
 DAY_S = 86_400
 LOCK_TIMEOUT_S = 1.0
@@ -146,7 +146,8 @@ async def _create_and_attach(connection: Connection, partition: Partition) -> bo
 SELECT_ATTACHED = """
 SELECT c.relname, i.inhdetachpending
 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-WHERE i.inhparent IN ('event'::regclass, 'outbox'::regclass, 'attempt'::regclass, 'dedup'::regclass)
+WHERE i.inhparent IN ('event'::regclass, 'outbox'::regclass, 'attempt'::regclass, 'audit'::regclass,
+                      'dedup'::regclass)
 ORDER BY c.relname"""
 
 

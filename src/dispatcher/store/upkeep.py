@@ -52,6 +52,7 @@ class UpkeepSettings:
     lock_wait_s: float = 2.0
     commands_kept_days: int = 30
     dedup_window_s: int = 86_400
+    audit_days: int = 400
 
 
 @dataclass(slots=True)
@@ -144,7 +145,8 @@ async def _drop_outbox(db: Database, connection: Connection, settings: UpkeepSet
 
 
 async def _drop_unreferenced(connection: Connection, settings: UpkeepSettings, report: UpkeepReport) -> None:
-    """Attempts and events of days that no outbox row is left of, and dedup generations that no publish looks at."""
+    """Attempts and events of days that no outbox row is left of, audit records past their own retention, and dedup
+    generations that no publish looks at."""
     now: datetime = await connection.fetchval(partitions.SELECT_NOW)
     present = await partitions.attached(connection)
     oldest_outbox_day = partitions.oldest_day(present, "outbox")
@@ -153,6 +155,8 @@ async def _drop_unreferenced(connection: Connection, settings: UpkeepSettings, r
     for partition in present:
         if isinstance(partition.bound, int):
             droppable = not generation - 1 <= partition.bound <= generation + FOREIGN_GENERATIONS
+        elif partition.table == "audit":
+            droppable = is_expired(partition.bound, now, settings.audit_days)
         else:
             droppable = is_expired(partition.bound, now, settings.retention_days) and is_unreferenced(
                 partition, oldest_outbox_day

@@ -6,11 +6,12 @@ operators' port and the ops port, and answers there for all workers.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from uuid_utils.compat import uuid7
@@ -19,8 +20,9 @@ from dispatcher import __version__
 from dispatcher.api.front import AdminFrontServer
 from dispatcher.config import Settings, environment
 from dispatcher.config.groups import split_address
-from dispatcher.ops.server import OpsServer
+from dispatcher.ops.server import OpsServer, tenant_metrics
 from dispatcher.ops.workers import WorkerOps, WorkerPages
+from dispatcher.security.access import Access, load_access
 from dispatcher.signals import stop_on_signals
 from dispatcher.telemetry import ExportPlan, Telemetry, configure_logging, start_telemetry
 from dispatcher.workers.pool import PoolOptions, WorkerPool
@@ -58,15 +60,31 @@ async def supervise(settings: Settings) -> None:
 
 async def _run(settings: Settings, pool: WorkerPool, ops: WorkerOps, telemetry: Telemetry) -> None:
     stop_on_signals(pool.stop)
+    access = load_access(settings)
     pages = WorkerPages(
         ops, lambda: {w.number: w.ops_socket for w in pool.workers}, telemetry.registry, lambda: pool.is_stopping
     )
     async with (
-        OpsServer(settings.ops_listen, pages),
-        AdminFrontServer(settings, lambda: [w.admin_target for w in pool.workers]),
+        OpsServer(settings.ops_listen, pages, tenant_metrics(settings)),
+        AdminFrontServer(settings, lambda: [w.admin_target for w in pool.workers], access),
+        following(access, pool.stop),
     ):
         await pool.run()
         log.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def following(access: Access, stop: Callable[[], None]) -> AsyncIterator[None]:
+    """Keep what decides about callers fresh; should that ever end by itself, everything does."""
+    task = asyncio.create_task(access.run(), name="access")
+    task.add_done_callback(lambda _: stop())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
 
 
 def _pool_options(settings: Settings, folder: Path, address: str) -> PoolOptions:

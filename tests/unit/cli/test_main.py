@@ -92,6 +92,7 @@ def test_serve_and_migrate_say_what_must_be_set(monkeypatch: pytest.MonkeyPatch)
     serve, migrate = run_cli("serve"), run_cli("migrate")
     assert serve.code == migrate.code == 2
     assert "DISPATCHER_SECRET_KEYS: must be set" in serve.err
+    assert "DISPATCHER_AUTH_MODE: must be set" in serve.err
     assert "DISPATCHER_DATABASE_URL: must be set" in migrate.err
 
 

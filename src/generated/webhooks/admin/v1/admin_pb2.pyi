@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -369,3 +370,154 @@ class ListLeasesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListLeasesResponse: _TypeAlias = ListLeasesResponse  # noqa: Y015
+
+@_typing.final
+class AuditRecord(_message.Message):
+    """What is on record of one call that changes something."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Phase:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[AuditRecord._Phase.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PHASE_UNSPECIFIED: AuditRecord._Phase.ValueType  # 0
+        """Not set."""
+        PHASE_BEGUN: AuditRecord._Phase.ValueType  # 1
+        """About to be carried out. One that never ends was cut off: what it asked for may have happened."""
+        PHASE_ENDED: AuditRecord._Phase.ValueType  # 2
+        """Answered, with `status`."""
+
+    class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
+        """How far the call had come."""
+
+    PHASE_UNSPECIFIED: AuditRecord.Phase.ValueType  # 0
+    """Not set."""
+    PHASE_BEGUN: AuditRecord.Phase.ValueType  # 1
+    """About to be carried out. One that never ends was cut off: what it asked for may have happened."""
+    PHASE_ENDED: AuditRecord.Phase.ValueType  # 2
+    """Answered, with `status`."""
+
+    TIME_FIELD_NUMBER: _builtins.int
+    AUDIT_ID_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    AUTH_MODE_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    audit_id: _builtins.str
+    """The same in both records of a call: a UUID."""
+    phase: Global___AuditRecord.Phase.ValueType
+    """How far the call had come."""
+    principal: _builtins.str
+    """Who called, as authenticated."""
+    auth_mode: _builtins.str
+    """How that was known: `mtls`, `xfcc`, `linkerd`, `jwt`, `tokens`, `none`."""
+    method: _builtins.str
+    """The method, such as `webhooks.v1.EndpointService/CreateEndpoint`."""
+    resource: _builtins.str
+    """What it was about, as the request named it; of a Create its parent. Empty: the deployment."""
+    tenant: _builtins.str
+    """The tenant in `resource`, without its collection."""
+    peer: _builtins.str
+    """The address that the call came from, in gRPC's form (`ipv4:10.0.0.7:41522`); behind a mesh its proxy's."""
+    request_id: _builtins.str
+    """The caller's `x-request-id`, if it sent one."""
+    trace_id: _builtins.str
+    """The trace that the call belongs to, in hex; empty where none is recorded."""
+    status: _builtins.str
+    """The gRPC code that it was answered with, by name; empty while it has only begun."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When this was put on record, by the database's clock."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        audit_id: _builtins.str = ...,
+        phase: Global___AuditRecord.Phase.ValueType = ...,
+        principal: _builtins.str = ...,
+        auth_mode: _builtins.str = ...,
+        method: _builtins.str = ...,
+        resource: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        peer: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
+        status: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_id", b"audit_id", "auth_mode", b"auth_mode", "method", b"method", "peer", b"peer", "phase", b"phase", "principal", b"principal", "request_id", b"request_id", "resource", b"resource", "status", b"status", "tenant", b"tenant", "time", b"time", "trace_id", b"trace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditRecord: _TypeAlias = AuditRecord  # noqa: Y015
+
+@_typing.final
+class ListAuditRecordsRequest(_message.Message):
+    """Request of ListAuditRecords."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Records on one page: default 50, at most 1000 (a setting of the service). A page may be short and still have a next
+    one.
+    """
+    page_token: _builtins.str
+    """The `next_page_token` of the page before."""
+    filter: _builtins.str
+    """Which ones (AIP-160): `tenant`, `principal` and `method` by `=`, `time` by `>=` and `<`, joined by AND."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditRecordsRequest: _TypeAlias = ListAuditRecordsRequest  # noqa: Y015
+
+@_typing.final
+class ListAuditRecordsResponse(_message.Message):
+    """Answer of ListAuditRecords."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Ask for the next page with it; empty on the last one."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditRecord]:
+        """The records."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___AuditRecord] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditRecordsResponse: _TypeAlias = ListAuditRecordsResponse  # noqa: Y015

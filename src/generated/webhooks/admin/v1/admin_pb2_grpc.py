@@ -51,6 +51,11 @@ class AdminServiceStub:
                 request_serializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.ListLeasesRequest.SerializeToString,
                 response_deserializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.ListLeasesResponse.FromString,
                 _registered_method=True)
+        self.ListAuditRecords = channel.unary_unary(
+                '/webhooks.admin.v1.AdminService/ListAuditRecords',
+                request_serializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.ListAuditRecordsRequest.SerializeToString,
+                response_deserializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.ListAuditRecordsResponse.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/webhooks.admin.v1.AdminService/Drain',
                 request_serializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
@@ -86,6 +91,14 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAuditRecords(self, request, context):
+        """Lists who changed what, when and from where, newest first: two records for each such call, one before it was carried
+        out and one with its status. Errors: INVALID_ARGUMENT (page token or filter); UNAVAILABLE (the database is away).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
         """Takes an instance out of service, for good: its attempts in flight end, its partitions go to the other instances, it
         takes no new ones, and its readiness turns off. It goes on answering calls until it is stopped; only a restart brings
@@ -114,6 +127,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListLeases,
                     request_deserializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.ListLeasesRequest.FromString,
                     response_serializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.ListLeasesResponse.SerializeToString,
+            ),
+            'ListAuditRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditRecords,
+                    request_deserializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.ListAuditRecordsRequest.FromString,
+                    response_serializer=webhooks_dot_admin_dot_v1_dot_admin__pb2.ListAuditRecordsResponse.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -204,6 +222,33 @@ class AdminService:
             '/webhooks.admin.v1.AdminService/ListLeases',
             webhooks_dot_admin_dot_v1_dot_admin__pb2.ListLeasesRequest.SerializeToString,
             webhooks_dot_admin_dot_v1_dot_admin__pb2.ListLeasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/webhooks.admin.v1.AdminService/ListAuditRecords',
+            webhooks_dot_admin_dot_v1_dot_admin__pb2.ListAuditRecordsRequest.SerializeToString,
+            webhooks_dot_admin_dot_v1_dot_admin__pb2.ListAuditRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class AdminServiceStub:
     """Lists the 256 partitions of endpoints and who owns them, in the order of their numbers. Errors: INVALID_ARGUMENT
     (page token); UNAVAILABLE (the database is away).
     """
+    ListAuditRecords: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAuditRecordsRequest, _admin_pb2.ListAuditRecordsResponse]
+    """Lists who changed what, when and from where, newest first: two records for each such call, one before it was carried
+    out and one with its status. Errors: INVALID_ARGUMENT (page token or filter); UNAVAILABLE (the database is away).
+    """
     Drain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
     """Takes an instance out of service, for good: its attempts in flight end, its partitions go to the other instances, it
     takes no new ones, and its readiness turns off. It goes on answering calls until it is stopped; only a restart brings
@@ -69,6 +73,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListLeases: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListLeasesRequest, _admin_pb2.ListLeasesResponse]  # type: ignore[assignment]
     """Lists the 256 partitions of endpoints and who owns them, in the order of their numbers. Errors: INVALID_ARGUMENT
     (page token); UNAVAILABLE (the database is away).
+    """
+    ListAuditRecords: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAuditRecordsRequest, _admin_pb2.ListAuditRecordsResponse]  # type: ignore[assignment]
+    """Lists who changed what, when and from where, newest first: two records for each such call, one before it was carried
+    out and one with its status. Errors: INVALID_ARGUMENT (page token or filter); UNAVAILABLE (the database is away).
     """
     Drain: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
     """Takes an instance out of service, for good: its attempts in flight end, its partitions go to the other instances, it
@@ -109,6 +117,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.ListLeasesResponse, _abc.Awaitable[_admin_pb2.ListLeasesResponse]]:
         """Lists the 256 partitions of endpoints and who owns them, in the order of their numbers. Errors: INVALID_ARGUMENT
         (page token); UNAVAILABLE (the database is away).
+        """
+
+    @_abc_1.abstractmethod
+    def ListAuditRecords(
+        self,
+        request: _admin_pb2.ListAuditRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListAuditRecordsResponse, _abc.Awaitable[_admin_pb2.ListAuditRecordsResponse]]:
+        """Lists who changed what, when and from where, newest first: two records for each such call, one before it was carried
+        out and one with its status. Errors: INVALID_ARGUMENT (page token or filter); UNAVAILABLE (the database is away).
         """
 
     @_abc_1.abstractmethod
