@@ -20,7 +20,8 @@ import asyncpg
 from dispatcher.errors import UnavailableError
 from dispatcher.store.database import Connection
 
-DAILY_TABLES = ("event", "outbox", "attempt", "audit")
+EVENT_TABLES = ("event", "outbox", "attempt")
+DAILY_TABLES = (*EVENT_TABLES, "audit")
 DEDUP_GENERATIONS_AHEAD = 3
 DAY_S = 86_400
 LOCK_TIMEOUT_S = 1.0

@@ -10,7 +10,9 @@ import grpc
 import pytest
 from webhooks.admin.v1 import admin_pb2, admin_pb2_grpc
 
-from dispatcher.api.front import AdminFront
+from dispatcher.api.front import AdminFront, GuardInterceptor
+from dispatcher.api.guard import Guard, Rates
+from dispatcher.security.access import Access
 from tests.support.api import STATUS, Api, channel_to, refused
 from tests.support.ports import closed_port
 
@@ -26,7 +28,11 @@ async def targets(api: Api) -> list[str]:
 
 @pytest.fixture
 async def front(targets: list[str]) -> AsyncIterator[Any]:
-    server, servicer = grpc.aio.server(), AdminFront(lambda: targets, drain_wait_s=1.0)
+    guard = Guard(Access(), Rates(1000, 1000), None)
+    server, servicer = (
+        grpc.aio.server(interceptors=[GuardInterceptor(guard, ())]),
+        AdminFront(lambda: targets, drain_wait_s=1.0),
+    )
     admin_pb2_grpc.add_AdminServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

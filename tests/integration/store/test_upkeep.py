@@ -36,7 +36,7 @@ async def old_day(connection: asyncpg.Connection, today: date) -> date:
 
 
 async def create_day(connection: asyncpg.Connection, day: date, *tables: str) -> None:
-    for table in tables or partitions.DAILY_TABLES:
+    for table in tables or partitions.EVENT_TABLES:
         assert await partitions._create_and_attach(connection, Partition(table, day))
 
 
@@ -102,7 +102,7 @@ WHERE i.indrelid = $1::regclass ORDER BY 2"""
 async def test_a_created_partition_is_like_those_made_the_ordinary_way(
     db: Database, connection: asyncpg.Connection, old_day: date
 ) -> None:
-    for table in partitions.DAILY_TABLES:
+    for table in partitions.EVENT_TABLES:
         await connection.execute(
             f"CREATE TABLE ordinary PARTITION OF {table} FOR VALUES FROM ('2001-01-01') TO ('2001-01-02')"
         )
@@ -143,7 +143,7 @@ async def test_a_settled_day_is_dropped_whole_and_its_sequence_is_not_forgotten(
         rows[2].event_id,
     )
     report = await run_round(db, SETTINGS)
-    assert sorted(report.dropped) == sorted(Partition(t, old_day).name for t in partitions.DAILY_TABLES)
+    assert sorted(report.dropped) == sorted(Partition(t, old_day).name for t in partitions.EVENT_TABLES)
     assert tuple(await connection.fetchrow("SELECT seq, time FROM cursor")) == (5, rows[4].time)
     assert await connection.fetchval("SELECT to_regclass($1)", Partition("outbox", old_day).name) is None
 
@@ -210,7 +210,7 @@ async def test_dropping_waits_for_an_open_reader_while_publishing_goes_on_and_is
             assert name in report.failed
         await dump.fetch("SELECT * FROM outbox")
     report = await run_round(db, SETTINGS)
-    assert sorted(report.dropped) == sorted(Partition(t, old_day).name for t in partitions.DAILY_TABLES)
+    assert sorted(report.dropped) == sorted(Partition(t, old_day).name for t in partitions.EVENT_TABLES)
     assert await connection.fetchval("SELECT to_regclass($1)", name) is None
 
 

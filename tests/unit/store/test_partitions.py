@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
 
-from dispatcher.store.partitions import DAILY_TABLES, Partition, parse_name, wanted
+from dispatcher.store.partitions import EVENT_TABLES, Partition, parse_name, wanted
 from dispatcher.store.upkeep import is_expired, is_unreferenced
 
 DAY = date(2026, 11, 23)
@@ -50,7 +50,7 @@ def test_a_day_expires_when_its_last_moment_is_past_the_retention() -> None:
 
 def test_events_and_attempts_stay_as_long_as_rows_may_refer_to_them() -> None:
     def droppable(oldest: date | None) -> set[str]:
-        return {table for table in DAILY_TABLES if is_unreferenced(Partition(table, DAY), oldest)}
+        return {table for table in EVENT_TABLES if is_unreferenced(Partition(table, DAY), oldest)}
 
     assert droppable(None) == set()
     assert droppable(DAY) == set()
