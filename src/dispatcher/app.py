@@ -243,7 +243,7 @@ class CoreProber:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._prober = Prober(core.client)
+        self._prober = Prober(core.client, tokens=core.engine.tokens)
 
     async def ping(self, key: EndpointKey) -> ProbeResult:
         found = await self._core.engine.load_runtimes([key])

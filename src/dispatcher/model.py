@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
+from dispatcher.credentials import Authentication
 from dispatcher.policy import (
     NO_AUTO_DISABLE_OVERRIDES,
     NO_CIRCUIT_OVERRIDES,
@@ -79,6 +80,7 @@ class Outcome(enum.IntEnum):
     ADDRESS_REFUSED = 7
     INVALID_RESPONSE = 8
     RESPONSE_TOO_LARGE = 9
+    AUTHENTICATION_FAILED = 10
 
 
 class DecisionKind(enum.IntEnum):
@@ -177,6 +179,7 @@ class EndpointSettings:
 
     `timeout_s` is the deadline of one attempt including the response body. `max_in_flight` binds the keyed and
     unordered modes. `fallback_urls` are used in turn while the circuits of those before them are open.
+    `allowed_networks` (CIDR) narrows where it may be; `ca_certificates` (PEM) stands for the system's roots.
     """
 
     url: str
@@ -191,6 +194,8 @@ class EndpointSettings:
     rate_limit: RateLimit | None = None
     circuit: CircuitOverrides = NO_CIRCUIT_OVERRIDES
     auto_disable: AutoDisableOverrides = NO_AUTO_DISABLE_OVERRIDES
+    allowed_networks: tuple[str, ...] = ()
+    ca_certificates: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +216,8 @@ class Endpoint:
     update_time: datetime
     delete_time: datetime | None = None
     catch_up: CatchUp | None = None
+    authentication: Authentication | None = None
+    sealed_credentials: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

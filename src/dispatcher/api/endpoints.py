@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 
 from google.protobuf.empty_pb2 import Empty
 from webhooks.v1 import endpoint_pb2, endpoint_pb2_grpc
 
 from dispatcher.api.convert import endpoints as convert
+from dispatcher.api.convert.authentication import sealed as sealed_credentials
 from dispatcher.api.convert.endpoints import PATTERN, EndpointRules
 from dispatcher.api.convert.names import parse_name
 from dispatcher.api.guard import actor
@@ -45,12 +47,15 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServiceServicer):
     async def CreateEndpoint(
         self, request: endpoint_pb2.CreateEndpointRequest, context: Context
     ) -> endpoint_pb2.Endpoint:
-        tenant, new, secret = convert.read_create(request, self._rules)
+        tenant, new, secret, given = convert.read_create(request, self._rules)
         if request.validate_only:
+            sealed_credentials(given, None, EndpointKey(new.endpoint_id, new.endpoint_id), self._keyring)
             planned = await endpoints.create(self._database, tenant, new, (), validate_only=True)
             return convert.endpoint_message(tenant, planned, ())
         owner = await tenants.get(self._database, tenant)
-        sealed = self._seal(EndpointKey(owner.tenant_id, new.endpoint_id), secret)
+        key = EndpointKey(owner.tenant_id, new.endpoint_id)
+        sealed = self._seal(key, secret)
+        new = replace(new, sealed_credentials=sealed_credentials(given, None, key, self._keyring))
         created = await endpoints.create(self._database, tenant, new, [sealed])
         self._on_changed(created.key)
         live = await signing_keys.list_live(self._database, created.key)
@@ -76,7 +81,7 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServiceServicer):
     async def UpdateEndpoint(
         self, request: endpoint_pb2.UpdateEndpointRequest, context: Context
     ) -> endpoint_pb2.Endpoint:
-        tenant, name, change = convert.read_update(request, self._rules)
+        tenant, name, change = convert.read_update(request, self._rules, self._keyring)
         updated = await endpoints.update(
             self._database, tenant, name, change, etag=request.endpoint.etag, validate_only=request.validate_only
         )

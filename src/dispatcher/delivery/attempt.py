@@ -12,12 +12,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol, assert_never
 
 from dispatcher.delivery.endpoint import EndpointRuntime
 from dispatcher.delivery.exchange import Exchange, ExchangeKind, WebhookRequest, bounded_error
+from dispatcher.delivery.oauth import NoToken, Tokens
 from dispatcher.delivery.render import render
 from dispatcher.model import Attempt, OutboxRow, Outcome, TracePropagation
 from dispatcher.telemetry import AttemptTrace, Instruments, Tracing
@@ -71,8 +72,10 @@ class Attempter:
         tracing: Tracing,
         instruments: Instruments,
         wall_clock: Callable[[], float] = time.time,
+        tokens: Tokens | None = None,
     ) -> None:
         self._client = client
+        self._tokens = tokens or Tokens(client)
         self._record = record
         self._tracing = tracing
         self._instruments = instruments
@@ -102,7 +105,7 @@ class Attempter:
             made = _Made(row, number, epoch, start_s, url_index)
             if isinstance(request, Exchange):
                 return self._finish(made, request, span)
-            sending = asyncio.ensure_future(self._client.post(request))
+            sending = asyncio.ensure_future(authenticated_post(self._client, self._tokens, runtime, request))
             try:
                 exchange = await asyncio.shield(sending)
             except asyncio.CancelledError:
@@ -130,6 +133,31 @@ class Attempter:
             span.failed(word, outcome=word)
 
 
+UNAUTHORIZED = 401
+
+
+async def authenticated_post(
+    client: Client, tokens: Tokens, runtime: EndpointRuntime, request: WebhookRequest
+) -> Exchange:
+    """Post with the token that the endpoint wants, if any; fetching it takes of the request's own time."""
+    wanted = runtime.credentials.token
+    if wanted is None:
+        return await client.post(request)
+    start_s = time.monotonic()
+    token = await tokens.token(wanted, request.timeout_s)
+    took_s = time.monotonic() - start_s
+    if isinstance(token, NoToken):
+        return Exchange(ExchangeKind.AUTHENTICATION_FAILED, took_s, error=token.problem)
+    left_s = request.timeout_s - took_s
+    if left_s <= 0:
+        return Exchange(ExchangeKind.TIMEOUT, took_s, error="no response before the deadline")
+    headers = {**request.headers, "authorization": f"Bearer {token}"}
+    exchange = await client.post(replace(request, headers=headers, timeout_s=left_s))
+    if exchange.status_code == UNAUTHORIZED:
+        tokens.forget(wanted, token)
+    return replace(exchange, duration_s=exchange.duration_s + took_s)
+
+
 def outcome_of(exchange: Exchange) -> Outcome:
     """The closed outcome: 2xx succeeded, any other whole response is an HTTP error, else whatever broke it."""
     match exchange.kind:
@@ -149,6 +177,8 @@ def outcome_of(exchange: Exchange) -> Outcome:
             return Outcome.INVALID_RESPONSE
         case ExchangeKind.RESPONSE_TOO_LARGE:
             return Outcome.RESPONSE_TOO_LARGE
+        case ExchangeKind.AUTHENTICATION_FAILED:
+            return Outcome.AUTHENTICATION_FAILED
     assert_never(exchange.kind)
 
 

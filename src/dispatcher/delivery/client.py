@@ -11,7 +11,8 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,8 +24,9 @@ from aiohttp import hdrs, http_exceptions
 from multidict import CIMultiDictProxy
 
 from dispatcher.delivery.exchange import Exchange, ExchangeKind, WebhookRequest, bounded_error
-from dispatcher.security.addresses import AddressKind
+from dispatcher.security.addresses import AddressKind, IPNetwork, is_within
 from dispatcher.security.egress import AddressRefusedError, EgressPolicy, refused_kind
+from dispatcher.security.endpoint_tls import EndpointTls, client_context
 from dispatcher.security.resolver import PolicyResolver, ResolverOptions
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 RETRY_AFTER_CHARACTERS_MAX = 64
 _REUSE_TRIES = 3
 _READ_BYTES_MAX = 16_384
+CONTEXTS_MAX = 1024
+"""TLS contexts of endpoints with roots or certificates of their own that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class _Sending:
 
     host: str | None
     client: WebhookClient
+    allowed_networks: tuple[IPNetwork, ...] = ()
     peer: str | None = None
     transport: asyncio.Transport | None = None
 
@@ -136,6 +141,7 @@ class WebhookClient:
         self._resolver = resolver
         self._clock = clock
         self._refused_kind = lru_cache(maxsize=4096)(self._ask_policy)
+        self._contexts: OrderedDict[EndpointTls, ssl.SSLContext] = OrderedDict()
         self._session: aiohttp.ClientSession | None = None
         self.open_connections = 0
 
@@ -149,7 +155,7 @@ class WebhookClient:
                 use_dns_cache=False,  # the resolver has its own, with failures and bounds
                 limit=options.connections_max,
                 keepalive_timeout=options.keepalive_timeout_s,
-                ssl=await asyncio.to_thread(_tls_context, options.ca_file),
+                ssl=await asyncio.to_thread(client_context, EndpointTls(), options.ca_file),
                 socket_factory=self._make_socket,
             ),
             request_class=_WebhookClientRequest,
@@ -179,7 +185,7 @@ class WebhookClient:
         if self._session is None:
             raise RuntimeError("the client is not open")
         start_s = self._clock()
-        sending = _Sending(None if request.url.address else request.url.host, self)
+        sending = _Sending(None if request.url.address else request.url.host, self, request.allowed_networks)
         _sending.set(sending)
         reading = _Reading()
         try:
@@ -198,22 +204,38 @@ class WebhookClient:
             self._clock() - start_s,
             reading.status_code,
             reading.retry_after,
-            bytes(reading.body[: self._options.excerpt_bytes_max]),
+            bytes(reading.body[: self._excerpt_bytes_max(request)]),
             reading.truncated,
             error,
             sending.peer,
         )
 
-    def _send(self, session: aiohttp.ClientSession, request: WebhookRequest) -> Awaitable[aiohttp.ClientResponse]:
+    def _excerpt_bytes_max(self, request: WebhookRequest) -> int:
+        kept = request.excerpt_bytes_max
+        return self._options.excerpt_bytes_max if kept is None else kept
+
+    async def _send(self, session: aiohttp.ClientSession, request: WebhookRequest) -> aiohttp.ClientResponse:
         """Connect, write, read the head. The deadline set here also binds reading the body."""
-        return session.request(
+        return await session.request(
             hdrs.METH_POST,
             request.url.wire,
             headers=request.headers,
             data=request.body,
             allow_redirects=False,
             timeout=_deadline(request.timeout_s),
+            ssl=True if request.tls is None else await self._context(request.tls),
         )
+
+    async def _context(self, tls: EndpointTls) -> ssl.SSLContext:
+        """The context of an endpoint with TLS of its own; equal ones share it, and so their connections."""
+        known = self._contexts.get(tls)
+        if known is None:
+            known = await asyncio.to_thread(client_context, tls, self._options.ca_file)
+            self._contexts[tls] = known
+        self._contexts.move_to_end(tls)
+        while len(self._contexts) > CONTEXTS_MAX:
+            self._contexts.popitem(last=False)
+        return known
 
     async def _send_again(self, session: aiohttp.ClientSession, request: WebhookRequest) -> aiohttp.ClientResponse:
         """After a pooled connection proved unfit: some more, and then give up."""
@@ -254,9 +276,7 @@ class WebhookClient:
             raise _UnsentError("the connection was lost before it was used")
         sending.transport, sending.peer = transport, peername[0]
         peer = sending.peer
-        refused = self._refused_kind(peer, sending.host)
-        if refused is not None:
-            raise AddressRefusedError(peer, refused)
+        self._check(peer, sending)
         if protocol.should_close:
             raise _UnsentError("the connection holds an answer that nobody asked for")
         if self.open_connections > self._options.idle_connections_max:
@@ -266,13 +286,19 @@ class WebhookClient:
         """A socket for one address, if policy allows that very address; literals meet their first check here."""
         family, kind, protocol, _, sockaddr = addr_info
         address = str(sockaddr[0])
-        refused = self._refused_kind(address, _sending.get().host)
-        if refused is not None:
-            raise AddressRefusedError(address, refused)
+        self._check(address, _sending.get())
         made = _CountedSocket(family, kind, protocol)
         made.on_end = self._socket_closed
         self.open_connections += 1
         return made
+
+    def _check(self, address: str, sending: _Sending) -> None:
+        """Raises AddressRefusedError for an address that the policy refuses, or that the endpoint does not name."""
+        refused = self._refused_kind(address, sending.host)
+        if refused is not None:
+            raise AddressRefusedError(address, refused)
+        if sending.allowed_networks and not is_within(address, sending.allowed_networks):
+            raise AddressRefusedError(address, AddressKind.NOT_NAMED)
 
     def _socket_closed(self) -> None:
         self.open_connections -= 1
@@ -301,16 +327,6 @@ class _Reading:
         retry_after = headers.get(hdrs.RETRY_AFTER)
         if retry_after is not None:
             self.retry_after = bounded_error(retry_after)[:RETRY_AFTER_CHARACTERS_MAX]
-
-
-def _tls_context(ca_file: str | None) -> ssl.SSLContext:
-    """Verification is always on; TLS 1.2 and later (RFC 9325 section 3.1.1)."""
-    context = ssl.create_default_context()
-    if ca_file is not None:
-        context.load_verify_locations(cafile=ca_file)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 def _classify(failure: Exception, reading: _Reading) -> tuple[ExchangeKind, str]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from dispatcher.credentials import NO_SECRETS
 from dispatcher.delivery.health import StoredHealth, Trouble
 from dispatcher.delivery.policies import FailureDefaults, FailurePolicies, policies_of
 from dispatcher.model import EndpointKey, EndpointSettings, EndpointState, SealedSigningKey, TenantState
+from dispatcher.security.addresses import IPNetwork, parse_network
+from dispatcher.security.credentials import PreparedCredentials, prepare, unseal
 from dispatcher.security.headers import CREDENTIAL_NAMES, RESERVED_NAMES, RESERVED_PREFIXES
 from dispatcher.security.secrets import Keyring, SealContext
 from dispatcher.security.signing import HmacKey
@@ -35,7 +38,7 @@ class EndpointRuntime:
     an older one, so that a corrected URL frees the backlog. `revisions` has the settings of each revision that
     unsettled rows may name, for the lane's ordering modes. `url` is None for a stored URL that the present rules
     refuse, and `url_problem` says why; `fallbacks` likewise. `health` is what was on record. `constant_headers` are the
-    user-agent and the endpoint's own headers.
+    user-agent and the endpoint's own headers; `credentials` has those that are secrets.
     """
 
     key: EndpointKey
@@ -54,6 +57,8 @@ class EndpointRuntime:
     fallbacks: tuple[tuple[EndpointUrl | None, str], ...] = ()
     tenant_state: TenantState = TenantState.ACTIVE
     health: StoredHealth | None = None
+    credentials: PreparedCredentials = field(default=PreparedCredentials(), repr=False)
+    allowed_networks: tuple[IPNetwork, ...] = ()
 
     def target(self, url_index: int) -> tuple[EndpointUrl | None, str]:
         """The URL of an index, or None and why it is refused; one that is gone by now is the endpoint's own."""
@@ -80,8 +85,8 @@ def prepare_endpoint(
 ) -> EndpointRuntime:
     """Prepare an endpoint from what the store knows of it.
 
-    Raises `SecretSealError` if any of its signing keys does not open: a webhook that lacks one of its signatures would
-    be refused by a receiver in the middle of a rotation.
+    Raises `SecretSealError` if any of its signing keys, or its credentials, do not open: a webhook that lacks one of
+    its signatures would be refused by a receiver in the middle of a rotation.
     """
     settings = row.revisions[row.revision]
     url, problem = _parse(settings.url)
@@ -97,12 +102,19 @@ def prepare_endpoint(
         url=url,
         url_problem=problem,
         constant_headers=_constant_headers(settings.headers, user_agent),
+        credentials=_credentials(row, settings, keyring),
+        allowed_networks=tuple(parse_network(text) for text in settings.allowed_networks),
         keys=_prepare_keys(row.key, row.signing_keys, keyring),
         policies=policies_of(defaults or FailureDefaults(), settings, row.tenant_retry, row.catch_ups),
         fallbacks=tuple(_parse(text) for text in settings.fallback_urls),
         tenant_state=row.tenant_state,
         health=_health(row),
     )
+
+
+def _credentials(row: EndpointRuntimeRow, settings: EndpointSettings, keyring: Keyring) -> PreparedCredentials:
+    secrets = NO_SECRETS if row.sealed_credentials is None else unseal(row.sealed_credentials, row.key, keyring)
+    return prepare(row.key, row.authentication, secrets, settings.ca_certificates)
 
 
 def _health(row: EndpointRuntimeRow) -> StoredHealth | None:

@@ -42,6 +42,7 @@ from dispatcher.delivery.lane_types import Resume
 from dispatcher.delivery.leases import LeaseKeeper
 from dispatcher.delivery.leases import LeaseSettings as KeeperSettings
 from dispatcher.delivery.measure import BacklogMeter
+from dispatcher.delivery.oauth import Tokens
 from dispatcher.delivery.ownership import Ownership
 from dispatcher.delivery.policies import FailureDefaults, resume_of
 from dispatcher.delivery.rate import ThrottlePolicy
@@ -115,6 +116,7 @@ class Engine:
             count=parts.instruments.lease_changed,
         )
         self.flusher = self._make_flusher(delivery)
+        self.tokens = Tokens(parts.client, clocks.monotonic)
         self.decisions: DecisionWriter = DecisionWriter(
             functools.partial(decisions.commit, database), self.keeper.held, DecisionLimits()
         )
@@ -164,7 +166,7 @@ class Engine:
         parts = self._parts
         return SendLoop(
             self.board,
-            Attempter(parts.client, self.flusher.add, parts.tracing, parts.instruments, parts.clocks.wall),
+            Attempter(parts.client, self.flusher.add, parts.tracing, parts.instruments, parts.clocks.wall, self.tokens),
             self.flusher,
             self.decisions,
             self.keeper.sendable_until,

@@ -6,7 +6,9 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dispatcher.security.addresses import IPNetwork
 from dispatcher.security.egress import EndpointUrl
+from dispatcher.security.endpoint_tls import EndpointTls
 
 ERROR_CHARACTERS_MAX = 200
 
@@ -15,7 +17,7 @@ class ExchangeKind(enum.StrEnum):
     """How an exchange ended. RESPONSE: a whole response came, whatever its status; everything else is a failure.
 
     RESPONSE_TOO_LARGE is about the head (header lines, their number): of a larger body only the beginning is read and
-    the status counts.
+    the status counts. AUTHENTICATION_FAILED: there was no token to send, so nothing was sent.
     """
 
     RESPONSE = "RESPONSE"
@@ -26,19 +28,25 @@ class ExchangeKind(enum.StrEnum):
     ADDRESS_REFUSED = "ADDRESS_REFUSED"
     INVALID_RESPONSE = "INVALID_RESPONSE"
     RESPONSE_TOO_LARGE = "RESPONSE_TOO_LARGE"
+    AUTHENTICATION_FAILED = "AUTHENTICATION_FAILED"
 
 
 @dataclass(frozen=True, slots=True)
 class WebhookRequest:
     """One webhook to post. `timeout_s` is the deadline for everything: connecting, sending, the whole response.
 
-    `headers` go out as they are, without Host and Content-Length; a CIMultiDict saves a copy.
+    `headers` go out as they are, without Host and Content-Length; a CIMultiDict saves a copy. `tls` is None for the
+    system's roots and no certificate of our own. `allowed_networks` narrows the policy; empty for no more than that.
+    `excerpt_bytes_max` is how much of the body is kept, None for what the client keeps.
     """
 
     url: EndpointUrl
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
     timeout_s: float
+    tls: EndpointTls | None = None
+    allowed_networks: tuple[IPNetwork, ...] = ()
+    excerpt_bytes_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

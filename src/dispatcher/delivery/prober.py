@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 import orjson
 import uuid_utils.compat
 
-from dispatcher.delivery.attempt import Client, outcome_of, refused
+from dispatcher.delivery.attempt import Client, authenticated_post, outcome_of, refused
 from dispatcher.delivery.endpoint import EndpointRuntime
-from dispatcher.delivery.exchange import Exchange, WebhookRequest, bounded_error
-from dispatcher.delivery.render import signed_headers
+from dispatcher.delivery.exchange import Exchange, bounded_error
+from dispatcher.delivery.oauth import Tokens
+from dispatcher.delivery.render import request_to, signed_headers
 from dispatcher.model import RESERVED_TYPE_PREFIX, ProbeResult
 
 PING_TYPE = f"{RESERVED_TYPE_PREFIX}ping"
@@ -31,8 +32,10 @@ class Prober:
         client: Client,
         wall_clock: Callable[[], float] = time.time,
         new_event_id: Callable[[], str] = _new_event_id,
+        tokens: Tokens | None = None,
     ) -> None:
         self._client = client
+        self._tokens = tokens or Tokens(client)
         self._wall_clock = wall_clock
         self._new_event_id = new_event_id
 
@@ -66,7 +69,9 @@ class Prober:
             timestamp_s=now_s,
         )
         headers["webhook-attempt"] = "1"
-        return await self._client.post(WebhookRequest(runtime.url, headers, body, runtime.settings.timeout_s))
+        return await authenticated_post(
+            self._client, self._tokens, runtime, request_to(runtime, runtime.url, headers, body)
+        )
 
 
 def _ping_body(event_id: str, now_s: float) -> bytes:

@@ -44,7 +44,19 @@ def render(
         headers["webhook-replay"] = "true"
     if traceparent is not None:
         headers["traceparent"] = traceparent
-    return WebhookRequest(url=url, headers=headers, body=payload.data, timeout_s=runtime.settings.timeout_s)
+    return request_to(runtime, url, headers, payload.data)
+
+
+def request_to(runtime: EndpointRuntime, url: EndpointUrl, headers: dict[str, str], body: bytes) -> WebhookRequest:
+    """A request with all that the endpoint says of the way there."""
+    return WebhookRequest(
+        url=url,
+        headers=headers,
+        body=body,
+        timeout_s=runtime.settings.timeout_s,
+        tls=runtime.credentials.tls,
+        allowed_networks=runtime.allowed_networks,
+    )
 
 
 def signed_headers(
@@ -52,7 +64,7 @@ def signed_headers(
 ) -> dict[str, str]:
     """What every webhook says of itself, pings included, beside the endpoint's constant headers."""
     unix_s = int(timestamp_s)
-    headers = dict(runtime.constant_headers)
+    headers = {**runtime.constant_headers, **runtime.credentials.headers}
     headers["content-type"] = content_type
     headers["webhook-id"] = event_id
     headers["webhook-timestamp"] = str(unix_s)

@@ -8,6 +8,7 @@ documentation of the cloud providers for their metadata services.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 IPAddress = IPv4Address | IPv6Address
@@ -28,6 +29,7 @@ class AddressKind(enum.StrEnum):
     DOCUMENTATION = "documentation"
     TRANSITION = "IPv6 transition"
     RESERVED = "reserved"
+    NOT_NAMED = "not named"
 
 
 METADATA_ADDRESSES: frozenset[IPAddress] = frozenset(
@@ -144,6 +146,16 @@ def embedded_ipv4(address: IPv6Address) -> tuple[IPv4Address, ...]:
     if (value >> 32) & _LOW_32 in _ISATAP_IDENTIFIERS:
         found.append(value & _LOW_32)
     return tuple(IPv4Address(part) for part in found)
+
+
+def is_within(address: str, networks: Sequence[IPNetwork]) -> bool:
+    """Whether an address, or the IPv4 address that it maps, is in one of the networks."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return False
+    mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
+    return any(each in network for network in networks for each in (parsed, mapped) if each is not None)
 
 
 def parse_network(text: str) -> IPNetwork:

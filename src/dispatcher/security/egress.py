@@ -22,6 +22,7 @@ __all__ = [
     "UrlRefusedError",
     "check_url",
     "is_address_allowed",
+    "is_loopback",
     "parse_url",
     "refused_kind",
 ]
@@ -38,7 +39,12 @@ class AddressRefusedError(OSError):
     """A connection was refused by policy before a byte went out; an OSError so that it passes through a resolver."""
 
     def __init__(self, address: str, kind: AddressKind) -> None:
-        super().__init__(f"{address} is a {kind.value} address, which the egress policy does not allow")
+        why = (
+            "is not in the endpoint's allowed_cidrs"
+            if kind is AddressKind.NOT_NAMED
+            else f"is a {kind.value} address, which the egress policy does not allow"
+        )
+        super().__init__(f"{address} {why}")
         self.address = address
         self.kind = kind
 
@@ -143,6 +149,11 @@ def check_url(url: EndpointUrl, policy: EgressPolicy) -> None:
             raise UrlRefusedError(UrlRefusal.ADDRESS_NOT_ALLOWED, f"the host is a {kind.value} address")
     elif _is_local_name(url.host) and not (policy.allowed_networks or policy.allows_host(url.host)):
         raise UrlRefusedError(UrlRefusal.NAME_NOT_ALLOWED, "the host is a local name; webhooks go to public hosts")
+
+
+def is_loopback(url: EndpointUrl, policy: EgressPolicy) -> bool:
+    """Whether a URL leads to this machine, and the deployment wants that: `dispatcher dev` and tests."""
+    return url.address is not None and url.address.is_loopback and refused_kind(str(url.address), policy) is None
 
 
 def _is_local_name(host: str) -> bool:

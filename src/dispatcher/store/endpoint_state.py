@@ -23,7 +23,8 @@ UPDATE endpoint SET state = $3, state_reason = $4, etag = $5, update_time = cloc
                                                          ELSE clock_timestamp() END
 WHERE tenant_id = $1 AND endpoint_id = $2
 RETURNING tenant_id, endpoint_id, name, description, labels, event_types, state, state_reason, revision, settings, etag,
-          create_time, update_time, delete_time, resume_rate, resume_time"""
+          create_time, update_time, delete_time, resume_rate, resume_time, authentication,
+          sealed_credentials"""
 
 
 async def pause(db: Database, tenant: str, name: str, reason: str, *, etag: str = "") -> Endpoint:

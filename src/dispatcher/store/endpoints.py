@@ -14,9 +14,11 @@ from uuid import UUID, uuid4
 import asyncpg
 from uuid_utils.compat import uuid7
 
+from dispatcher.credentials import Authentication
 from dispatcher.errors import AlreadyExistsError
 from dispatcher.model import CatchUp, Endpoint, EndpointKey, EndpointSettings, EndpointState
 from dispatcher.store import filters, signing_keys, tenants
+from dispatcher.store.authentication_json import authentication_from_json, authentication_to_json
 from dispatcher.store.changes import change, check_etag, endpoint_name, endpoint_not_found
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.paging import SCAN_ROWS_MAX, Page, PageRequest, decode_token, encode_token
@@ -44,6 +46,8 @@ class NewEndpoint:
     state_reason: str
     settings: EndpointSettings
     endpoint_id: UUID = field(default_factory=uuid7)
+    authentication: Authentication | None = None
+    sealed_credentials: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +60,12 @@ class LockedEndpoint:
 
 INSERT_ENDPOINT = """
 INSERT INTO endpoint (tenant_id, endpoint_id, name, partition, description, labels, event_types, state, state_reason,
-                      revision, settings, etag, create_time, update_time)
-SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, 1, $10, $11, t, t FROM clock_timestamp() t
+                      revision, settings, etag, create_time, update_time, authentication, sealed_credentials)
+SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, 1, $10, $11, t, t, $12, $13 FROM clock_timestamp() t
 ON CONFLICT (tenant_id, name) DO NOTHING
 RETURNING tenant_id, endpoint_id, name, description, labels, event_types, state, state_reason, revision, settings, etag,
-          create_time, update_time, delete_time, resume_rate, resume_time"""
+          create_time, update_time, delete_time, resume_rate, resume_time, authentication,
+          sealed_credentials"""
 # publish() searches no further back than the cursor's day, so its time must not be older than the endpoint.
 INSERT_CURSOR = "INSERT INTO cursor (tenant_id, endpoint_id, seq, time) VALUES ($1, $2, 0, clock_timestamp())"
 
@@ -100,6 +105,8 @@ async def _insert(connection: Connection, key: EndpointKey, new: NewEndpoint) ->
         new.state_reason,
         settings_to_json(new.settings),
         uuid4(),
+        authentication_to_json(new.authentication),
+        new.sealed_credentials,
     )
 
 
@@ -119,7 +126,8 @@ async def _name_taken(connection: Connection, tenant: str, tenant_id: UUID, name
 
 SELECT_ENDPOINT = """
 SELECT e.tenant_id, e.endpoint_id, e.name, e.description, e.labels, e.event_types, e.state, e.state_reason, e.revision,
-       e.settings, e.etag, e.create_time, e.update_time, e.delete_time, e.resume_rate, e.resume_time
+       e.settings, e.etag, e.create_time, e.update_time, e.delete_time, e.resume_rate, e.resume_time,
+       e.authentication, e.sealed_credentials
 FROM tenant t JOIN endpoint e ON e.tenant_id = t.tenant_id
 WHERE t.name = $1 AND t.delete_time IS NULL AND e.name = $2"""
 
@@ -138,7 +146,8 @@ async def get(db: Database, tenant: str, name: str, *, deleted_too: bool = False
 LIST_ENDPOINTS = """
 WITH scanned AS MATERIALIZED (
     SELECT tenant_id, endpoint_id, name, description, labels, event_types, state, state_reason, revision, settings,
-           etag, create_time, update_time, delete_time, resume_rate, resume_time
+           etag, create_time, update_time, delete_time, resume_rate, resume_time, authentication,
+          sealed_credentials
     FROM endpoint WHERE tenant_id = $1 AND name > $2 ORDER BY name LIMIT $3
 )
 SELECT n.scan_count, n.scan_end, p.*
@@ -210,16 +219,20 @@ def _merged(before: Endpoint, wanted: Endpoint) -> Endpoint:
         state=wanted.state,
         state_reason=wanted.state_reason,
         settings=wanted.settings,
+        authentication=wanted.authentication,
+        sealed_credentials=wanted.sealed_credentials,
         revision=before.revision + (wanted.settings != before.settings),
     )
 
 
 UPDATE_ENDPOINT = """
 UPDATE endpoint SET description = $3, labels = $4, event_types = $5, state = $6, state_reason = $7, revision = $8,
-                    settings = $9, etag = $10, update_time = clock_timestamp()
+                    settings = $9, etag = $10, update_time = clock_timestamp(), authentication = $11,
+                    sealed_credentials = $12
 WHERE tenant_id = $1 AND endpoint_id = $2
 RETURNING tenant_id, endpoint_id, name, description, labels, event_types, state, state_reason, revision, settings, etag,
-          create_time, update_time, delete_time, resume_rate, resume_time"""
+          create_time, update_time, delete_time, resume_rate, resume_time, authentication,
+          sealed_credentials"""
 
 
 async def _write(connection: Connection, after: Endpoint, stored_settings: Mapping[str, Any]) -> Endpoint:
@@ -235,6 +248,8 @@ async def _write(connection: Connection, after: Endpoint, stored_settings: Mappi
         after.revision,
         stored_settings,
         uuid4(),
+        authentication_to_json(after.authentication),
+        after.sealed_credentials,
     )
     return endpoint_of(row)
 
@@ -252,7 +267,8 @@ async def _insert_revision(
 
 LOCK_ENDPOINT = """
 SELECT tenant_id, endpoint_id, name, description, labels, event_types, state, state_reason, revision, settings, etag,
-       create_time, update_time, delete_time, resume_rate, resume_time
+       create_time, update_time, delete_time, resume_rate, resume_time, authentication,
+          sealed_credentials
 FROM endpoint WHERE tenant_id = $1 AND name = $2 AND delete_time IS NULL FOR UPDATE"""
 
 
@@ -271,7 +287,8 @@ async def lock(connection: Connection, tenant: str, name: str) -> LockedEndpoint
 TOUCH_ENDPOINT = """
 UPDATE endpoint SET etag = $3, update_time = clock_timestamp() WHERE tenant_id = $1 AND endpoint_id = $2
 RETURNING tenant_id, endpoint_id, name, description, labels, event_types, state, state_reason, revision, settings, etag,
-          create_time, update_time, delete_time, resume_rate, resume_time"""
+          create_time, update_time, delete_time, resume_rate, resume_time, authentication,
+          sealed_credentials"""
 
 
 async def touch(connection: Connection, key: EndpointKey) -> Endpoint:
@@ -296,5 +313,7 @@ def endpoint_of(row: asyncpg.Record) -> Endpoint:
         create_time=row["create_time"],
         update_time=row["update_time"],
         delete_time=row["delete_time"],
+        authentication=authentication_from_json(row["authentication"]),
+        sealed_credentials=row["sealed_credentials"],
         catch_up=None if row["resume_rate"] is None else CatchUp(row["resume_rate"], row["resume_time"]),
     )

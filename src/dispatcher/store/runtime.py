@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import asyncpg
 
+from dispatcher.credentials import Authentication
 from dispatcher.model import (
     CatchUp,
     EndpointKey,
@@ -19,6 +20,7 @@ from dispatcher.model import (
 )
 from dispatcher.policy import NO_RETRY_OVERRIDES, RetryOverrides
 from dispatcher.store import forms
+from dispatcher.store.authentication_json import authentication_from_json
 from dispatcher.store.database import Database, is_one_tenant
 from dispatcher.store.fence import probing
 from dispatcher.store.forms import by_tenant
@@ -50,6 +52,8 @@ class EndpointRuntimeRow:
     failing_since: datetime | None = None
     exhausted_heads: int = 0
     trouble: str | None = None
+    authentication: Authentication | None = None
+    sealed_credentials: bytes | None = field(default=None, repr=False)
 
 
 # One statement, so that settings, keys and state are of one snapshot. Keys travel as arrays: each is a few rows.
@@ -58,7 +62,8 @@ LOAD_RUNTIME = by_tenant(
 SELECT e.tenant_id, e.endpoint_id, t.name AS tenant_name, e.name, e.state, e.revision, e.settings, e.update_time,
        e.delete_time, e.resume_rate, e.resume_time, t.settings AS tenant_settings, t.state AS tenant_state,
        t.resume_rate AS tenant_resume_rate, t.resume_time AS tenant_resume_time, h.failing_since, h.exhausted_heads,
-       h.trouble, r.revisions, r.revision_settings, s.key_ids, s.sealed, s.create_times, s.expire_times
+       h.trouble, e.authentication, e.sealed_credentials, r.revisions, r.revision_settings, s.key_ids, s.sealed,
+       s.create_times, s.expire_times
 FROM unnest($1::uuid[], $2::uuid[]) k(tenant_id, endpoint_id)
 JOIN endpoint e ON e.tenant_id = k.tenant_id AND e.endpoint_id = k.endpoint_id
 JOIN tenant t ON t.tenant_id = e.tenant_id
@@ -181,6 +186,8 @@ def _runtime(row: asyncpg.Record) -> EndpointRuntimeRow:
         failing_since=row["failing_since"],
         exhausted_heads=row["exhausted_heads"] or 0,
         trouble=row["trouble"],
+        authentication=authentication_from_json(row["authentication"]),
+        sealed_credentials=row["sealed_credentials"],
     )
 
 

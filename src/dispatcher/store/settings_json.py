@@ -43,6 +43,8 @@ def settings_to_json(settings: EndpointSettings, stored: Mapping[str, Any] | Non
         "rate_limit": None if settings.rate_limit is None else asdict(settings.rate_limit),
         "circuit": asdict(settings.circuit),
         "auto_disable": asdict(settings.auto_disable),
+        "allowed_networks": list(settings.allowed_networks),
+        "ca_certificates": settings.ca_certificates,
     }
 
 
@@ -61,6 +63,8 @@ def settings_from_json(stored: Mapping[str, Any]) -> EndpointSettings:
         rate_limit=_rate_limit(stored.get("rate_limit")),
         circuit=CircuitOverrides(**_known(stored.get("circuit"), CircuitOverrides)),
         auto_disable=AutoDisableOverrides(**_known(stored.get("auto_disable"), AutoDisableOverrides)),
+        allowed_networks=tuple(stored.get("allowed_networks") or ()),
+        ca_certificates=str(stored.get("ca_certificates") or ""),
     )
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from webhooks.v1 import attempt_pb2, endpoint_pb2
 
-from dispatcher.api.convert import checks, policies
+from dispatcher.api.convert import authentication, checks, policies
+from dispatcher.api.convert.authentication import Given
 from dispatcher.api.convert.checks import Violations
 from dispatcher.api.convert.masks import Maskable, leaves_to_change
 from dispatcher.api.convert.names import new_id, read_name
@@ -36,7 +37,9 @@ from dispatcher.policy import (
 )
 from dispatcher.routing.patterns import validate_pattern
 from dispatcher.security.egress import EgressPolicy, UrlRefusedError, check_url, parse_url
+from dispatcher.security.endpoint_tls import CertificateError, check_roots
 from dispatcher.security.headers import check_endpoint_headers
+from dispatcher.security.secrets import Keyring
 from dispatcher.security.signing import SigningSecretError, generate_secret, parse_secret
 from dispatcher.store.endpoints import NewEndpoint
 
@@ -186,6 +189,24 @@ def _auto_disable(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations:
     return policies.read_auto_disable(settings.auto_disable, "endpoint.delivery_settings.auto_disable", violations)
 
 
+def _allowed_networks(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> tuple[str, ...]:
+    return authentication.checked_networks(endpoint.http.allowed_cidrs, "endpoint.http.allowed_cidrs", violations)
+
+
+def _ca_certificates(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> str:
+    pem = endpoint.http.ca_certificates
+    try:
+        if pem:
+            check_roots(pem)
+    except CertificateError as error:
+        violations.add("endpoint.http.ca_certificates", str(error))
+    return pem
+
+
+def _authentication(endpoint: endpoint_pb2.Endpoint, rules: EndpointRules, violations: Violations) -> Given | None:
+    return authentication.read_authentication(endpoint, rules.egress, violations)
+
+
 _STATES: dict[int, EndpointState] = {
     endpoint_pb2.Endpoint.STATE_UNSPECIFIED: EndpointState.ACTIVE,
     endpoint_pb2.Endpoint.STATE_ACTIVE: EndpointState.ACTIVE,
@@ -220,14 +241,17 @@ _SETTINGS: dict[str, tuple[str, _Reader]] = {
     "delivery_settings.ordering_mode": ("ordering_mode", _ordering_mode),
     "delivery_settings.trace_propagation": ("trace_propagation", _trace_propagation),
     "http.fallback_urls": ("fallback_urls", _fallback_urls),
+    "http.allowed_cidrs": ("allowed_networks", _allowed_networks),
+    "http.ca_certificates": ("ca_certificates", _ca_certificates),
     "delivery_settings.retry_policy": ("retry", _retry),
     "delivery_settings.exhaustion_policy": ("exhaustion", _exhaustion),
     "delivery_settings.rate_limit": ("rate_limit", _rate_limit),
     "delivery_settings.circuit_breaker": ("circuit", _circuit),
     "delivery_settings.auto_disable": ("auto_disable", _auto_disable),
 }
+_CREDENTIALS: dict[str, tuple[str, _Reader]] = {"authentication": ("authentication", _authentication)}
 MASKABLE = Maskable(
-    (*_OWN, *_SETTINGS),
+    (*_OWN, *_SETTINGS, *_CREDENTIALS),
     frozenset({"name", "uid", "create_time", "update_time", "etag", "revision", "signing_keys"}),
 )
 
@@ -242,8 +266,13 @@ def _read(
     return {field: read(endpoint, rules, violations) for leaf, (field, read) in readers.items() if leaf in leaves}
 
 
-def read_create(request: endpoint_pb2.CreateEndpointRequest, rules: EndpointRules) -> tuple[str, NewEndpoint, bytes]:
-    """The tenant's id, the endpoint to create, and its first secret. Errors: InvalidRequestError."""
+def read_create(
+    request: endpoint_pb2.CreateEndpointRequest, rules: EndpointRules
+) -> tuple[str, NewEndpoint, bytes, Given | None]:
+    """The tenant's id, the endpoint to create, its first secret, and its credentials, not sealed yet.
+
+    Errors: InvalidRequestError.
+    """
     violations = Violations()
     (tenant,) = read_name(request.parent, "tenants/{tenant}", violations, field="parent")
     name = new_id(request.endpoint_id, "endpoint_id", violations)
@@ -253,12 +282,15 @@ def read_create(request: endpoint_pb2.CreateEndpointRequest, rules: EndpointRule
     own = _read(_OWN, everything, request.endpoint, rules, violations)
     settings = _read(_SETTINGS, everything, request.endpoint, rules, violations)
     secret = read_secret(request.signing_secret, "signing_secret", violations)
+    given = _authentication(request.endpoint, rules, violations)
     violations.raise_if_any()
-    return tenant, NewEndpoint(name=name, settings=EndpointSettings(**settings), **own), secret
+    shape = None if given is None else given.shape
+    new = NewEndpoint(name=name, settings=EndpointSettings(**settings), authentication=shape, **own)
+    return tenant, new, secret, given
 
 
 def read_update(
-    request: endpoint_pb2.UpdateEndpointRequest, rules: EndpointRules
+    request: endpoint_pb2.UpdateEndpointRequest, rules: EndpointRules, keyring: Keyring
 ) -> tuple[str, str, Callable[[Endpoint], Endpoint]]:
     """The ids of tenant and endpoint, and the change. Errors: InvalidRequestError."""
     violations = Violations()
@@ -267,10 +299,17 @@ def read_update(
     leaves = leaves_to_change(request.update_mask, request.endpoint, MASKABLE, violations)
     own = _read(_OWN, leaves, request.endpoint, rules, violations)
     settings = _read(_SETTINGS, leaves, request.endpoint, rules, violations)
+    credentials = _read(_CREDENTIALS, leaves, request.endpoint, rules, violations)
     violations.raise_if_any()
 
     def change(before: Endpoint) -> Endpoint:
         after = replace(before, settings=replace(before.settings, **settings), **own)
+        given = credentials.get("authentication")
+        authentication.check_origins(before, after.settings, given, is_given=bool(credentials))
+        if credentials:
+            secrets = authentication.sealed(given, before, before.key, keyring)
+            shape = None if given is None else given.shape
+            after = replace(after, authentication=shape, sealed_credentials=secrets)
         # A reason speaks of the state it came with.
         is_stale = after.state != before.state and "state_reason" not in own
         return replace(after, state_reason="") if is_stale else after
@@ -334,7 +373,13 @@ def endpoint_message(
         name=f"tenants/{tenant}/endpoints/{endpoint.name}",
         uid=str(endpoint.key.endpoint_id),
         description=endpoint.description,
-        http=endpoint_pb2.HttpTarget(url=endpoint.settings.url, fallback_urls=endpoint.settings.fallback_urls),
+        http=endpoint_pb2.HttpTarget(
+            url=endpoint.settings.url,
+            fallback_urls=endpoint.settings.fallback_urls,
+            allowed_cidrs=endpoint.settings.allowed_networks,
+            ca_certificates=endpoint.settings.ca_certificates,
+        ),
+        authentication=authentication.authentication_message(endpoint.authentication),
         event_types=endpoint.event_types,
         state=endpoint_pb2.Endpoint.State.Value(f"STATE_{endpoint.state.value}"),
         state_reason=endpoint.state_reason,

@@ -45,6 +45,8 @@ class _AttemptOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Attemp
     """The answer was not valid HTTP."""
     ATTEMPT_OUTCOME_RESPONSE_TOO_LARGE: _AttemptOutcome.ValueType  # 9
     """The answer's headers or body were larger than the service reads."""
+    ATTEMPT_OUTCOME_AUTHENTICATION_FAILED: _AttemptOutcome.ValueType  # 10
+    """No token was to be had from the OAuth 2.0 server; nothing was sent to the receiver."""
 
 class AttemptOutcome(_AttemptOutcome, metaclass=_AttemptOutcomeEnumTypeWrapper):
     """How an attempt ended."""
@@ -69,6 +71,8 @@ ATTEMPT_OUTCOME_INVALID_RESPONSE: AttemptOutcome.ValueType  # 8
 """The answer was not valid HTTP."""
 ATTEMPT_OUTCOME_RESPONSE_TOO_LARGE: AttemptOutcome.ValueType  # 9
 """The answer's headers or body were larger than the service reads."""
+ATTEMPT_OUTCOME_AUTHENTICATION_FAILED: AttemptOutcome.ValueType  # 10
+"""No token was to be had from the OAuth 2.0 server; nothing was sent to the receiver."""
 Global___AttemptOutcome: _TypeAlias = AttemptOutcome  # noqa: Y015
 
 @_typing.final

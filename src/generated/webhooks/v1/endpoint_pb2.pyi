@@ -173,6 +173,7 @@ class Endpoint(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    AUTHENTICATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/endpoints/{endpoint}`."""
     uid: _builtins.str
@@ -225,6 +226,14 @@ class Endpoint(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When the endpoint was last changed."""
 
+    @_builtins.property
+    def authentication(self) -> Global___EndpointAuthentication:
+        """How the service proves to the receiver who it is, beside its signature. Its secrets are write-only: an answer shows
+        none of them. Replaced as a whole by an update; a secret left empty there stays as it is, as long as what it belongs
+        to (user name, token URL and client id, certificate, header name) stays. Where an update makes webhooks go to
+        another origin (scheme, host, port), all secrets must be given again, so that nobody can have them sent to themselves.
+        """
+
     def __init__(
         self,
         *,
@@ -242,16 +251,212 @@ class Endpoint(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        authentication: Global___EndpointAuthentication | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delivery_settings", b"delivery_settings", "http", b"http", "target", b"target", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["authentication", b"authentication", "create_time", b"create_time", "delivery_settings", b"delivery_settings", "http", b"http", "target", b"target", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delivery_settings", b"delivery_settings", "description", b"description", "etag", b"etag", "event_types", b"event_types", "http", b"http", "labels", b"labels", "name", b"name", "revision", b"revision", "signing_keys", b"signing_keys", "state", b"state", "state_reason", b"state_reason", "target", b"target", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authentication", b"authentication", "create_time", b"create_time", "delivery_settings", b"delivery_settings", "description", b"description", "etag", b"etag", "event_types", b"event_types", "http", b"http", "labels", b"labels", "name", b"name", "revision", b"revision", "signing_keys", b"signing_keys", "state", b"state", "state_reason", b"state_reason", "target", b"target", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["http"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
 
 Global___Endpoint: _TypeAlias = Endpoint  # noqa: Y015
+
+@_typing.final
+class EndpointAuthentication(_message.Message):
+    """How the service proves to a receiver who it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SecretHeadersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    BASIC_FIELD_NUMBER: _builtins.int
+    BEARER_FIELD_NUMBER: _builtins.int
+    OAUTH2_FIELD_NUMBER: _builtins.int
+    SECRET_HEADERS_FIELD_NUMBER: _builtins.int
+    CLIENT_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def basic(self) -> Global___BasicAuthentication:
+        """A user name and a password (RFC 7617)."""
+
+    @_builtins.property
+    def bearer(self) -> Global___BearerAuthentication:
+        """A token that does not change (RFC 6750)."""
+
+    @_builtins.property
+    def oauth2(self) -> Global___OAuth2ClientCredentials:
+        """A token that is fetched and renewed (RFC 6749 section 4.4)."""
+
+    @_builtins.property
+    def secret_headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Headers whose values are secrets: at most 8, under the rules of `delivery_settings.headers`. Answers show their
+        names with empty values.
+        """
+
+    @_builtins.property
+    def client_certificate(self) -> Global___ClientCertificate:
+        """The certificate that is shown to a receiver that asks for one (mTLS)."""
+
+    def __init__(
+        self,
+        *,
+        basic: Global___BasicAuthentication | None = ...,
+        bearer: Global___BearerAuthentication | None = ...,
+        oauth2: Global___OAuth2ClientCredentials | None = ...,
+        secret_headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        client_certificate: Global___ClientCertificate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["basic", b"basic", "bearer", b"bearer", "client_certificate", b"client_certificate", "method", b"method", "oauth2", b"oauth2"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basic", b"basic", "bearer", b"bearer", "client_certificate", b"client_certificate", "method", b"method", "oauth2", b"oauth2", "secret_headers", b"secret_headers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["basic", "bearer", "oauth2"]  # noqa: Y015
+    _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_method) -> _WhichOneofReturnType_method | None: ...
+
+Global___EndpointAuthentication: _TypeAlias = EndpointAuthentication  # noqa: Y015
+
+@_typing.final
+class BasicAuthentication(_message.Message):
+    """HTTP basic authentication."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USERNAME_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    username: _builtins.str
+    """Printable ASCII without a colon, at most 256 characters."""
+    password: _builtins.str
+    """Printable ASCII, at most 1024 characters."""
+    def __init__(
+        self,
+        *,
+        username: _builtins.str = ...,
+        password: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["password", b"password", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BasicAuthentication: _TypeAlias = BasicAuthentication  # noqa: Y015
+
+@_typing.final
+class BearerAuthentication(_message.Message):
+    """A bearer token that does not change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """At most 4096 of the characters that RFC 6750 section 2.1 allows."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BearerAuthentication: _TypeAlias = BearerAuthentication  # noqa: Y015
+
+@_typing.final
+class OAuth2ClientCredentials(_message.Message):
+    """A bearer token from an OAuth 2.0 server, by client credentials. It is fetched before an attempt that needs it, within
+    that attempt's time, kept until shortly before it ends, and fetched anew after a receiver has answered 401. A server
+    that gives none makes the attempt fail with AUTHENTICATION_FAILED.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_URL_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_SECRET_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    AUDIENCE_FIELD_NUMBER: _builtins.int
+    token_url: _builtins.str
+    """Where tokens are fetched, by POST: an `https://` URL, under the rules of `http.url`."""
+    client_id: _builtins.str
+    """Printable ASCII, at most 256 characters."""
+    client_secret: _builtins.str
+    """Printable ASCII, at most 1024 characters. Sent by HTTP basic authentication."""
+    audience: _builtins.str
+    """The `audience` parameter that some servers want."""
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What to ask for: at most 32 scopes."""
+
+    def __init__(
+        self,
+        *,
+        token_url: _builtins.str = ...,
+        client_id: _builtins.str = ...,
+        client_secret: _builtins.str = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        audience: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audience", b"audience", "client_id", b"client_id", "client_secret", b"client_secret", "scopes", b"scopes", "token_url", b"token_url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OAuth2ClientCredentials: _TypeAlias = OAuth2ClientCredentials  # noqa: Y015
+
+@_typing.final
+class ClientCertificate(_message.Message):
+    """A client certificate. To rotate it, write the new one: attempts that begin after that show it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_CHAIN_FIELD_NUMBER: _builtins.int
+    PRIVATE_KEY_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    certificate_chain: _builtins.str
+    """The certificate and those between it and a root, PEM, at most 32 KiB."""
+    private_key: _builtins.str
+    """Its private key, PEM, not encrypted."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the certificate ends."""
+
+    def __init__(
+        self,
+        *,
+        certificate_chain: _builtins.str = ...,
+        private_key: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_chain", b"certificate_chain", "expire_time", b"expire_time", "private_key", b"private_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClientCertificate: _TypeAlias = ClientCertificate  # noqa: Y015
 
 @_typing.final
 class HttpTarget(_message.Message):
@@ -261,11 +466,15 @@ class HttpTarget(_message.Message):
 
     URL_FIELD_NUMBER: _builtins.int
     FALLBACK_URLS_FIELD_NUMBER: _builtins.int
+    ALLOWED_CIDRS_FIELD_NUMBER: _builtins.int
+    CA_CERTIFICATES_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """`https://` or `http://` with a host, at most 2048 characters, without user name, password or fragment. Addresses
     that are private, loopback or reserved are refused unless the deployment allows them, when the endpoint is written
     and again at every connect. Redirects are not followed.
     """
+    ca_certificates: _builtins.str
+    """Roots (PEM, at most 64 KiB) that the receiver's certificate must come from, instead of the system's."""
     @_builtins.property
     def fallback_urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Where to go instead, in this order, while the circuits of `url` and of those before are open: at most 3 further
@@ -273,15 +482,23 @@ class HttpTarget(_message.Message):
         attempts record which one they used.
         """
 
+    @_builtins.property
+    def allowed_cidrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Networks (CIDR) that the receiver's addresses are in: at most 32. Others are refused at connect. This only narrows
+        what the deployment allows. Empty: whatever it allows.
+        """
+
     def __init__(
         self,
         *,
         url: _builtins.str = ...,
         fallback_urls: _abc.Iterable[_builtins.str] | None = ...,
+        allowed_cidrs: _abc.Iterable[_builtins.str] | None = ...,
+        ca_certificates: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fallback_urls", b"fallback_urls", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_cidrs", b"allowed_cidrs", "ca_certificates", b"ca_certificates", "fallback_urls", b"fallback_urls", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
