@@ -196,6 +196,7 @@ class EndpointSettings:
     auto_disable: AutoDisableOverrides = NO_AUTO_DISABLE_OVERRIDES
     allowed_networks: tuple[str, ...] = ()
     ca_certificates: str = field(default="", repr=False)
+    http_signatures: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,14 +221,24 @@ class Endpoint:
     sealed_credentials: bytes | None = field(default=None, repr=False)
 
 
+class SigningAlgorithm(enum.StrEnum):
+    """How a key signs, as stored."""
+
+    HMAC_SHA256 = "HMAC_SHA256"
+    ED25519 = "ED25519"
+
+
 @dataclass(frozen=True, slots=True)
 class SealedSigningKey:
-    """A signing key as stored: the secret sealed by `security.secrets`. `expire_time` None means for good."""
+    """A signing key as stored: the secret sealed by `security.secrets`. `expire_time` None means for good.
+    `public_key` is the 32 bytes of an Ed25519 key, else empty."""
 
     key_id: str
     sealed: bytes = field(repr=False)
     create_time: datetime
     expire_time: datetime | None
+    algorithm: SigningAlgorithm = SigningAlgorithm.HMAC_SHA256
+    public_key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

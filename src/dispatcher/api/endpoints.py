@@ -17,7 +17,7 @@ from dispatcher.api.interceptors import Context
 from dispatcher.api.ports import EndpointListener, EndpointProber
 from dispatcher.model import Endpoint, EndpointKey
 from dispatcher.security.secrets import Keyring, SealContext
-from dispatcher.security.signing import format_secret
+from dispatcher.security.signing import SigningSecret
 from dispatcher.store import endpoint_deletion, endpoint_state, endpoints, key_rotation, signing_keys, tenants
 from dispatcher.store.database import Database
 from dispatcher.store.paging import PageRequest, page_size
@@ -59,7 +59,7 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServiceServicer):
         created = await endpoints.create(self._database, tenant, new, [sealed])
         self._on_changed(created.key)
         live = await signing_keys.list_live(self._database, created.key)
-        return convert.endpoint_message(tenant, created, live, {sealed.key_id: format_secret(secret)})
+        return convert.endpoint_message(tenant, created, live, {sealed.key_id: secret.shown})
 
     async def GetEndpoint(self, request: endpoint_pb2.GetEndpointRequest, context: Context) -> endpoint_pb2.Endpoint:
         tenant, name = parse_name(request.name, PATTERN)
@@ -138,7 +138,7 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServiceServicer):
         rotation = await key_rotation.rotate(self._database, tenant, name, sealed, overlap=overlap, etag=request.etag)
         self._on_changed(rotation.endpoint.key)
         return endpoint_pb2.RotateSigningKeyResponse(
-            signing_key=convert.signing_key_message(rotation.key, format_secret(secret)),
+            signing_key=convert.signing_key_message(rotation.key, secret.shown),
             endpoint=convert.endpoint_message(tenant, rotation.endpoint, rotation.live),
         )
 
@@ -149,6 +149,7 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServiceServicer):
         found = await endpoints.get(self._database, tenant, name)
         return convert.probe_message(await self._prober.ping(found.key))
 
-    def _seal(self, key: EndpointKey, secret: bytes) -> NewSigningKey:
+    def _seal(self, key: EndpointKey, secret: SigningSecret) -> NewSigningKey:
         key_id = f"key-{secrets.token_hex(8)}"
-        return NewSigningKey(key_id, self._keyring.seal(secret, SealContext(key.tenant_id, key.endpoint_id, key_id)))
+        sealed = self._keyring.seal(secret.private, SealContext(key.tenant_id, key.endpoint_id, key_id))
+        return NewSigningKey(key_id, sealed, secret.algorithm, secret.public)

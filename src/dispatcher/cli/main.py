@@ -22,6 +22,7 @@ from dispatcher.cli import (
     migrate,
     publish,
     replays,
+    secrets,
     serve,
     show_config,
     tenants,
@@ -51,6 +52,7 @@ app.command("worker", hidden=True)(serve.worker)
 app.command("dev", rich_help_panel=SERVICE)(dev.dev)
 app.command("migrate", rich_help_panel=SERVICE)(migrate.migrate)
 app.command("config", rich_help_panel=SERVICE)(show_config.config)
+app.add_typer(secrets.app, name="secrets", rich_help_panel=SERVICE)
 app.add_typer(tokens.app, name="tokens", rich_help_panel=SERVICE)
 app.command("publish", rich_help_panel=EVENTS)(publish.publish)
 app.add_typer(deliveries.app, name="deliveries", rich_help_panel=EVENTS)

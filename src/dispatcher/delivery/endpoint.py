@@ -13,7 +13,7 @@ from dispatcher.security.addresses import IPNetwork, parse_network
 from dispatcher.security.credentials import PreparedCredentials, prepare, unseal
 from dispatcher.security.headers import CREDENTIAL_NAMES, RESERVED_NAMES, RESERVED_PREFIXES
 from dispatcher.security.secrets import Keyring, SealContext
-from dispatcher.security.signing import HmacKey
+from dispatcher.security.signing import Key, key_of
 from dispatcher.security.urls import EndpointUrl, UrlRefusedError, parse_url
 from dispatcher.store.runtime import EndpointRuntimeRow
 
@@ -23,7 +23,7 @@ class PreparedKey:
     """A signing key ready to sign, until `expires_at_s` (Unix seconds; None for good)."""
 
     key_id: str
-    key: HmacKey
+    key: Key
     expires_at_s: float | None
 
     def is_live(self, now_s: float) -> bool:
@@ -71,9 +71,9 @@ class EndpointRuntime:
         """Whether nothing may be sent: paused, disabled or deleted, or its tenant is paused."""
         return self.deleted or self.state is not EndpointState.ACTIVE or self.tenant_state is not TenantState.ACTIVE
 
-    def live_keys(self, now_s: float) -> list[HmacKey]:
+    def live_keys(self, now_s: float) -> list[PreparedKey]:
         """The keys that sign at `now_s` (Unix seconds): those for good first, then the newest."""
-        return [prepared.key for prepared in self.keys if prepared.is_live(now_s)]
+        return [prepared for prepared in self.keys if prepared.is_live(now_s)]
 
     def can_sign(self, now_s: float) -> bool:
         """Whether any key is live; where none is, nothing may be sent."""
@@ -147,7 +147,10 @@ def _prepare_keys(
     return tuple(
         PreparedKey(
             sealed.key_id,
-            HmacKey(keyring.open(sealed.sealed, SealContext(key.tenant_id, key.endpoint_id, sealed.key_id))),
+            key_of(
+                sealed.algorithm,
+                keyring.open(sealed.sealed, SealContext(key.tenant_id, key.endpoint_id, sealed.key_id)),
+            ),
             None if sealed.expire_time is None else sealed.expire_time.timestamp(),
         )
         for sealed in for_good_first

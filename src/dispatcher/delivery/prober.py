@@ -62,6 +62,7 @@ class Prober:
         body = _ping_body(event_id, now_s)
         headers = signed_headers(
             runtime,
+            runtime.url,
             event_id=event_id,
             event_type=PING_TYPE,
             content_type="application/json",

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dispatcher.delivery.endpoint import EndpointRuntime
 from dispatcher.delivery.exchange import WebhookRequest
 from dispatcher.model import OutboxRow
-from dispatcher.security.signing import sign_v1
+from dispatcher.security.http_signatures import message_signatures
+from dispatcher.security.signing import sign_webhook
 from dispatcher.security.urls import EndpointUrl
 
 
@@ -30,6 +31,7 @@ def render(
         raise ValueError("a row is rendered only once its payload has been read")
     headers = signed_headers(
         runtime,
+        url,
         event_id=row.event_id,
         event_type=row.type,
         content_type=payload.content_type,
@@ -60,7 +62,14 @@ def request_to(runtime: EndpointRuntime, url: EndpointUrl, headers: dict[str, st
 
 
 def signed_headers(
-    runtime: EndpointRuntime, *, event_id: str, event_type: str, content_type: str, body: bytes, timestamp_s: float
+    runtime: EndpointRuntime,
+    url: EndpointUrl,
+    *,
+    event_id: str,
+    event_type: str,
+    content_type: str,
+    body: bytes,
+    timestamp_s: float,
 ) -> dict[str, str]:
     """What every webhook says of itself, pings included, beside the endpoint's constant headers."""
     unix_s = int(timestamp_s)
@@ -68,6 +77,10 @@ def signed_headers(
     headers["content-type"] = content_type
     headers["webhook-id"] = event_id
     headers["webhook-timestamp"] = str(unix_s)
-    headers["webhook-signature"] = sign_v1(runtime.live_keys(timestamp_s), event_id, unix_s, body)
+    live = runtime.live_keys(timestamp_s)
+    headers["webhook-signature"] = sign_webhook([prepared.key for prepared in live], event_id, unix_s, body)
+    if runtime.settings.http_signatures:
+        keys = [(prepared.key_id, prepared.key) for prepared in live]
+        headers |= message_signatures(keys, url.text, headers, body, unix_s)
     headers["webhook-event-type"] = event_type
     return headers

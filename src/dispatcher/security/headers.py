@@ -22,6 +22,7 @@ RESERVED_NAMES = frozenset(
         # The message's own framing and content (RFC 9110, RFC 9112): set from the event or by the client.
         "accept-encoding",
         "connection",
+        "content-digest",
         "content-encoding",
         "content-length",
         "content-type",
@@ -29,6 +30,8 @@ RESERVED_NAMES = frozenset(
         "expect",
         "host",
         "keep-alive",
+        "signature",
+        "signature-input",
         "te",
         "trailer",
         "transfer-encoding",

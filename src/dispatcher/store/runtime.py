@@ -16,6 +16,7 @@ from dispatcher.model import (
     EndpointSettings,
     EndpointState,
     SealedSigningKey,
+    SigningAlgorithm,
     TenantState,
 )
 from dispatcher.policy import NO_RETRY_OVERRIDES, RetryOverrides
@@ -63,7 +64,7 @@ SELECT e.tenant_id, e.endpoint_id, t.name AS tenant_name, e.name, e.state, e.rev
        e.delete_time, e.resume_rate, e.resume_time, t.settings AS tenant_settings, t.state AS tenant_state,
        t.resume_rate AS tenant_resume_rate, t.resume_time AS tenant_resume_time, h.failing_since, h.exhausted_heads,
        h.trouble, e.authentication, e.sealed_credentials, r.revisions, r.revision_settings, s.key_ids, s.sealed,
-       s.create_times, s.expire_times
+       s.create_times, s.expire_times, s.algorithms
 FROM unnest($1::uuid[], $2::uuid[]) k(tenant_id, endpoint_id)
 JOIN endpoint e ON e.tenant_id = k.tenant_id AND e.endpoint_id = k.endpoint_id
 JOIN tenant t ON t.tenant_id = e.tenant_id
@@ -88,7 +89,8 @@ LEFT JOIN LATERAL (
     SELECT array_agg(s.key_id ORDER BY s.create_time, s.key_id) AS key_ids,
            array_agg(s.sealed ORDER BY s.create_time, s.key_id) AS sealed,
            array_agg(s.create_time ORDER BY s.create_time, s.key_id) AS create_times,
-           array_agg(s.expire_time ORDER BY s.create_time, s.key_id) AS expire_times
+           array_agg(s.expire_time ORDER BY s.create_time, s.key_id) AS expire_times,
+           array_agg(s.algorithm ORDER BY s.create_time, s.key_id) AS algorithms
     FROM signing_key s
     WHERE s.tenant_id = e.tenant_id AND s.endpoint_id = e.endpoint_id
       AND (s.expire_time IS NULL OR s.expire_time > clock_timestamp())
@@ -167,9 +169,9 @@ def _known(row: asyncpg.Record) -> EndpointRuntimeRow | None:
 def _runtime(row: asyncpg.Record) -> EndpointRuntimeRow:
     revisions = dict(zip(row["revisions"] or (), row["revision_settings"] or (), strict=True))
     revisions[row["revision"]] = row["settings"]
-    keys = zip(
-        row["key_ids"] or (), row["sealed"] or (), row["create_times"] or (), row["expire_times"] or (), strict=True
-    )
+    algorithms = [SigningAlgorithm(word) for word in row["algorithms"] or ()]
+    times = (row["create_times"] or (), row["expire_times"] or ())
+    keys = zip(row["key_ids"] or (), row["sealed"] or (), *times, algorithms, strict=True)
     return EndpointRuntimeRow(
         key=EndpointKey(row["tenant_id"], row["endpoint_id"]),
         tenant_name=row["tenant_name"],

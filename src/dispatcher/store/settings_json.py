@@ -45,6 +45,7 @@ def settings_to_json(settings: EndpointSettings, stored: Mapping[str, Any] | Non
         "auto_disable": asdict(settings.auto_disable),
         "allowed_networks": list(settings.allowed_networks),
         "ca_certificates": settings.ca_certificates,
+        "http_signatures": settings.http_signatures,
     }
 
 
@@ -65,6 +66,7 @@ def settings_from_json(stored: Mapping[str, Any]) -> EndpointSettings:
         auto_disable=AutoDisableOverrides(**_known(stored.get("auto_disable"), AutoDisableOverrides)),
         allowed_networks=tuple(stored.get("allowed_networks") or ()),
         ca_certificates=str(stored.get("ca_certificates") or ""),
+        http_signatures=bool(stored.get("http_signatures")),
     )
 
 

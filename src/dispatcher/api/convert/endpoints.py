@@ -26,6 +26,7 @@ from dispatcher.model import (
     OrderingMode,
     ProbeResult,
     SealedSigningKey,
+    SigningAlgorithm,
     TracePropagation,
 )
 from dispatcher.policy import (
@@ -40,7 +41,13 @@ from dispatcher.security.egress import EgressPolicy, UrlRefusedError, check_url,
 from dispatcher.security.endpoint_tls import CertificateError, check_roots
 from dispatcher.security.headers import check_endpoint_headers
 from dispatcher.security.secrets import Keyring
-from dispatcher.security.signing import SigningSecretError, generate_secret, parse_secret
+from dispatcher.security.signing import (
+    SigningSecret,
+    SigningSecretError,
+    format_public,
+    new_signing_secret,
+    parse_signing_secret,
+)
 from dispatcher.store.endpoints import NewEndpoint
 
 PATTERN = "tenants/{tenant}/endpoints/{endpoint}"
@@ -189,6 +196,10 @@ def _auto_disable(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations:
     return policies.read_auto_disable(settings.auto_disable, "endpoint.delivery_settings.auto_disable", violations)
 
 
+def _http_signatures(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, __: Violations) -> bool:
+    return endpoint.delivery_settings.http_message_signatures
+
+
 def _allowed_networks(endpoint: endpoint_pb2.Endpoint, _: EndpointRules, violations: Violations) -> tuple[str, ...]:
     return authentication.checked_networks(endpoint.http.allowed_cidrs, "endpoint.http.allowed_cidrs", violations)
 
@@ -248,6 +259,7 @@ _SETTINGS: dict[str, tuple[str, _Reader]] = {
     "delivery_settings.rate_limit": ("rate_limit", _rate_limit),
     "delivery_settings.circuit_breaker": ("circuit", _circuit),
     "delivery_settings.auto_disable": ("auto_disable", _auto_disable),
+    "delivery_settings.http_message_signatures": ("http_signatures", _http_signatures),
 }
 _CREDENTIALS: dict[str, tuple[str, _Reader]] = {"authentication": ("authentication", _authentication)}
 MASKABLE = Maskable(
@@ -268,7 +280,7 @@ def _read(
 
 def read_create(
     request: endpoint_pb2.CreateEndpointRequest, rules: EndpointRules
-) -> tuple[str, NewEndpoint, bytes, Given | None]:
+) -> tuple[str, NewEndpoint, SigningSecret, Given | None]:
     """The tenant's id, the endpoint to create, its first secret, and its credentials, not sealed yet.
 
     Errors: InvalidRequestError.
@@ -281,7 +293,7 @@ def read_create(
     everything = frozenset(MASKABLE.leaves)
     own = _read(_OWN, everything, request.endpoint, rules, violations)
     settings = _read(_SETTINGS, everything, request.endpoint, rules, violations)
-    secret = read_secret(request.signing_secret, "signing_secret", violations)
+    secret = read_secret(request.signing_secret, request.signing_algorithm, violations)
     given = _authentication(request.endpoint, rules, violations)
     violations.raise_if_any()
     shape = None if given is None else given.shape
@@ -317,18 +329,31 @@ def read_update(
     return tenant, name, change
 
 
-def read_secret(text: str, field: str, violations: Violations) -> bytes:
-    """The bytes of the caller's secret, or of a fresh one where it is empty."""
+def read_secret(text: str, algorithm: int, violations: Violations) -> SigningSecret:
+    """The caller's secret, or a fresh one where it is empty."""
+    wanted = _ALGORITHMS.get(algorithm)
+    if algorithm and wanted is None:
+        violations.add("signing_algorithm", "must be HMAC_SHA256 or ED25519")
+    fresh = new_signing_secret(wanted or SigningAlgorithm.HMAC_SHA256)
     try:
-        return parse_secret(text or generate_secret())
+        found = parse_signing_secret(text) if text else fresh
     except SigningSecretError as error:
-        violations.add(field, str(error))
-        return b""
+        violations.add("signing_secret", str(error))
+        return fresh
+    if wanted is not None and found.algorithm is not wanted:
+        violations.add("signing_algorithm", "must be that of signing_secret")
+    return found
+
+
+_ALGORITHMS: dict[int, SigningAlgorithm] = {
+    endpoint_pb2.SIGNING_ALGORITHM_HMAC_SHA256: SigningAlgorithm.HMAC_SHA256,
+    endpoint_pb2.SIGNING_ALGORITHM_ED25519: SigningAlgorithm.ED25519,
+}
 
 
 def read_rotation(
     request: endpoint_pb2.RotateSigningKeyRequest, rules: EndpointRules
-) -> tuple[str, str, bytes, timedelta]:
+) -> tuple[str, str, SigningSecret, timedelta]:
     """The ids of tenant and endpoint, the new secret, and the overlap. Errors: InvalidRequestError."""
     violations = Violations()
     tenant, name = read_name(request.name, PATTERN, violations)
@@ -338,7 +363,7 @@ def read_rotation(
         overlap_s = to_seconds(request.overlap)
     if overlap_s is None or not 0 <= overlap_s <= OVERLAP_MAX_S:
         violations.add("overlap", "must be 0 s to 30 days")
-    secret = read_secret(request.signing_secret, "signing_secret", violations)
+    secret = read_secret(request.signing_secret, request.signing_algorithm, violations)
     violations.raise_if_any()
     return tenant, name, secret, timedelta(seconds=overlap_s or 0.0)
 
@@ -405,6 +430,7 @@ def _settings_message(settings: EndpointSettings) -> endpoint_pb2.DeliverySettin
         rate_limit=policies.rate_limit_message(settings.rate_limit),
         circuit_breaker=policies.circuit_message(settings.circuit),
         auto_disable=policies.auto_disable_message(settings.auto_disable),
+        http_message_signatures=settings.http_signatures,
     )
 
 
@@ -413,7 +439,8 @@ def signing_key_message(key: SealedSigningKey, secret: str = "") -> endpoint_pb2
     state = endpoint_pb2.SigningKey.STATE_ACTIVE if key.expire_time is None else endpoint_pb2.SigningKey.STATE_RETIRING
     message = endpoint_pb2.SigningKey(
         id=key.key_id,
-        algorithm=endpoint_pb2.SIGNING_ALGORITHM_HMAC_SHA256,
+        algorithm=endpoint_pb2.SigningAlgorithm.Value(f"SIGNING_ALGORITHM_{key.algorithm.value}"),
+        public_key=format_public(key.public_key),
         state=state,
         secret=secret,
         create_time=timestamp(key.create_time),

@@ -94,6 +94,8 @@ class _SigningAlgorithmEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sign
     """Not set."""
     SIGNING_ALGORITHM_HMAC_SHA256: _SigningAlgorithm.ValueType  # 1
     """HMAC with SHA-256, Standard Webhooks `v1`."""
+    SIGNING_ALGORITHM_ED25519: _SigningAlgorithm.ValueType  # 2
+    """Ed25519, Standard Webhooks `v1a`: the receiver verifies with a public key and holds no secret."""
 
 class SigningAlgorithm(_SigningAlgorithm, metaclass=_SigningAlgorithmEnumTypeWrapper):
     """How a key signs."""
@@ -102,6 +104,8 @@ SIGNING_ALGORITHM_UNSPECIFIED: SigningAlgorithm.ValueType  # 0
 """Not set."""
 SIGNING_ALGORITHM_HMAC_SHA256: SigningAlgorithm.ValueType  # 1
 """HMAC with SHA-256, Standard Webhooks `v1`."""
+SIGNING_ALGORITHM_ED25519: SigningAlgorithm.ValueType  # 2
+"""Ed25519, Standard Webhooks `v1a`: the receiver verifies with a public key and holds no secret."""
 Global___SigningAlgorithm: _TypeAlias = SigningAlgorithm  # noqa: Y015
 
 @_typing.final
@@ -540,6 +544,7 @@ class DeliverySettings(_message.Message):
     RATE_LIMIT_FIELD_NUMBER: _builtins.int
     CIRCUIT_BREAKER_FIELD_NUMBER: _builtins.int
     AUTO_DISABLE_FIELD_NUMBER: _builtins.int
+    HTTP_MESSAGE_SIGNATURES_FIELD_NUMBER: _builtins.int
     max_in_flight: _builtins.int
     """The most requests in flight to this endpoint: 1 to 1000, default 32 (a setting of the service). ORDERED always has
     one; ORDERED_BY_KEY has this many keys, one request each.
@@ -552,6 +557,11 @@ class DeliverySettings(_message.Message):
     """What the webhook tells of the trace. Default NONE."""
     exhaustion_policy: _policy_pb2.ExhaustionPolicy.ValueType
     """What follows the last attempt. Default DEAD_LETTER."""
+    http_message_signatures: _builtins.bool
+    """Whether webhooks are signed by HTTP message signatures (RFC 9421) as well, by the same keys: `content-digest`
+    (RFC 9530), `signature-input` and `signature`, one per live key, over the method, the URL, the digest, the content
+    type, `webhook-id` and `webhook-timestamp`. `keyid` is the key's id.
+    """
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """The time one attempt may take, from name look-up to the end of the response body: 0.1 s to 60 s, default 15 s (both
@@ -596,10 +606,11 @@ class DeliverySettings(_message.Message):
         rate_limit: _policy_pb2.RateLimit | None = ...,
         circuit_breaker: _policy_pb2.CircuitBreaker | None = ...,
         auto_disable: _policy_pb2.AutoDisable | None = ...,
+        http_message_signatures: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["auto_disable", b"auto_disable", "circuit_breaker", b"circuit_breaker", "rate_limit", b"rate_limit", "retry_policy", b"retry_policy", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_disable", b"auto_disable", "circuit_breaker", b"circuit_breaker", "exhaustion_policy", b"exhaustion_policy", "headers", b"headers", "max_in_flight", b"max_in_flight", "ordering_mode", b"ordering_mode", "rate_limit", b"rate_limit", "retry_policy", b"retry_policy", "timeout", b"timeout", "trace_propagation", b"trace_propagation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_disable", b"auto_disable", "circuit_breaker", b"circuit_breaker", "exhaustion_policy", b"exhaustion_policy", "headers", b"headers", "http_message_signatures", b"http_message_signatures", "max_in_flight", b"max_in_flight", "ordering_mode", b"ordering_mode", "rate_limit", b"rate_limit", "retry_policy", b"retry_policy", "timeout", b"timeout", "trace_propagation", b"trace_propagation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -648,10 +659,12 @@ class SigningKey(_message.Message):
     state: Global___SigningKey.State.ValueType
     """Whether the key is here to stay."""
     public_key: _builtins.str
-    """The key to verify with where the algorithm is asymmetric; empty for HMAC_SHA256."""
+    """The key to verify with where the algorithm is asymmetric: `whpk_` and base64 (Standard Webhooks); empty for
+    HMAC_SHA256.
+    """
     secret: _builtins.str
     """The secret to verify with: `whsec_` and base64 (Standard Webhooks). Shown once, in the answer of CreateEndpoint or
-    RotateSigningKey that made the key; empty everywhere else.
+    RotateSigningKey that made the key; empty everywhere else, and for ED25519.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -691,6 +704,7 @@ class CreateEndpointRequest(_message.Message):
     ENDPOINT_FIELD_NUMBER: _builtins.int
     SIGNING_SECRET_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    SIGNING_ALGORITHM_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The tenant: `tenants/{tenant}`."""
     endpoint_id: _builtins.str
@@ -698,11 +712,14 @@ class CreateEndpointRequest(_message.Message):
     service makes one.
     """
     signing_secret: _builtins.str
-    """The first signing secret: `whsec_` and base64 of 24 to 64 bytes (Standard Webhooks), so that a receiver need not
-    change when it moves here from another product. Empty: the service makes one.
+    """The first signing secret: `whsec_` and base64 of 24 to 64 bytes, or `whsk_` and base64 of an Ed25519 key
+    (Standard Webhooks), so that a receiver need not change when it moves here from another product. Empty: the service
+    makes one.
     """
     validate_only: _builtins.bool
     """Only check the request and answer what would have been created, without a signing key."""
+    signing_algorithm: Global___SigningAlgorithm.ValueType
+    """How the first key signs. Not set: as `signing_secret` says, or HMAC_SHA256 without one."""
     @_builtins.property
     def endpoint(self) -> Global___Endpoint:
         """The endpoint to create; `name` and `etag` are ignored."""
@@ -715,10 +732,11 @@ class CreateEndpointRequest(_message.Message):
         endpoint: Global___Endpoint | None = ...,
         signing_secret: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        signing_algorithm: Global___SigningAlgorithm.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "endpoint_id", b"endpoint_id", "parent", b"parent", "signing_secret", b"signing_secret", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "endpoint_id", b"endpoint_id", "parent", b"parent", "signing_algorithm", b"signing_algorithm", "signing_secret", b"signing_secret", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -986,14 +1004,19 @@ class RotateSigningKeyRequest(_message.Message):
     SIGNING_SECRET_FIELD_NUMBER: _builtins.int
     OVERLAP_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    SIGNING_ALGORITHM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/endpoints/{endpoint}`."""
     signing_secret: _builtins.str
-    """The new secret: `whsec_` and base64 of 24 to 64 bytes (Standard Webhooks). Empty: the service makes one."""
+    """The new secret: `whsec_` and base64 of 24 to 64 bytes, or `whsk_` and base64 of an Ed25519 key (Standard
+    Webhooks). Empty: the service makes one.
+    """
     etag: _builtins.str
     """The endpoint's `etag` as last read: ABORTED where it has changed meanwhile. Set it so that a call that is retried
     on the way does not rotate twice. Empty: no check.
     """
+    signing_algorithm: Global___SigningAlgorithm.ValueType
+    """How the new key signs. Not set: as `signing_secret` says, or HMAC_SHA256 without one."""
     @_builtins.property
     def overlap(self) -> _duration_pb2.Duration:
         """How long the keys that are ACTIVE now go on signing beside the new one: 0 s to 30 days. Not set: 24 h (a setting of
@@ -1007,10 +1030,11 @@ class RotateSigningKeyRequest(_message.Message):
         signing_secret: _builtins.str = ...,
         overlap: _duration_pb2.Duration | None = ...,
         etag: _builtins.str = ...,
+        signing_algorithm: Global___SigningAlgorithm.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["overlap", b"overlap"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "overlap", b"overlap", "signing_secret", b"signing_secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "overlap", b"overlap", "signing_algorithm", b"signing_algorithm", "signing_secret", b"signing_secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
