@@ -120,6 +120,7 @@ class Core:
 def database_options(settings: Settings, dsn: str) -> DatabaseOptions:
     return DatabaseOptions(
         dsn=dsn,
+        password_file=settings.database_password_file,
         pooled=settings.database_pooled,
         one_tenant=settings.database_one_tenant or None,
         pool_size_max=max(1, settings.database_pool_size_max - 2),

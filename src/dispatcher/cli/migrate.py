@@ -66,6 +66,7 @@ def _options(dsn: str | None) -> DatabaseOptions:
     secret = direct or url
     return DatabaseOptions(
         dsn or (secret.get_secret_value() if secret else ""),
+        password_file="" if dsn else settings.database_password_file,
         pooled=settings.database_pooled and direct is None and dsn is None,
         connect_timeout_s=settings.database_connect_timeout_s,
     )

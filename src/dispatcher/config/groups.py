@@ -97,6 +97,9 @@ class DatabaseSettings(Group):
     database_direct_url: DatabaseUrl | None = _plain(
         None, "The same database past a pooler, for `migrate`; unset means DISPATCHER_DATABASE_URL."
     )
+    database_password_file: str = _plain(
+        "", "A file with the password, read anew for each connection; the URL then needs none."
+    )
     database_pooled: bool = _plain(
         default=False,
         description="The URL leads through a transaction pooler (PgBouncer): no LISTEN, no prepared statements.",

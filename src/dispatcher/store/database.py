@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import asyncpg
@@ -55,6 +57,8 @@ class DatabaseOptions:
     """How to connect. `pooled`: a transaction pooler stands between, so no prepared statement and no session state."""
 
     dsn: str
+    password_file: str = ""
+    """Read anew for each connection, so that a password may change while we run; stands for that of `dsn`."""
     pooled: bool = False
     one_tenant: bool | None = None
     """Whether each statement may be about one tenant only (`store.forms`); None asks for the extension `citus`."""
@@ -75,6 +79,7 @@ class StoreConnection(asyncpg.Connection):
         self.one_tenant = await self.fetchval(HAS_CITUS) if asked is None else asked
 
 
+PASSWORD_CHARACTERS_MAX = 4096
 HAS_CITUS = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"
 
 
@@ -232,8 +237,10 @@ def connect_arguments(options: DatabaseOptions) -> dict[str, Any]:
         "idle_in_transaction_session_timeout": f"{options.idle_in_transaction_timeout_s * 1000:.0f}",
         "jit": "off",
     }
+    password = {"password": functools.partial(_password_in, options.password_file)} if options.password_file else {}
     return {
         "dsn": options.dsn,
+        **password,
         "connection_class": StoreConnection,
         "timeout": options.connect_timeout_s,
         # A little over the server's own limit, so that the server's clear answer comes first.
@@ -241,6 +248,12 @@ def connect_arguments(options: DatabaseOptions) -> dict[str, Any]:
         "statement_cache_size": 0 if options.pooled else 256,
         "server_settings": {"application_name": "dispatcher"} if options.pooled else session,
     }
+
+
+def _password_in(path: str) -> str:
+    """A file's content without the line break at its end. Raises OSError, which is a database that is away."""
+    with Path(path).open() as file:
+        return file.read(PASSWORD_CHARACTERS_MAX).rstrip("\r\n")
 
 
 async def prepare_connection(connection: Connection, observation: Observation | None = None) -> None:
