@@ -19,13 +19,21 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from google.protobuf.message import DecodeError
 from opentelemetry import trace
 from uuid_utils.compat import uuid7
 
 from dispatcher.api import errors
 from dispatcher.api.permissions import RULES, MethodRule, require, require_types, resource_of, tenant_of
 from dispatcher.bucket import TokenBucket
-from dispatcher.errors import DispatcherError, OverloadedError, PermissionDeniedError, UnauthenticatedError
+from dispatcher.errors import (
+    DispatcherError,
+    FieldViolation,
+    InvalidRequestError,
+    OverloadedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from dispatcher.security.access import Access
 from dispatcher.security.authentication import Credentials
 from dispatcher.security.callers import ANONYMOUS, AuthMode, Caller
@@ -43,6 +51,34 @@ REQUEST_ID = "x-request-id"
 _log = logging.getLogger(__name__)
 _audit_log = logging.getLogger("dispatcher.audit")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+class Malformed:
+    """In place of a request whose bytes are no message of its method: told after it is known who sends such a thing."""
+
+
+MALFORMED = Malformed()
+
+
+def tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """grpc answers UNKNOWN to what it can't read, before anything of ours sees it; with this we see it."""
+
+    if deserialize is None:
+        return None
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return MALFORMED
+
+    return read
+
+
+def refuse_malformed(request: Any) -> None:
+    """Raises InvalidRequestError."""
+    if request is MALFORMED:
+        raise InvalidRequestError([FieldViolation("", "the request is no message of this method")], reason="MALFORMED")
 
 
 class AuditTrail(Protocol):
@@ -168,6 +204,7 @@ class Guard:
         try:
             found = await self.identify(context)
             rule = _rule_of(method, self._rules)
+            refuse_malformed(request)
             if not rule.asks_each:
                 resource = resource_of(rule, request)
                 self._check(found.caller, rule, resource)

@@ -21,7 +21,7 @@ from opentelemetry import trace
 
 from dispatcher.api import errors
 from dispatcher.api.draining import Drain
-from dispatcher.api.guard import Guard
+from dispatcher.api.guard import Guard, tolerant
 from dispatcher.errors import DispatcherError
 from dispatcher.telemetry import Instruments, Tracing
 
@@ -92,7 +92,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def surrounded(request: Any, context: Context) -> Any:
             return await self._run(method, behavior, request, context)
 
-        wrapped: Handler = make(surrounded, handler.request_deserializer, handler.response_serializer)
+        wrapped: Handler = make(surrounded, tolerant(handler.request_deserializer), handler.response_serializer)
         return wrapped
 
     async def _run(self, method: str, behavior: Behavior, request: Any, context: Context) -> Any:
@@ -143,7 +143,7 @@ def _guarded(handler: Handler, admission: Callable[[Any, Context], AbstractAsync
         except DispatcherError as error:
             return await _abort(context, errors.to_status(error))
 
-    wrapped: Handler = make(surrounded, handler.request_deserializer, handler.response_serializer)
+    wrapped: Handler = make(surrounded, tolerant(handler.request_deserializer), handler.response_serializer)
     return wrapped
 
 

@@ -16,7 +16,7 @@ from dispatcher.api import errors
 from dispatcher.api.convert.checks import Violations
 from dispatcher.api.convert.events import PublishLimits, publish_results, read_publish
 from dispatcher.api.draining import Drain, draining_error
-from dispatcher.api.guard import Admission, admission
+from dispatcher.api.guard import Admission, admission, refuse_malformed
 from dispatcher.api.interceptors import Context
 from dispatcher.errors import CommitUnknownError, DispatcherError, InvalidRequestError, PermissionDeniedError
 from dispatcher.model import PublishedEvent
@@ -122,6 +122,7 @@ class _Session:
         """The next request; returns once it has its place in the order. Raises UnauthenticatedError where its caller is
         not known any more."""
         await self._admission.next_of_stream()
+        refuse_malformed(request)
         await self._window.enter(request.ByteSize())
         violations = Violations()
         if request.client_sequence <= self._sequence:
