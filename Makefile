@@ -86,6 +86,16 @@ SIM_ARGS ?=
 test-sim: $(TEST_READY) ## Simulate 10,000 fleets and 10,000 lanes by seeds (SEED=, SIM_ARGS=); under 5 minutes
 	@PYTHONHASHSEED=0 PYTHONPATH=src:src/generated:. $(BIN)/python -W ignore -m tests.support.sim $(if $(SEED),--seed $(SEED)) $(SIM_ARGS)
 
+# Part of `make test`, by itself and case by case.
+SECURITY_TESTS := tests/unit/security tests/unit/api/test_permissions.py tests/integration/egress \
+	tests/integration/api/test_access.py tests/integration/api/test_credentials.py tests/integration/api/test_fuzz.py \
+	tests/integration/delivery/test_credentials.py tests/integration/store/test_audit.py \
+	tests/integration/store/test_database_tls.py tests/integration/store/test_rewrapping.py \
+	tests/integration/test_ops_server.py tests/acceptance/test_mesh.py tests/acceptance/test_signatures.py
+.PHONY: test-security
+test-security: $(TEST_READY) ## List every hostile case by name with its result
+	@$(BIN)/python -m pytest -v --no-header --tb=short $(SECURITY_TESTS) $(PYTEST_ARGS) | sed 's/^tests\/[a-z/_]*\///'
+
 # Real processes under real faults. CHAOS_ARGS='-k standby' for some of it; what must have happened is asked of a whole
 # run only.
 CHAOS_ARGS ?=
