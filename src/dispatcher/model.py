@@ -285,6 +285,7 @@ class StoredEvent:
     source: str | None
     subject: str | None
     time: datetime | None
+    expunge_time: datetime | None = None
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)

@@ -236,14 +236,20 @@ def test_standard_methods_have_the_fields_of_their_aips(method: MethodDescriptor
         assert "next_page_token" in answer
 
 
-def test_secrets_go_in_by_two_requests_and_come_out_in_one_field_all_redacted() -> None:
-    secrets = {field.full_name: field for field in fields() if "secret" in field.name}
-    assert secrets.keys() == {
-        "webhooks.v1.CreateEndpointRequest.signing_secret",
-        "webhooks.v1.RotateSigningKeyRequest.signing_secret",
-        "webhooks.v1.SigningKey.secret",
+def test_secrets_are_redacted_and_only_a_new_signing_secret_ever_comes_out() -> None:
+    words = ("secret", "password", "private_key", "bearerauthentication.token")
+    secrets = {field.full_name: field for field in fields() if any(word in field.full_name.lower() for word in words)}
+    assert {name.removeprefix("webhooks.v1.") for name in secrets} == {
+        "CreateEndpointRequest.signing_secret",
+        "RotateSigningKeyRequest.signing_secret",
+        "SigningKey.secret",
+        "BasicAuthentication.password",
+        "BearerAuthentication.token",
+        "OAuth2ClientCredentials.client_secret",
+        "ClientCertificate.private_key",
+        "EndpointAuthentication.secret_headers",
     }
     assert all(field.GetOptions().debug_redact for field in secrets.values())
-    assert [name for name, field in secrets.items() if Behavior.INPUT_ONLY not in behaviors(field)] == [
-        "webhooks.v1.SigningKey.secret"
-    ]
+    shown = {name for name, field in secrets.items() if Behavior.INPUT_ONLY not in behaviors(field)}
+    # Of secret headers the names come out.
+    assert shown == {"webhooks.v1.SigningKey.secret", "webhooks.v1.EndpointAuthentication.secret_headers"}

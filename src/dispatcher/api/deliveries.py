@@ -24,7 +24,7 @@ from dispatcher.errors import (
 )
 from dispatcher.model import Command, CommandKind
 from dispatcher.policy import RetryDefaults
-from dispatcher.store import attempt_history, commands, deliveries, endpoint_status, endpoints, events, halts
+from dispatcher.store import attempt_history, commands, deliveries, endpoint_status, endpoints, events, expunge, halts
 from dispatcher.store.database import Database
 from dispatcher.store.delivery_commands import CommandOutcome
 from dispatcher.store.paging import PageRequest, page_size
@@ -62,6 +62,17 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
         tenant, event_id = parse_name(request.name, "tenants/{tenant}/events/{event}")
         with_data = _is_full(request.view, _FULL_BY_DEFAULT)
         return event_message(tenant, await events.get(self._database, tenant, event_id, with_data=with_data))
+
+    async def ExpungeEvent(self, request: delivery_pb2.ExpungeEventRequest, context: Context) -> event_pb2.Event:
+        violations = Violations()
+        tenant, event_id = read_name(request.name, "tenants/{tenant}/events/{event}", violations)
+        reason = _reason(request.reason, violations)
+        violations.raise_if_any()
+        await expunge.expunge(self._database, tenant, event_id, reason=reason, actor=actor())
+        try:
+            return event_message(tenant, await events.get(self._database, tenant, event_id))
+        except NotFoundError:  # older than the retention: only its dead letters were left
+            return event_pb2.Event(name=request.name, id=event_id)
 
     async def ListEvents(
         self, request: delivery_pb2.ListEventsRequest, context: Context
@@ -111,9 +122,7 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
     async def SkipDelivery(self, request: delivery_pb2.SkipDeliveryRequest, context: Context) -> delivery_pb2.Delivery:
         violations = Violations()
         names = read_name(request.name, DELIVERY, violations)
-        reason = text(request.reason, "reason", violations, chars_max=REASON_CHARS_MAX)
-        if not reason:
-            violations.add("reason", "must be given: it stays on record")
+        reason = _reason(request.reason, violations)
         violations.raise_if_any()
         return await self._command(CommandKind.SKIP_DELIVERY, names, {"reason": reason}, context)
 
@@ -171,6 +180,13 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
     ) -> PageRequest:
         size = page_size(request.page_size, maximum=self._page_size_max)
         return PageRequest(size, request.page_token, request.filter)
+
+
+def _reason(given: str, violations: Violations) -> str:
+    reason = text(given, "reason", violations, chars_max=REASON_CHARS_MAX)
+    if not reason:
+        violations.add("reason", "must be given: it stays on record")
+    return reason
 
 
 def request_name(names: Sequence[str]) -> str:

@@ -86,6 +86,7 @@ RULES: Mapping[str, MethodRule] = {
         "v1.DeliveryService",
         {
             "GetEvent": MethodRule(_READ, "name"),
+            "ExpungeEvent": MethodRule(_OPERATE, "name", is_change=True),
             "ListEvents": MethodRule(_READ, "parent"),
             "GetDelivery": MethodRule(_READ, "name"),
             "ListDeliveries": MethodRule(_READ, "parent"),

@@ -23,7 +23,7 @@ PAGE_DATA_BYTES_MAX = 8 * 1024 * 1024
 # A replay's copy is the same event, told with the time it was published at.
 SELECT_EVENT = """
 SELECT tenant_id, event_id, coalesce(copied_from, time) AS time, type, ordering_key, content_type,
-       CASE WHEN $3 THEN data END AS data, attributes, source, subject, event_time
+       CASE WHEN $3 THEN data END AS data, attributes, source, subject, event_time, expunge_time
 FROM event WHERE tenant_id = $1 AND event_id = $2 ORDER BY time DESC LIMIT 1"""
 
 
@@ -39,7 +39,7 @@ async def get(db: Database, tenant: str, event_id: str, *, with_data: bool = Tru
 LIST_EVENTS = """
 WITH scanned AS MATERIALIZED (
     SELECT tenant_id, event_id, time, type, ordering_key, content_type, octet_length(data) AS data_bytes, attributes,
-           source, subject, event_time, copied_from
+           source, subject, event_time, copied_from, expunge_time
     FROM event
     WHERE tenant_id = $1 AND (event_id, time) > ($2, $3) AND time >= $4 AND time < $5
     ORDER BY event_id, time LIMIT $6
@@ -138,4 +138,5 @@ def _event(row: asyncpg.Record, data: bytes | None) -> StoredEvent:
         source=row["source"],
         subject=row["subject"],
         time=row["event_time"],
+        expunge_time=row["expunge_time"],
     )

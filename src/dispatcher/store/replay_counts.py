@@ -116,7 +116,7 @@ async def _plan_events(
 COUNT_EVENTS = """
 SELECT e.type, count(*) AS count FROM (
     SELECT e.type FROM event e
-    WHERE e.tenant_id = $1 AND e.time >= $2 AND e.time < $3 AND e.copied_from IS NULL
+    WHERE e.tenant_id = $1 AND e.time >= $2 AND e.time < $3 AND e.copied_from IS NULL AND e.expunge_time IS NULL
       AND NOT EXISTS (SELECT FROM outbox o WHERE o.tenant_id = $1 AND o.endpoint_id = $4 AND o.time = e.time
                         AND o.event_id = e.event_id AND e.time >= $5)
     LIMIT $6

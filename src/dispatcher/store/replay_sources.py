@@ -127,7 +127,8 @@ SELECT e.event_id, coalesce(e.copied_from, e.time) AS published_time, e.type, e.
        e.attributes, e.source, e.subject, e.event_time, e.traceparent, w.seq
 FROM unnest($2::text[], $3::timestamptz[], $4::bigint[]) WITH ORDINALITY w(event_id, time, seq, i)
 CROSS JOIN LATERAL (
-    SELECT * FROM event e WHERE e.tenant_id = $1 AND e.event_id = w.event_id AND e.time = w.time LIMIT 1
+    SELECT * FROM event e
+    WHERE e.tenant_id = $1 AND e.event_id = w.event_id AND e.time = w.time AND e.expunge_time IS NULL LIMIT 1
 ) e
 ORDER BY w.i"""
 
@@ -155,7 +156,7 @@ SCAN_EVENTS = """
 SELECT e.event_id, e.time AS published_time, e.ordinal, e.type, e.ordering_key, e.content_type, e.data, e.attributes,
        e.source, e.subject, e.event_time, e.traceparent
 FROM event e
-WHERE e.tenant_id = $1 AND e.time >= $2 AND e.time < $3 AND e.copied_from IS NULL
+WHERE e.tenant_id = $1 AND e.time >= $2 AND e.time < $3 AND e.copied_from IS NULL AND e.expunge_time IS NULL
   AND (e.time, e.ordinal, e.event_id) > ($2, $4, $5)
 ORDER BY e.time, e.ordinal, e.event_id LIMIT $6"""
 # An endpoint that was not there yet has no rows; its creation bounds the search.

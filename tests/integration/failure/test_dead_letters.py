@@ -104,7 +104,7 @@ async def test_a_discard_deletes_the_payload_unless_another_letter_needs_it(data
         assert (await refused(discard(service, 1, ""))).fields == ["reason"]
         discarded = await discard(service, 1)
         assert discarded.state == dead_letter_pb2.DeadLetter.STATE_DISCARDED
-        assert (discarded.close_reason, discarded.close_actor) == ("INC-4", "caller")
+        assert (discarded.close_reason, discarded.close_actor) == ("INC-4", "anonymous")
         assert (await discard(service, 1)).state == dead_letter_pb2.DeadLetter.STATE_DISCARDED
         assert (await refused(redrive(service, 1))).reason == "DEAD_LETTER_CLOSED"
         name = NAME.format("b") + "/deadLetters/1"
@@ -220,3 +220,36 @@ async def test_closed_letters_are_forgotten_with_their_payloads_and_open_ones_ar
         payloads = await service.database.fetch("SELECT event_id FROM dead_letter_payload")
     assert [tuple(row) for row in left] == [("two", "OPEN")]
     assert [row["event_id"] for row in payloads] == ["two"]
+
+
+async def test_an_expunged_event_is_gone_from_its_dead_letters_and_from_replays(database: TestDatabase) -> None:
+    async with Receiver() as receiver, running_service(database.dsn) as service:
+        await service.tenant()
+        await service.endpoint("a", receiver.url("a"), **ONE_TRY)
+        receiver.on("a", Answer(500))
+        await service.publish("lost", data=b"private")
+        await given_up(service, 1)
+        await service.publish("kept")
+        await receiver.wait_for(lambda: len(receiver.accepted("a")) == 1)
+        await service.until_attempts("a", 2)
+        request = delivery_pb2.ExpungeEventRequest(name="tenants/acme/events/lost", reason="asked for")
+        await until(lambda: _is_expunged(service, request), 10)
+        letter = await get(service, 1)
+        assert (letter.state, letter.data, letter.data_text) == (dead_letter_pb2.DeadLetter.STATE_DISCARDED, b"", "")
+        assert letter.close_reason == "expunged: asked for"
+        assert (await refused(redrive(service, 1))).reason == "DEAD_LETTER_CLOSED"
+        assert await service.database.fetchval("SELECT count(*) FROM dead_letter_payload") == 0
+        source = replay_pb2.ReplayEvents(selection=replay_pb2.ReplayEvents.SELECTION_ALL)
+        source.start_time.FromSeconds(letter.create_time.seconds - 600)
+        replay = replay_pb2.Replay(endpoint=NAME.format("a"), replay_events=source)
+        started = await service.replays.CreateReplay(
+            replay_pb2.CreateReplayRequest(parent="tenants/acme", replay=replay)
+        )
+        assert started.matched_count == 2, "what is counted is deliveries"
+        await receiver.wait_for(lambda: len(receiver.accepted("a")) == 2)
+        assert [each.event_id for each in receiver.accepted("a")] == ["kept", "kept"]
+
+
+async def _is_expunged(service: Service, request: delivery_pb2.ExpungeEventRequest) -> bool:
+    """Not before the decision that ended its delivery is on record."""
+    return bool((await service.deliveries.ExpungeEvent(request)).id)

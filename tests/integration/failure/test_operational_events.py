@@ -10,7 +10,7 @@ from dispatcher.store import operational
 from tests.support.node import SIGNING_SECRET_TEXT
 from tests.support.postgres import TestDatabase
 from tests.support.receiver import Answer, Receiver
-from tests.support.service import running_service
+from tests.support.service import Service, running_service
 from tests.support.waiting import until
 
 ONE_TRY = {"retry_policy": {"max_attempts": 1}, "auto_disable": {"off": True}, "circuit_breaker": {"off": True}}
@@ -28,7 +28,7 @@ async def test_a_subscriber_by_name_is_told_of_a_dead_letter_and_one_by_star_is_
         await service.publish("lost")
         await receiver.wait_for(lambda: len(receiver.accepted("ops")) == 1)
         await receiver.wait_for(lambda: len(receiver.accepted("all")) == 1)
-        assert await service.database.fetchval("SELECT count(*) FROM operational_event") == 0
+        await until(lambda: _none_is_left(service), 10)
     (told,) = receiver.of("ops")
     told.verify(SIGNING_SECRET_TEXT)
     assert told.headers["webhook-event-type"] == DEAD
@@ -37,6 +37,10 @@ async def test_a_subscriber_by_name_is_told_of_a_dead_letter_and_one_by_star_is_
     assert (body["event_id"], body["sequence"], body["reason"]) == ("lost", 1, "ATTEMPTS_EXHAUSTED")
     assert (body["attempts"], body["last_status_code"]) == (1, 500)
     assert [r.event_id for r in receiver.of("all")] == ["lost"]
+
+
+async def _none_is_left(service: Service) -> bool:
+    return await service.database.fetchval("SELECT count(*) FROM operational_event") == 0
 
 
 async def test_a_subscriber_that_fails_causes_no_further_event(database: TestDatabase) -> None:

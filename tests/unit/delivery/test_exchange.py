@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.delivery.client import _classify, _deadline, _Reading, _tls_context
+from dispatcher.delivery.client import _classify, _deadline, _Reading
 from dispatcher.delivery.exchange import ERROR_CHARACTERS_MAX, Exchange, ExchangeKind, WebhookRequest, bounded_error
 from dispatcher.security.addresses import AddressKind
 from dispatcher.security.egress import AddressRefusedError, parse_url
+from dispatcher.security.endpoint_tls import EndpointTls, client_context
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_success_is_a_whole_response_with_a_2xx_status(status, success):
 
 
 def test_tls_is_always_verified_and_at_least_1_2():
-    context = _tls_context(None)
+    context = client_context(EndpointTls())
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname

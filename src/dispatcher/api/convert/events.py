@@ -229,7 +229,9 @@ def event_message(tenant: str, event: StoredEvent) -> event_pb2.Event:
     )
     if event.time is not None:
         message.time.CopyFrom(timestamp(event.time))
-    if event.data is not None:
+    if event.expunge_time is not None:
+        message.expunge_time.CopyFrom(timestamp(event.expunge_time))
+    elif event.data is not None:
         try:
             message.data_text = event.data.decode()
         except UnicodeDecodeError:

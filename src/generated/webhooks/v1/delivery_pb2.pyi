@@ -474,6 +474,32 @@ class GetEventRequest(_message.Message):
 Global___GetEventRequest: _TypeAlias = GetEventRequest  # noqa: Y015
 
 @_typing.final
+class ExpungeEventRequest(_message.Message):
+    """Request of ExpungeEvent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tenants/{tenant}/events/{event}`."""
+    reason: _builtins.str
+    """Why, for the record: at most 256 characters, nothing private."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpungeEventRequest: _TypeAlias = ExpungeEventRequest  # noqa: Y015
+
+@_typing.final
 class ListEventsRequest(_message.Message):
     """Request of ListEvents."""
 

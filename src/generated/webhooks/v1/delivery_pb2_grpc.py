@@ -42,6 +42,11 @@ class DeliveryServiceStub:
                 request_serializer=webhooks_dot_v1_dot_delivery__pb2.GetEventRequest.SerializeToString,
                 response_deserializer=webhooks_dot_v1_dot_event__pb2.Event.FromString,
                 _registered_method=True)
+        self.ExpungeEvent = channel.unary_unary(
+                '/webhooks.v1.DeliveryService/ExpungeEvent',
+                request_serializer=webhooks_dot_v1_dot_delivery__pb2.ExpungeEventRequest.SerializeToString,
+                response_deserializer=webhooks_dot_v1_dot_event__pb2.Event.FromString,
+                _registered_method=True)
         self.ListEvents = channel.unary_unary(
                 '/webhooks.v1.DeliveryService/ListEvents',
                 request_serializer=webhooks_dot_v1_dot_delivery__pb2.ListEventsRequest.SerializeToString,
@@ -87,6 +92,19 @@ class DeliveryServiceServicer:
     def GetEvent(self, request, context):
         """Reads an event, its payload included unless the view is BASIC. Where an id was published again after the
         deduplication window, the newest event is answered. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExpungeEvent(self, request, context):
+        """Removes the payload of an event for good, on somebody's request: its data, attributes, source and subject, in all
+        copies that replays have made, what receivers answered to it, and the payload of its dead letters, open ones being
+        discarded. That it existed, and what became of its deliveries, stays on record; replays pass it over. What receivers
+        have, and backups of the database, are not reached. May be repeated.
+
+        Errors: INVALID_ARGUMENT; NOT_FOUND; FAILED_PRECONDITION, reason EVENT_PENDING (a delivery of it is yet to be made:
+        SkipDelivery first).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,6 +183,11 @@ def add_DeliveryServiceServicer_to_server(servicer, server):
                     request_deserializer=webhooks_dot_v1_dot_delivery__pb2.GetEventRequest.FromString,
                     response_serializer=webhooks_dot_v1_dot_event__pb2.Event.SerializeToString,
             ),
+            'ExpungeEvent': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExpungeEvent,
+                    request_deserializer=webhooks_dot_v1_dot_delivery__pb2.ExpungeEventRequest.FromString,
+                    response_serializer=webhooks_dot_v1_dot_event__pb2.Event.SerializeToString,
+            ),
             'ListEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEvents,
                     request_deserializer=webhooks_dot_v1_dot_delivery__pb2.ListEventsRequest.FromString,
@@ -229,6 +252,33 @@ class DeliveryService:
             target,
             '/webhooks.v1.DeliveryService/GetEvent',
             webhooks_dot_v1_dot_delivery__pb2.GetEventRequest.SerializeToString,
+            webhooks_dot_v1_dot_event__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExpungeEvent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/webhooks.v1.DeliveryService/ExpungeEvent',
+            webhooks_dot_v1_dot_delivery__pb2.ExpungeEventRequest.SerializeToString,
             webhooks_dot_v1_dot_event__pb2.Event.FromString,
             options,
             channel_credentials,

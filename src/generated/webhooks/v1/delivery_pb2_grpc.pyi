@@ -40,6 +40,15 @@ class DeliveryServiceStub:
     """Reads an event, its payload included unless the view is BASIC. Where an id was published again after the
     deduplication window, the newest event is answered. Errors: NOT_FOUND.
     """
+    ExpungeEvent: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.ExpungeEventRequest, _event_pb2.Event]
+    """Removes the payload of an event for good, on somebody's request: its data, attributes, source and subject, in all
+    copies that replays have made, what receivers answered to it, and the payload of its dead letters, open ones being
+    discarded. That it existed, and what became of its deliveries, stays on record; replays pass it over. What receivers
+    have, and backups of the database, are not reached. May be repeated.
+
+    Errors: INVALID_ARGUMENT; NOT_FOUND; FAILED_PRECONDITION, reason EVENT_PENDING (a delivery of it is yet to be made:
+    SkipDelivery first).
+    """
     ListEvents: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.ListEventsRequest, _delivery_pb2.ListEventsResponse]
     """Lists a tenant's events of at most 24 h (the last 24 h unless the filter says otherwise) in the order of their ids,
     without payloads unless the view is FULL. A page may be short, even empty, and still have a next one. Errors:
@@ -86,6 +95,15 @@ class DeliveryServiceAsyncStub(DeliveryServiceStub):
     GetEvent: _aio.UnaryUnaryMultiCallable[_delivery_pb2.GetEventRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Reads an event, its payload included unless the view is BASIC. Where an id was published again after the
     deduplication window, the newest event is answered. Errors: NOT_FOUND.
+    """
+    ExpungeEvent: _aio.UnaryUnaryMultiCallable[_delivery_pb2.ExpungeEventRequest, _event_pb2.Event]  # type: ignore[assignment]
+    """Removes the payload of an event for good, on somebody's request: its data, attributes, source and subject, in all
+    copies that replays have made, what receivers answered to it, and the payload of its dead letters, open ones being
+    discarded. That it existed, and what became of its deliveries, stays on record; replays pass it over. What receivers
+    have, and backups of the database, are not reached. May be repeated.
+
+    Errors: INVALID_ARGUMENT; NOT_FOUND; FAILED_PRECONDITION, reason EVENT_PENDING (a delivery of it is yet to be made:
+    SkipDelivery first).
     """
     ListEvents: _aio.UnaryUnaryMultiCallable[_delivery_pb2.ListEventsRequest, _delivery_pb2.ListEventsResponse]  # type: ignore[assignment]
     """Lists a tenant's events of at most 24 h (the last 24 h unless the filter says otherwise) in the order of their ids,
@@ -136,6 +154,21 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_event_pb2.Event, _abc.Awaitable[_event_pb2.Event]]:
         """Reads an event, its payload included unless the view is BASIC. Where an id was published again after the
         deduplication window, the newest event is answered. Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ExpungeEvent(
+        self,
+        request: _delivery_pb2.ExpungeEventRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_event_pb2.Event, _abc.Awaitable[_event_pb2.Event]]:
+        """Removes the payload of an event for good, on somebody's request: its data, attributes, source and subject, in all
+        copies that replays have made, what receivers answered to it, and the payload of its dead letters, open ones being
+        discarded. That it existed, and what became of its deliveries, stays on record; replays pass it over. What receivers
+        have, and backups of the database, are not reached. May be repeated.
+
+        Errors: INVALID_ARGUMENT; NOT_FOUND; FAILED_PRECONDITION, reason EVENT_PENDING (a delivery of it is yet to be made:
+        SkipDelivery first).
         """
 
     @_abc_1.abstractmethod

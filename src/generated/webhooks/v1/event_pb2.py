@@ -27,7 +27,7 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17webhooks/v1/event.proto\x12\x0bwebhooks.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x04\n\x05\x45vent\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x10\n\x02id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04type\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x42\x04\xe2\x41\x01\x01H\x00\x12\x19\n\tdata_text\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x1f\n\x11\x64\x61ta_content_type\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cordering_key\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x12<\n\nattributes\x18\x08 \x03(\x0b\x32\".webhooks.v1.Event.AttributesEntryB\x04\xe2\x41\x01\x01\x12\x14\n\x06source\x18\t \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07subject\x18\n \x01(\tB\x04\xe2\x41\x01\x01\x12.\n\x04time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x36\n\x0cpublish_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:N\xea\x41K\n\x19webhooks.dispatcher/Event\x12\x1ftenants/{tenant}/events/{event}*\x06\x65vents2\x05\x65ventB\t\n\x07payload*R\n\tEventView\x12\x1a\n\x16\x45VENT_VIEW_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45VENT_VIEW_BASIC\x10\x01\x12\x13\n\x0f\x45VENT_VIEW_FULL\x10\x02\x42\x62\n\x16\x64ispatcher.webhooks.v1B\nEventProtoP\x01Z!dispatcher/webhooks/v1;webhooksv1\xaa\x02\x16\x44ispatcher.Webhooks.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17webhooks/v1/event.proto\x12\x0bwebhooks.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc8\x04\n\x05\x45vent\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x10\n\x02id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04type\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x42\x04\xe2\x41\x01\x01H\x00\x12\x19\n\tdata_text\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x12\x1f\n\x11\x64\x61ta_content_type\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x0cordering_key\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x12<\n\nattributes\x18\x08 \x03(\x0b\x32\".webhooks.v1.Event.AttributesEntryB\x04\xe2\x41\x01\x01\x12\x14\n\x06source\x18\t \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07subject\x18\n \x01(\tB\x04\xe2\x41\x01\x01\x12.\n\x04time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x36\n\x0cpublish_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x36\n\x0c\x65xpunge_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:N\xea\x41K\n\x19webhooks.dispatcher/Event\x12\x1ftenants/{tenant}/events/{event}*\x06\x65vents2\x05\x65ventB\t\n\x07payload*R\n\tEventView\x12\x1a\n\x16\x45VENT_VIEW_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45VENT_VIEW_BASIC\x10\x01\x12\x13\n\x0f\x45VENT_VIEW_FULL\x10\x02\x42\x62\n\x16\x64ispatcher.webhooks.v1B\nEventProtoP\x01Z!dispatcher/webhooks/v1;webhooksv1\xaa\x02\x16\x44ispatcher.Webhooks.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -61,12 +61,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENT'].fields_by_name['time']._serialized_options = b'\342A\001\001'
   _globals['_EVENT'].fields_by_name['publish_time']._loaded_options = None
   _globals['_EVENT'].fields_by_name['publish_time']._serialized_options = b'\342A\001\003'
+  _globals['_EVENT'].fields_by_name['expunge_time']._loaded_options = None
+  _globals['_EVENT'].fields_by_name['expunge_time']._serialized_options = b'\342A\001\003'
   _globals['_EVENT']._loaded_options = None
   _globals['_EVENT']._serialized_options = b'\352AK\n\031webhooks.dispatcher/Event\022\037tenants/{tenant}/events/{event}*\006events2\005event'
-  _globals['_EVENTVIEW']._serialized_start=664
-  _globals['_EVENTVIEW']._serialized_end=746
+  _globals['_EVENTVIEW']._serialized_start=720
+  _globals['_EVENTVIEW']._serialized_end=802
   _globals['_EVENT']._serialized_start=134
-  _globals['_EVENT']._serialized_end=662
-  _globals['_EVENT_ATTRIBUTESENTRY']._serialized_start=522
-  _globals['_EVENT_ATTRIBUTESENTRY']._serialized_end=571
+  _globals['_EVENT']._serialized_end=718
+  _globals['_EVENT_ATTRIBUTESENTRY']._serialized_start=578
+  _globals['_EVENT_ATTRIBUTESENTRY']._serialized_end=627
 # @@protoc_insertion_point(module_scope)

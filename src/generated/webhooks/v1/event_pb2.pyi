@@ -84,6 +84,7 @@ class Event(_message.Message):
     SUBJECT_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     PUBLISH_TIME_FIELD_NUMBER: _builtins.int
+    EXPUNGE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/events/{event}`. Set when an event is read; ignored by Publish, which takes `id`."""
     id: _builtins.str
@@ -131,6 +132,10 @@ class Event(_message.Message):
     def publish_time(self) -> _timestamp_pb2.Timestamp:
         """When the event was accepted, by the database's clock. Ignored by Publish."""
 
+    @_builtins.property
+    def expunge_time(self) -> _timestamp_pb2.Timestamp:
+        """When ExpungeEvent removed its payload; not set while it has one. Ignored by Publish."""
+
     def __init__(
         self,
         *,
@@ -146,10 +151,11 @@ class Event(_message.Message):
         subject: _builtins.str = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
         publish_time: _timestamp_pb2.Timestamp | None = ...,
+        expunge_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "data_text", b"data_text", "payload", b"payload", "publish_time", b"publish_time", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "data_text", b"data_text", "expunge_time", b"expunge_time", "payload", b"payload", "publish_time", b"publish_time", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "data", b"data", "data_content_type", b"data_content_type", "data_text", b"data_text", "id", b"id", "name", b"name", "ordering_key", b"ordering_key", "payload", b"payload", "publish_time", b"publish_time", "source", b"source", "subject", b"subject", "time", b"time", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "data", b"data", "data_content_type", b"data_content_type", "data_text", b"data_text", "expunge_time", b"expunge_time", "id", b"id", "name", b"name", "ordering_key", b"ordering_key", "payload", b"payload", "publish_time", b"publish_time", "source", b"source", "subject", b"subject", "time", b"time", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["data", "data_text"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
