@@ -191,7 +191,7 @@ def test_the_production_commands_migrate_and_serve(empty_database: TestDatabase,
     ours = tmp_path / "dispatcher"  # whatever is installed, the test is of this tree
     ours.write_text(f'#!/bin/sh\nexec {sys.executable} -m dispatcher "$@"\n')
     ours.chmod(0o755)
-    script = commands("production").replace("dispatcher serve ", "exec dispatcher serve ")
+    script = f"cd {tmp_path}\n" + commands("production").replace("dispatcher serve ", "exec dispatcher serve ")
     assert "exec" in script
     script = script.replace("postgresql://dispatcher@db.internal/dispatcher", empty_database.dsn)
     variables = {
