@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
 import time
@@ -38,9 +39,10 @@ from dispatcher.routing.publisher import Publisher
 from dispatcher.routing.quotas import Quotas
 from dispatcher.security.access import Access, load_access
 from dispatcher.security.egress import EgressPolicy
+from dispatcher.security.egress_proxy import EgressProxy
 from dispatcher.security.secrets import Keyring
 from dispatcher.signals import stop_on_signals
-from dispatcher.store import upkeep
+from dispatcher.store import signing_keys, upkeep
 from dispatcher.store.audit import AuditTable
 from dispatcher.store.database import Database, DatabaseOptions
 from dispatcher.store.group_commit import GroupCommit, GroupCommitLimits
@@ -198,6 +200,7 @@ def _client_options(s: Settings) -> ClientOptions:
         response_bytes_max=s.response_bytes_max,
         excerpt_bytes_max=s.response_excerpt_bytes_max,
         header_line_bytes_max=min(8190, s.response_header_bytes_max),
+        proxy=EgressProxy.parse(s.egress_proxy_url.get_secret_value()) if s.egress_proxy_url else None,
     )
 
 
@@ -350,7 +353,8 @@ async def _serve(
 ) -> None:
     running = asyncio.create_task(core.run(), name="core")
     try:
-        pages = OwnPages(core.health, core.telemetry.registry)
+        keys = functools.partial(signing_keys.list_public, core.database) if core.settings.ops_public_keys else None
+        pages = OwnPages(core.health, core.telemetry.registry, keys)
         # On a worker's own socket the supervisor asks, which knows who asks it.
         seen_by = EVERYBODY if core.settings.ops_listen.startswith(UNIX_PREFIX) else tenant_metrics(core.settings)
         async with OpsServer(core.settings.ops_listen, pages, seen_by) as ops:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from uuid import UUID
 
 import aiohttp
+import jwt
 import pytest
 
+from dispatcher.errors import UnavailableError
+from dispatcher.model import EndpointKey
 from dispatcher.ops.server import OpsServer, OwnPages, TenantMetrics
+from dispatcher.security.signing import Ed25519Key
 from dispatcher.telemetry import ExportPlan, Health, Telemetry, start_telemetry
 
 
@@ -112,3 +117,27 @@ async def test_metrics_of_single_tenants_are_for_those_who_may_see_them(
     assert ("acme" in text) is are_shown
     assert "billing" not in text or are_shown
     assert "dispatcher_delivery_latency_seconds_bucket" in text
+
+
+async def test_public_keys_are_published_where_they_are_asked_for_and_nothing_else(telemetry: Telemetry) -> None:
+    key = EndpointKey(UUID(int=1), UUID(int=2))
+    known = Ed25519Key(b"e" * 32)
+
+    async def keys(asked: EndpointKey) -> dict[str, bytes]:
+        if asked == EndpointKey(UUID(int=3), UUID(int=3)):
+            raise UnavailableError("away")
+        return {"key-1": known.public} if asked == key else {}
+
+    health = Health(database_away_s=5)
+    path = f"/.well-known/webhook-keys/{key.tenant_id}/{key.endpoint_id}"
+    async with OpsServer("127.0.0.1:0", OwnPages(health, telemetry.registry, keys)) as server:
+        status, text, kind = await get(server, path)
+        assert (status, kind) == (200, "application/jwk-set+json")
+        read = jwt.PyJWKSet.from_json(text)["key-1"].key
+        read.verify(known.sign(b"what was sent"), b"what was sent")
+        assert (await get(server, path.replace("2", "9")))[0] == 404
+        assert (await get(server, "/.well-known/webhook-keys/x/y"))[0] == 404
+        away = f"/.well-known/webhook-keys/{UUID(int=3)}/{UUID(int=3)}"
+        assert (await get(server, away))[0] == 503
+    async with OpsServer("127.0.0.1:0", OwnPages(health, telemetry.registry)) as server:
+        assert (await get(server, path))[0] == 404

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from dispatcher.model import EndpointKey
 from dispatcher.ops import workers
 from dispatcher.ops.server import OpsServer
 from dispatcher.ops.workers import WorkerOps, WorkerPages
@@ -23,6 +25,9 @@ class Pages:
 
     async def readiness(self) -> tuple[bool, str]:
         return self.is_ready, "ready\n" if self.is_ready else "not ready\ndatabase: does not answer\n"
+
+    async def public_keys(self, key: EndpointKey) -> tuple[int, bytes]:
+        return (200, b'{"keys": []}') if self.is_ready else (503, b"{}")
 
     async def metrics(self, _accept: str, *, with_tenants: bool) -> tuple[bytes, str]:
         return self.text.encode(), "text/plain"
@@ -44,6 +49,7 @@ async def test_every_series_of_each_worker_is_shown_however_long_its_page_is(tmp
             True,
             "ready: 1 of 2 workers\nworker 1: database: does not answer\n",
         )
+        assert await pages.public_keys(EndpointKey(UUID(int=1), UUID(int=2))) == (200, b'{"keys": []}')
     found = re.findall(r'^things_total\{name="\d+",worker="(\d)"\} \d', text, re.MULTILINE)
     assert (found.count("0"), found.count("1")) == (20_000, 3)
     assert text.count("# TYPE things_total counter") == 1

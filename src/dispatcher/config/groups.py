@@ -42,6 +42,13 @@ def _checked_dsn(value: SecretStr) -> SecretStr:
     return value
 
 
+def _checked_proxy(value: SecretStr) -> SecretStr:
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/") or parts.query:
+        raise ValueError("must be http://[user:password@]host:port")
+    return value
+
+
 def _checked_ports(value: str) -> str:
     for entry in value.split(","):
         low, _, high = entry.partition("-")
@@ -61,6 +68,7 @@ def _checked_waits(value: tuple[float, ...]) -> tuple[float, ...]:
 
 
 Address = Annotated[str, AfterValidator(_checked_address)]
+ProxyUrl = Annotated[SecretStr, AfterValidator(_checked_proxy)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_checked_dsn)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split_list)]
 Waits = Annotated[tuple[float, ...], BeforeValidator(_split_list), AfterValidator(_checked_waits)]
@@ -334,6 +342,11 @@ class CallerSettings(Group):
         None,
         "Bearer token for metrics that name a tenant, on the ops port; without one only mode `none` shows them.",
     )
+    ops_public_keys: bool = _plain(
+        default=False,
+        description="Publish the public keys of Ed25519 endpoints on the ops port, as "
+        "/.well-known/webhook-keys/TENANT_UID/ENDPOINT_UID (JWKS).",
+    )
     audit_retention_s: int = _count(400 * DAY_S, DAY_S, 3650 * DAY_S, "How long audit records are kept.")
 
 
@@ -351,6 +364,9 @@ class SecuritySettings(Group):
     egress_allowed_ports: PortRanges = _plain(
         "80,443,1024-65535",
         "Ports and ranges webhooks may go to; the default leaves out mail, SSH and their like.",
+    )
+    egress_proxy_url: ProxyUrl | None = _plain(
+        None, "A forward proxy for webhooks, `http://[user:password@]host:port`; the addresses are checked before it."
     )
     egress_allow_http: bool = _plain(default=True, description="Whether http:// targets are accepted beside https://.")
 

@@ -8,6 +8,7 @@ are bounded; one deadline covers everything.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import time
@@ -17,7 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import aiohttp
 from aiohttp import hdrs, http_exceptions
@@ -26,8 +27,9 @@ from multidict import CIMultiDictProxy
 from dispatcher.delivery.exchange import Exchange, ExchangeKind, WebhookRequest, bounded_error
 from dispatcher.security.addresses import AddressKind, IPNetwork, is_within
 from dispatcher.security.egress import AddressRefusedError, EgressPolicy, refused_kind
+from dispatcher.security.egress_proxy import EgressProxy, ProxyResolver, host_header, numeric
 from dispatcher.security.endpoint_tls import EndpointTls, client_context
-from dispatcher.security.resolver import PolicyResolver, ResolverOptions
+from dispatcher.security.resolver import NameNotResolvedError, PolicyResolver, ResolverOptions
 
 if TYPE_CHECKING:
     from aiohttp.connector import AddrInfoType, Connection
@@ -45,7 +47,8 @@ class ClientOptions:
 
     `connections_max` bounds connections in use (keep it above the cap on requests in flight: waiting for one counts
     against a request's deadline); 0 is no bound. Beyond `idle_connections_max` open ones, a connection is closed after
-    one use. `keepalive_timeout_s` stays below what common servers keep (5 s in Node.js and uvicorn), since reusing a
+    one use. All webhooks go through `proxy` if there is one.
+    `keepalive_timeout_s` stays below what common servers keep (5 s in Node.js and uvicorn), since reusing a
     connection as its server closes it costs a failed attempt. `ca_file` adds roots (PEM) to the system's.
     """
 
@@ -57,6 +60,7 @@ class ClientOptions:
     header_line_bytes_max: int = 8190
     header_count_max: int = 100
     ca_file: str | None = None
+    proxy: EgressProxy | None = None
     resolver: ResolverOptions = field(default_factory=ResolverOptions)
 
 
@@ -71,6 +75,7 @@ class _Sending:
     host: str | None
     client: WebhookClient
     allowed_networks: tuple[IPNetwork, ...] = ()
+    is_proxied: bool = False
     peer: str | None = None
     transport: asyncio.Transport | None = None
 
@@ -151,7 +156,7 @@ class WebhookClient:
             self._resolver = PolicyResolver(self._policy, options.resolver)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                resolver=self._resolver,
+                resolver=self._resolver if options.proxy is None else ProxyResolver(),
                 use_dns_cache=False,  # the resolver has its own, with failures and bounds
                 limit=options.connections_max,
                 keepalive_timeout=options.keepalive_timeout_s,
@@ -185,7 +190,8 @@ class WebhookClient:
         if self._session is None:
             raise RuntimeError("the client is not open")
         start_s = self._clock()
-        sending = _Sending(None if request.url.address else request.url.host, self, request.allowed_networks)
+        host = None if request.url.address else request.url.host
+        sending = _Sending(host, self, request.allowed_networks, self._options.proxy is not None)
         _sending.set(sending)
         reading = _Reading()
         try:
@@ -216,6 +222,10 @@ class WebhookClient:
 
     async def _send(self, session: aiohttp.ClientSession, request: WebhookRequest) -> aiohttp.ClientResponse:
         """Connect, write, read the head. The deadline set here also binds reading the body."""
+        tls: ssl.SSLContext | Literal[True] = True if request.tls is None else await self._context(request.tls)
+        proxy = self._options.proxy
+        if proxy is not None:
+            return await self._send_by(proxy, session, request, tls)
         return await session.request(
             hdrs.METH_POST,
             request.url.wire,
@@ -223,8 +233,49 @@ class WebhookClient:
             data=request.body,
             allow_redirects=False,
             timeout=_deadline(request.timeout_s),
-            ssl=True if request.tls is None else await self._context(request.tls),
+            ssl=tls,
         )
+
+    async def _send_by(
+        self,
+        proxy: EgressProxy,
+        session: aiohttp.ClientSession,
+        request: WebhookRequest,
+        tls: ssl.SSLContext | Literal[True],
+    ) -> aiohttp.ClientResponse:
+        """The same through a proxy, which is told the address that was checked here."""
+        begun_s = self._clock()
+        async with asyncio.timeout(request.timeout_s):
+            address = await self._checked_address(request)
+        return await session.request(
+            hdrs.METH_POST,
+            numeric(request.url, address),
+            headers={**request.headers, hdrs.HOST: host_header(request.url)},
+            data=request.body,
+            allow_redirects=False,
+            timeout=_deadline(max(0.001, request.timeout_s - (self._clock() - begun_s))),
+            ssl=tls,
+            server_hostname=request.url.host,
+            proxy=proxy.url,
+            proxy_auth=proxy.auth,
+        )
+
+    async def _checked_address(self, request: WebhookRequest) -> str:
+        """The first address of the receiver, which the policy and the endpoint's own networks allow. Raises
+        AddressRefusedError, NameNotResolvedError."""
+        url = request.url
+        if url.address is not None:
+            found, host = [str(url.address)], None
+        else:
+            assert self._resolver is not None  # noqa: S101 -- entered
+            found, host = [answer["host"] for answer in await self._resolver.resolve(url.host)], url.host
+        direct = _Sending(host, self, request.allowed_networks)
+        for address in found[:-1]:
+            with contextlib.suppress(AddressRefusedError):
+                self._check(address, direct)
+                return address
+        self._check(found[-1], direct)
+        return found[-1]
 
     async def _context(self, tls: EndpointTls) -> ssl.SSLContext:
         """The context of an endpoint with TLS of its own; equal ones share it, and so their connections."""
@@ -293,7 +344,10 @@ class WebhookClient:
         return made
 
     def _check(self, address: str, sending: _Sending) -> None:
-        """Raises AddressRefusedError for an address that the policy refuses, or that the endpoint does not name."""
+        """Raises AddressRefusedError for an address that the policy refuses, or that the endpoint does not name. A
+        proxy's own address is the deployment's choice."""
+        if sending.is_proxied:
+            return
         refused = self._refused_kind(address, sending.host)
         if refused is not None:
             raise AddressRefusedError(address, refused)
@@ -334,8 +388,12 @@ def _classify(failure: Exception, reading: _Reading) -> tuple[ExchangeKind, str]
     refused = _find(failure, AddressRefusedError)
     if refused is not None:
         return ExchangeKind.ADDRESS_REFUSED, bounded_error(str(refused))
-    if isinstance(failure, aiohttp.ClientConnectorDNSError):
-        return ExchangeKind.NAME_NOT_RESOLVED, bounded_error(str(failure.os_error))
+    if isinstance(failure, aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError):
+        said = f"answered {failure.status}" if isinstance(failure, aiohttp.ClientHttpProxyError) else "is not reached"
+        return ExchangeKind.CONNECTION_FAILED, f"the egress proxy {said}"
+    if isinstance(failure, aiohttp.ClientConnectorDNSError | NameNotResolvedError):
+        cause = failure.os_error if isinstance(failure, aiohttp.ClientConnectorDNSError) else failure
+        return ExchangeKind.NAME_NOT_RESOLVED, bounded_error(str(cause))
     if isinstance(failure, aiohttp.ClientSSLError | ssl.SSLError | ssl.CertificateError):
         return ExchangeKind.TLS_FAILED, _tls_error(failure)
     if isinstance(failure, TimeoutError):

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import copy
 import hmac
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
+from uuid import UUID
 
+import orjson
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from dispatcher.config.groups import UNIX_PREFIX, CallerSettings, split_address
+from dispatcher.errors import UnavailableError
+from dispatcher.model import EndpointKey
 from dispatcher.telemetry.health import Health
 
 TENANT_LABEL = "dispatcher_tenant"
@@ -24,8 +29,19 @@ _REQUEST_BYTES_MAX = 1024
 _STOP_TIMEOUT_S = 1.0
 
 
+KEYS_FRESH_S = 60
+"""So long whoever reads public keys may keep them; a rotation's overlap should exceed it by far."""
+KEYS_PATH = "/.well-known/webhook-keys/{tenant}/{endpoint}"
+
+PublicKeys = Callable[[EndpointKey], Awaitable[Mapping[str, bytes]]]
+"""The public keys of an endpoint by id. Raises UnavailableError."""
+
+
 class OpsPages(Protocol):
     """What is served, beside the fact that it is."""
+
+    async def public_keys(self, key: EndpointKey) -> tuple[int, bytes]:
+        """HTTP status and a JWKS (RFC 7517) of the keys that an endpoint's webhooks are verified with."""
 
     async def readiness(self) -> tuple[bool, str]:
         """Whether traffic should come here, and why, line by line."""
@@ -38,10 +54,21 @@ class OpsPages(Protocol):
 class OwnPages:
     """Those of one process."""
 
-    def __init__(self, health: Health, registry: CollectorRegistry) -> None:
+    def __init__(self, health: Health, registry: CollectorRegistry, keys: PublicKeys | None = None) -> None:
+        """`keys`: None where public keys are not published."""
+        self._keys = keys
         self._health = health
         self._registry = registry
         self._collecting = asyncio.Lock()  # one collection at a time: two scrapes would mix in the SDK's reader
+
+    async def public_keys(self, key: EndpointKey) -> tuple[int, bytes]:
+        if self._keys is None:
+            return 404, b"{}"
+        try:
+            found = await self._keys(key)
+        except UnavailableError:
+            return 503, b"{}"
+        return (200, jwks(found)) if found else (404, b"{}")
 
     async def readiness(self) -> tuple[bool, str]:
         problems = self._health.problems()
@@ -56,6 +83,22 @@ class OwnPages:
             return await asyncio.to_thread(
                 encode, registry_for(self._registry, with_tenants=with_tenants)
             ), content_type
+
+
+def jwks(keys: Mapping[str, bytes]) -> bytes:
+    """Ed25519 keys as RFC 8037 section 2 has them."""
+    entries = [
+        {
+            "kty": "OKP",
+            "crv": "Ed25519",
+            "use": "sig",
+            "alg": "EdDSA",
+            "kid": key_id,
+            "x": base64.urlsafe_b64encode(public).rstrip(b"=").decode(),
+        }
+        for key_id, public in keys.items()
+    ]
+    return orjson.dumps({"keys": entries})
 
 
 class _WithoutTenants(Collector):
@@ -128,6 +171,7 @@ class OpsServer:
                 web.get("/livez", self._livez),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
+                web.get(KEYS_PATH, self._public_keys),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_STOP_TIMEOUT_S)
@@ -157,6 +201,15 @@ class OpsServer:
     async def _readyz(self, _: web.Request) -> web.Response:
         is_ready, text = await self._pages.readiness()
         return web.Response(status=200 if is_ready else 503, text=text, headers=_NO_STORE)
+
+    async def _public_keys(self, request: web.Request) -> web.Response:
+        try:
+            key = EndpointKey(UUID(request.match_info["tenant"]), UUID(request.match_info["endpoint"]))
+        except ValueError:
+            return web.Response(status=404, body=b"{}", headers=_NO_STORE)
+        status, body = await self._pages.public_keys(key)
+        kept = {"Cache-Control": f"max-age={KEYS_FRESH_S}"} if status == 200 else _NO_STORE
+        return web.Response(status=status, body=body, headers={"Content-Type": "application/jwk-set+json", **kept})
 
     async def _metrics(self, request: web.Request) -> web.Response:
         with_tenants = self._tenant_metrics.are_shown_to(request.headers.get("Authorization", ""))

@@ -14,7 +14,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from dispatcher.ops.server import registry_for
+from dispatcher.model import EndpointKey
+from dispatcher.ops.server import KEYS_PATH, registry_for
 
 WORKER_LABEL = "worker"
 ANSWER_WAIT_S = 2.0
@@ -93,6 +94,14 @@ class WorkerPages:
         ]
         head = f"{'ready' if ready else 'not ready'}: {len(ready)} of {len(answers)} workers"
         return bool(ready), "\n".join([head, *lines, ""])
+
+    async def public_keys(self, key: EndpointKey) -> tuple[int, bytes]:
+        page = KEYS_PATH.format(tenant=key.tenant_id, endpoint=key.endpoint_id)
+        for socket in self._sockets().values():
+            status, text = await self._ops.ask(socket, page)
+            if status not in (0, 503):
+                return status, text.encode()
+        return 503, b"{}"
 
     async def metrics(self, accept: str, *, with_tenants: bool) -> tuple[bytes, str]:
         answers = await self._ask_all("/metrics")

@@ -68,6 +68,19 @@ async def list_live_of(db: Database, keys: Sequence[EndpointKey]) -> dict[Endpoi
     return found
 
 
+LIST_PUBLIC = """
+SELECT key_id, public_key FROM signing_key
+WHERE tenant_id = $1 AND endpoint_id = $2 AND public_key IS NOT NULL
+  AND (expire_time IS NULL OR expire_time > clock_timestamp())
+ORDER BY create_time DESC, key_id"""
+
+
+async def list_public(db: Database, key: EndpointKey) -> dict[str, bytes]:
+    """The public halves of the live keys by id, newest first; empty for an endpoint that is not there."""
+    rows = await db.fetch(LIST_PUBLIC, key.tenant_id, key.endpoint_id)
+    return {row["key_id"]: row["public_key"] for row in rows}
+
+
 def _signing_key(row: asyncpg.Record) -> SealedSigningKey:
     return SealedSigningKey(
         row["key_id"],
