@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+from types import SimpleNamespace
 from typing import Any
 
 import standardwebhooks
 import svix.webhooks
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from google.protobuf.duration_pb2 import Duration
+from http_message_signatures import HTTPMessageVerifier, HTTPSignatureKeyResolver, algorithms
 from webhooks.v1 import endpoint_pb2
 
 from tests.support.callers import Caller, event
@@ -97,3 +101,36 @@ def _verifies(webhook: Any, library: Any, request: Request) -> bool:
     except library.WebhookVerificationError:
         return False
     return True
+
+
+async def test_ed25519_and_http_message_signatures_verify_with_the_public_key_that_the_api_shows(
+    callers: tuple[Caller, Caller], tenant: str, receiver: Receiver
+) -> None:
+    made = await callers[0].endpoint(
+        "e",
+        receiver.url("e"),
+        tenant=tenant,
+        signing_secret="",
+        signing_algorithm=endpoint_pb2.SIGNING_ALGORITHM_ED25519,
+        http_message_signatures=True,
+    )
+    (key,) = made.signing_keys
+    assert (key.secret, key.algorithm) == ("", endpoint_pb2.SIGNING_ALGORITHM_ED25519)
+    public = Ed25519PublicKey.from_public_bytes(base64.b64decode(key.public_key.removeprefix("whpk_")))
+    request = await _next_webhook(callers[0], tenant, receiver, "evt-1")
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    version, _, signature = headers["webhook-signature"].partition(",")
+    signed = f"evt-1.{headers['webhook-timestamp']}.".encode() + request.body
+    public.verify(base64.b64decode(signature), signed)
+    assert version == "v1a"
+
+    class Keys(HTTPSignatureKeyResolver):
+        def resolve_public_key(self, key_id: str) -> object:
+            assert key_id == key.id
+            return public
+
+        resolve_private_key = resolve_public_key
+
+    verifier = HTTPMessageVerifier(signature_algorithm=algorithms.ED25519, key_resolver=Keys())
+    message = SimpleNamespace(method="POST", url=receiver.url("e"), headers=headers)
+    verifier.verify(message, body=request.body)

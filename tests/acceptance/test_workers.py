@@ -15,6 +15,7 @@ import pytest
 from webhooks.admin.v1 import admin_pb2
 
 from dispatcher.model import PARTITION_COUNT
+from dispatcher.security.tokens import hash_of, new_token
 from tests.support.callers import CALL_TIMEOUT_S, WAIT_S, Caller, SteadyPublisher, calling, event
 from tests.support.postgres import TestDatabase
 from tests.support.process import Served, processes
@@ -170,3 +171,41 @@ async def test_a_service_whose_workers_cannot_start_says_why_and_ends(
     assert await served.exit_code(ENDED_S) == 1
     assert "dispatcher migrate" in served.log_tail()
     assert "Traceback" not in served.log_tail()
+
+
+async def test_the_supervisor_asks_who_calls_and_the_worker_puts_them_on_record(
+    database: TestDatabase, tmp_path: Path
+) -> None:
+    token, other = new_token(), new_token()
+    (tmp_path / "tokens.yaml").write_text(
+        f"tokens: [{{principal: ops, sha256: {hash_of(token)}}}, {{principal: shop, sha256: {hash_of(other)}}}]"
+    )
+    (tmp_path / "policy.yaml").write_text(
+        "bindings: [{principals: [ops], roles: [operator], tenants: ['*']},"
+        " {principals: [shop], roles: [publisher], tenants: ['*']}]"
+    )
+    variables = QUICKLY | {
+        "DISPATCHER_AUTH_MODE": "tokens",
+        "DISPATCHER_AUTH_TOKENS_FILE": str(tmp_path / "tokens.yaml"),
+        "DISPATCHER_AUTH_POLICY_FILE": str(tmp_path / "policy.yaml"),
+    }
+    metadata = [("authorization", f"Bearer {token}")]
+    forged = [("dispatcher-principal", "ops"), ("dispatcher-auth-mode", "none")]
+    with processes(database.dsn, tmp_path, 1, variables, ["--workers", "2"]) as (served,):
+        async with calling(served) as (caller,):
+            drain = admin_pb2.DrainRequest()
+            for sent, code in (
+                (None, grpc.StatusCode.UNAUTHENTICATED),
+                (forged, grpc.StatusCode.UNAUTHENTICATED),
+                ([("authorization", f"Bearer {other}"), *forged], grpc.StatusCode.PERMISSION_DENIED),
+            ):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await caller.admin.Drain(drain, metadata=sent, timeout=CALL_TIMEOUT_S)
+                assert caught.value.code() is code
+            assert not (await caller.admin.GetStatus(admin_pb2.GetStatusRequest(), metadata=metadata)).draining
+            await caller.admin.Drain(drain, metadata=metadata, timeout=30)
+            listed = await caller.admin.ListAuditRecords(admin_pb2.ListAuditRecordsRequest(), metadata=metadata)
+    begun, ended = admin_pb2.AuditRecord.PHASE_BEGUN, admin_pb2.AuditRecord.PHASE_ENDED
+    told = sorted((each.phase, each.principal, each.auth_mode, each.status) for each in listed.records)
+    # Each worker carries it out and puts it on record.
+    assert told == [(begun, "ops", "tokens", "")] * 2 + [(ended, "ops", "tokens", "OK")] * 2

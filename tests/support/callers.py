@@ -69,6 +69,7 @@ class Caller:
         tenant: str = "acme",
         event_types: Iterable[str] = ("*",),
         signing_secret: str = SIGNING_SECRET_TEXT,
+        signing_algorithm: endpoint_pb2.SigningAlgorithm.ValueType = endpoint_pb2.SIGNING_ALGORITHM_UNSPECIFIED,
         **delivery: Any,
     ) -> endpoint_pb2.Endpoint:
         """Create an endpoint; `delivery` are fields of DeliverySettings."""
@@ -78,7 +79,11 @@ class Caller:
             delivery_settings=endpoint_pb2.DeliverySettings(**delivery),
         )
         request = endpoint_pb2.CreateEndpointRequest(
-            parent=f"tenants/{tenant}", endpoint_id=name, endpoint=endpoint, signing_secret=signing_secret
+            parent=f"tenants/{tenant}",
+            endpoint_id=name,
+            endpoint=endpoint,
+            signing_secret=signing_secret,
+            signing_algorithm=signing_algorithm,
         )
         return await self.endpoints.CreateEndpoint(request, timeout=CALL_TIMEOUT_S)
 
