@@ -202,7 +202,13 @@ async def test_the_supervisor_asks_who_calls_and_the_worker_puts_them_on_record(
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await caller.admin.Drain(drain, metadata=sent, timeout=CALL_TIMEOUT_S)
                 assert caught.value.code() is code
-            assert not (await caller.admin.GetStatus(admin_pb2.GetStatusRequest(), metadata=metadata)).draining
+
+            async def all_answer() -> bool:
+                status = await caller.admin.GetStatus(admin_pb2.GetStatusRequest(), metadata=metadata)
+                assert not status.draining
+                return len(status.workers) == 2
+
+            await until(all_answer, WAIT_S)
             await caller.admin.Drain(drain, metadata=metadata, timeout=30)
             listed = await caller.admin.ListAuditRecords(admin_pb2.ListAuditRecordsRequest(), metadata=metadata)
     begun, ended = admin_pb2.AuditRecord.PHASE_BEGUN, admin_pb2.AuditRecord.PHASE_ENDED
