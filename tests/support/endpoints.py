@@ -7,8 +7,10 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from dispatcher.credentials import Authentication, CredentialSecrets
 from dispatcher.delivery.endpoint import EndpointRuntime, prepare_endpoint
 from dispatcher.model import EndpointSettings, EndpointState, OrderingMode, SealedSigningKey, TracePropagation
+from dispatcher.security.credentials import seal
 from dispatcher.security.secrets import Keyring, SealContext
 from dispatcher.security.signing import format_secret
 from dispatcher.store.runtime import EndpointRuntimeRow
@@ -42,6 +44,9 @@ def runtime_of(
     *,
     keys: Sequence[SealedSigningKey] | None = None,
     revisions: Mapping[int, EndpointSettings] | None = None,
+    authentication: Authentication | None = None,
+    secrets: CredentialSecrets | None = None,
+    keyring: Keyring = KEYRING,
     **settings: Any,
 ) -> EndpointRuntime:
     """An endpoint of tenant `acme` named `billing`; keyword arguments change its settings."""
@@ -56,5 +61,7 @@ def runtime_of(
         signing_keys=tuple([sealed_key()] if keys is None else keys),
         update_time=NOW,
         delete_time=None,
+        authentication=authentication,
+        sealed_credentials=None if secrets is None else seal(secrets, key_of(), keyring),
     )
     return prepare_endpoint(row, KEYRING, USER_AGENT)

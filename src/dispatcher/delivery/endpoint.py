@@ -90,6 +90,7 @@ def prepare_endpoint(
     """
     settings = row.revisions[row.revision]
     url, problem = _parse(settings.url)
+    credentials = _credentials(row, settings, keyring)
     return EndpointRuntime(
         key=row.key,
         tenant_name=row.tenant_name,
@@ -101,8 +102,8 @@ def prepare_endpoint(
         revisions=row.revisions,
         url=url,
         url_problem=problem,
-        constant_headers=_constant_headers(settings.headers, user_agent),
-        credentials=_credentials(row, settings, keyring),
+        constant_headers=_constant_headers(settings.headers, user_agent, credentials),
+        credentials=credentials,
         allowed_networks=tuple(parse_network(text) for text in settings.allowed_networks),
         keys=_prepare_keys(row.key, row.signing_keys, keyring),
         policies=policies_of(defaults or FailureDefaults(), settings, row.tenant_retry, row.catch_ups),
@@ -130,9 +131,12 @@ def _parse(url: str) -> tuple[EndpointUrl | None, str]:
         return None, error.description
 
 
-def _constant_headers(own: Mapping[str, str], user_agent: str) -> dict[str, str]:
-    """The endpoint's own headers can't replace ours, whatever an older release let in."""
-    return {name: value for name, value in own.items() if not _is_reserved(name.lower())} | {"user-agent": user_agent}
+def _constant_headers(own: Mapping[str, str], user_agent: str, credentials: PreparedCredentials) -> dict[str, str]:
+    """The endpoint's own headers can't replace ours, whatever an older release let in, nor stand beside a secret one of
+    the same name."""
+    secret = {name.lower() for name in credentials.headers}
+    kept = {name: value for name, value in own.items() if not _is_reserved(name.lower()) and name.lower() not in secret}
+    return kept | {"user-agent": user_agent}
 
 
 def _is_reserved(lower_name: str) -> bool:

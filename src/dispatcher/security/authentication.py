@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from typing import Protocol
@@ -27,7 +27,7 @@ from dispatcher.security.callers import (
 )
 from dispatcher.security.jwt import TokenRules, Verified
 from dispatcher.security.key_sources import KeySource, verified
-from dispatcher.security.tokens import TokenTable, utc_now
+from dispatcher.security.tokens import TokenTable, hash_of, utc_now
 
 FORWARDED_CERTIFICATE = "x-forwarded-client-cert"
 LINKERD_CLIENT = "l5d-client-id"
@@ -44,9 +44,9 @@ class Credentials:
     """What came with a call: gRPC's metadata, its name of the peer, and its authentication properties, which exist
     where our own server ends TLS."""
 
-    metadata: Sequence[tuple[str, str | bytes]]
+    metadata: Sequence[tuple[str, str | bytes]] = field(repr=False)
     peer: str
-    properties: Mapping[str, Iterable[bytes]]
+    properties: Mapping[str, Iterable[bytes]] = field(repr=False)
 
     def only(self, key: str) -> str:
         """The value of a key that is there once. Raises UnauthenticatedError for none and for several: a second one
@@ -151,12 +151,13 @@ class ByJwt:
 
     async def caller_of(self, credentials: Credentials) -> Caller:
         token, now = credentials.bearer(), self._clock()
-        known, until = self._known.get(token, (None, 0.0))
+        name = hash_of(token)  # the tokens themselves are not kept
+        known, until = self._known.get(name, (None, 0.0))
         if known is not None and now < min(until, known.expires_at_s):
             return known.caller
-        self._known.pop(token, None)
+        self._known.pop(name, None)
         found = await verified(token, self._source, self._rules)
-        self._known[token] = (found, now + KNOWN_TOKEN_S)
+        self._known[name] = (found, now + KNOWN_TOKEN_S)
         while len(self._known) > KNOWN_TOKENS_MAX:
             self._known.popitem(last=False)
         return found.caller

@@ -136,7 +136,7 @@ class AccessPolicy:
 
     def __init__(self, rules: Iterable[_Rule]) -> None:
         self._rules = tuple(rules)
-        self.scopes = lru_cache(maxsize=4096)(self._scopes)
+        self.scopes = lru_cache(maxsize=1024)(self._scopes)
         """Where a caller has a permission; empty for nowhere."""
 
     @classmethod

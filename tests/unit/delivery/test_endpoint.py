@@ -5,9 +5,10 @@ from datetime import timedelta
 
 import pytest
 
-from dispatcher.security.secrets import SecretSealError
+from dispatcher.credentials import Authentication, CredentialSecrets
+from dispatcher.security.secrets import Keyring, SecretSealError
 from tests.support.deliveries import NOW
-from tests.support.endpoints import SETTINGS, runtime_of, sealed_key
+from tests.support.endpoints import SETTINGS, USER_AGENT, runtime_of, sealed_key
 
 HOUR = timedelta(hours=1)
 
@@ -64,3 +65,17 @@ def test_nothing_secret_is_shown_by_printing_an_endpoint():
     shown = repr(runtime_of(headers={"X-Token": "t0ken"}))
     assert "signing secret" not in shown
     assert "HmacKey" not in shown
+
+
+def test_a_secret_header_stands_alone_whatever_the_case_of_a_plain_one():
+    shape, secrets = Authentication(secret_headers=("X-Api-Key",)), CredentialSecrets(headers={"X-Api-Key": "secret"})
+    runtime = runtime_of(headers={"x-api-key": "plain", "x-b": "c"}, authentication=shape, secrets=secrets)
+    assert dict(runtime.constant_headers) == {"x-b": "c", "user-agent": USER_AGENT}
+    assert dict(runtime.credentials.headers) == {"X-Api-Key": "secret"}
+    assert "secret" not in repr(runtime).replace("secret_headers", "").replace("is_secret", "")
+
+
+def test_an_endpoint_whose_credentials_do_not_open_is_not_sent_to():
+    other = Keyring([("other", b"o" * 32)])
+    with pytest.raises(SecretSealError):
+        runtime_of(authentication=Authentication(), secrets=CredentialSecrets("x"), keyring=other)
