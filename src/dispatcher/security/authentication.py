@@ -112,7 +112,8 @@ class ByMeshHeader:
         self._is_trusted = lru_cache(maxsize=4096)(self._look_up)
         is_linkerd = mode is AuthMode.LINKERD
         self._key = LINKERD_CLIENT if is_linkerd else FORWARDED_CERTIFICATE
-        self._read: Callable[[str], str] = principal_of_linkerd if is_linkerd else principal_of_forwarded_certificate
+        read = principal_of_linkerd if is_linkerd else principal_of_forwarded_certificate
+        self._read = lru_cache(maxsize=1024)(read)
 
     async def caller_of(self, credentials: Credentials) -> Caller:
         if not self._is_trusted(_host_part(credentials.peer)):
