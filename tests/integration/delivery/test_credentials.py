@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import ssl
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,7 @@ async def attempting() -> AsyncIterator[Attempter]:
 async def server(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """Its URL."""
     app = web.Application()
-    app.router.add_post("/hook", handler)
+    app.router.add_post("/hook", handler.__call__)  # aiohttp takes a coroutine function, not what behaves like one
     async with TestServer(app, host="localhost" if tls else "127.0.0.1") as made:
         if tls is None:
             yield str(made.make_url("/hook"))
@@ -267,7 +268,9 @@ async def test_tls_1_1_is_not_spoken(tmp_path: Path) -> None:
     tls = tls_of(tmp_path, authority.issue(hosts=["localhost"]))
     tls.set_ciphers("ALL:@SECLEVEL=0")
     tls.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-    tls.maximum_version = ssl.TLSVersion.TLSv1_1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        tls.maximum_version = ssl.TLSVersion.TLSv1_1
     async with attempting() as attempter, server(receiver, tls) as url:
         result = await attempter.attempt(with_credentials(url, roots=authority.root.decode()), row_of(1), 1, 1)
     assert result.attempt.outcome in (Outcome.TLS_FAILED, Outcome.CONNECTION_FAILED)
