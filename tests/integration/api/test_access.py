@@ -440,3 +440,21 @@ async def test_each_change_leaves_two_records_and_a_rehearsal_or_a_refusal_none(
         assert (made.principal, made.auth_mode, made.request_id, made.tenant) == ("admin", "tokens", "req-7", "acme")
         assert made.peer.startswith("ipv4:127.0.0.1:")
         assert made.audit_id == listed.records[-2].audit_id
+
+
+async def test_a_connection_that_pings_all_the_time_is_closed(database: TestDatabase, tmp_path: Path) -> None:
+    """RFC 9113 section 6.7 by hand: grpc's own client would not do it."""
+
+    def frame(kind: int, payload: bytes = b"", flags: int = 0) -> bytes:
+        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + bytes(4) + payload
+
+    async with guarded(database, tmp_path, "tokens", **with_tokens(tmp_path)) as api:
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.server.port)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4))
+        async with asyncio.timeout(20):
+            received = b""
+            while b"too_many_pings" not in received:
+                writer.write(frame(6, b"12345678"))
+                received += await reader.read(4096)
+                assert not reader.at_eof() or b"too_many_pings" in received
+        writer.close()
