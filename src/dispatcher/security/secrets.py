@@ -20,6 +20,7 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
@@ -29,6 +30,8 @@ KEY_BYTES = 32
 NONCE_BYTES = 12
 TAG_BYTES = 16
 FORMAT_VERSION = 1
+FORMAT_OF_OTHERS = 2
+"""With the length of the wrapped data key (2 bytes, big-endian) before it: a KMS's is longer than ours."""
 SECRET_BYTES_MAX = 65_536
 _WRAPPED_BYTES = NONCE_BYTES + KEY_BYTES + TAG_BYTES
 _KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -90,19 +93,23 @@ class _Sealed:
     box: bytes
 
     def pack(self) -> bytes:
-        key_id = self.wrapping_key_id.encode()
-        return bytes([FORMAT_VERSION, len(key_id)]) + key_id + self.wrapped + self.box
+        key_id, size = self.wrapping_key_id.encode(), len(self.wrapped)
+        if size == _WRAPPED_BYTES:
+            return bytes([FORMAT_VERSION, len(key_id)]) + key_id + self.wrapped + self.box
+        return bytes([FORMAT_OF_OTHERS, len(key_id)]) + key_id + size.to_bytes(2, "big") + self.wrapped + self.box
 
 
 def _unpack(sealed: bytes) -> _Sealed:
-    if len(sealed) < 2 or sealed[0] != FORMAT_VERSION:
+    if len(sealed) < 2 or sealed[0] not in (FORMAT_VERSION, FORMAT_OF_OTHERS):
         raise SecretSealError("the sealed secret has an unknown format")
     key_end = 2 + sealed[1]
-    wrapped_end = key_end + _WRAPPED_BYTES
-    if len(sealed) < wrapped_end + NONCE_BYTES + TAG_BYTES:
+    start, size = key_end, _WRAPPED_BYTES
+    if sealed[0] == FORMAT_OF_OTHERS:
+        start, size = key_end + 2, int.from_bytes(sealed[key_end : key_end + 2], "big")
+    if len(sealed) < start + size + NONCE_BYTES + TAG_BYTES:
         raise SecretSealError("the sealed secret is cut short")
     key_id = sealed[2:key_end].decode("ascii", "replace")
-    return _Sealed(key_id, sealed[key_end:wrapped_end], sealed[wrapped_end:])
+    return _Sealed(key_id, sealed[start : start + size], sealed[start + size :])
 
 
 def _encrypt(key: AESGCM, plain: bytes, associated_data: bytes, random_bytes: Callable[[int], bytes]) -> bytes:
@@ -117,14 +124,29 @@ def _decrypt(key: AESGCM, box: bytes, associated_data: bytes) -> bytes:
         raise SecretSealError("the sealed secret does not open for this owner") from None
 
 
-class Keyring:
-    """The key-encryption keys by id; the first seals, all open. Rotate by putting a new one first, then rewrap."""
+class KeyProvider(Protocol):
+    """Who holds the key-encryption keys: this process, or a KMS. It sees data keys, never a secret. `associated_data`
+    must be bound to what is wrapped."""
+
+    primary_key_id: str
+    """The key that wraps; 1 to 64 of A-Z a-z 0-9 _ -."""
+
+    def wrap(self, data_key: bytes, associated_data: bytes) -> bytes:
+        """`data_key` (32 bytes) under the primary key, in at most 64 KiB."""
+
+    def unwrap(self, key_id: str, wrapped: bytes, associated_data: bytes) -> bytes:
+        """The reverse, by any key it has. Raises SecretSealError."""
+
+
+class LocalKeys:
+    """Keys in this process's memory; the first wraps, all unwrap."""
 
     __slots__ = ("_keys", "_random_bytes", "primary_key_id")
 
     def __init__(
         self, keys: Sequence[tuple[str, bytes]], random_bytes: Callable[[int], bytes] = secrets.token_bytes
     ) -> None:
+        """Raises KeyringError."""
         if not keys:
             raise KeyringError("at least one key-encryption key is needed")
         if len({key_id for key_id, _ in keys}) != len(keys):
@@ -134,6 +156,41 @@ class Keyring:
         self.primary_key_id = keys[0][0]
         self._keys = {key_id: AESGCM(key) for key_id, key in keys}
         self._random_bytes = random_bytes
+
+    def wrap(self, data_key: bytes, associated_data: bytes) -> bytes:
+        return _encrypt(self._keys[self.primary_key_id], data_key, associated_data, self._random_bytes)
+
+    def unwrap(self, key_id: str, wrapped: bytes, associated_data: bytes) -> bytes:
+        key = self._keys.get(key_id)
+        if key is None:
+            raise SecretSealError("the sealed secret needs a key-encryption key that is not configured")
+        return _decrypt(key, wrapped, associated_data)
+
+    def __repr__(self) -> str:
+        return f"LocalKeys({', '.join(self._keys)})"
+
+    def __reduce__(self) -> str:
+        raise TypeError("keys are not serialised")
+
+
+class Keyring:
+    """Seals and opens by a provider's keys. Rotate by putting a new key first, then rewrap."""
+
+    __slots__ = ("_provider", "_random_bytes")
+
+    def __init__(
+        self,
+        keys: Sequence[tuple[str, bytes]] | KeyProvider,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        """`keys` by id are kept in memory. Raises KeyringError."""
+        self._provider: KeyProvider = LocalKeys(keys, random_bytes) if isinstance(keys, Sequence) else keys
+        self._random_bytes = random_bytes
+
+    @property
+    def primary_key_id(self) -> str:
+        """The key that seals."""
+        return self._provider.primary_key_id
 
     @classmethod
     def parse(cls, text: str) -> Keyring:
@@ -168,21 +225,18 @@ class Keyring:
         return self._wrap(self._unwrap(parsed, context), parsed.box, context).pack()
 
     def __repr__(self) -> str:
-        return f"Keyring({', '.join(self._keys)})"
+        return f"Keyring({self._provider!r})"
 
     def __reduce__(self) -> str:
         raise TypeError("a keyring is not serialised")
 
     def _wrap(self, data_key: bytes, box: bytes, context: SealContext) -> _Sealed:
         key_id = self.primary_key_id
-        wrapped = _encrypt(self._keys[key_id], data_key, context.associated_data(key_id), self._random_bytes)
-        return _Sealed(key_id, wrapped, box)
+        return _Sealed(key_id, self._provider.wrap(data_key, context.associated_data(key_id)), box)
 
     def _unwrap(self, parsed: _Sealed, context: SealContext) -> bytes:
-        key = self._keys.get(parsed.wrapping_key_id)
-        if key is None:
-            raise SecretSealError("the sealed secret needs a key-encryption key that is not configured")
-        return _decrypt(key, parsed.wrapped, context.associated_data(parsed.wrapping_key_id))
+        key_id = parsed.wrapping_key_id
+        return self._provider.unwrap(key_id, parsed.wrapped, context.associated_data(key_id))
 
 
 def _check_key(key_id: str, key: bytes) -> None:

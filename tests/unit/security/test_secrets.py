@@ -2,7 +2,7 @@
 
 import base64
 import pickle
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given
@@ -122,3 +122,33 @@ def test_nothing_prints_a_secret_or_a_key():
 
 def test_secrets_compare_by_value():
     assert Secret(b"a") == Secret(b"a") != Secret(b"b")
+
+
+class Kms:
+    """A provider whose wrapped keys are longer than ours, and which never hands out its key."""
+
+    primary_key_id = "arn-1"
+
+    def wrap(self, data_key: bytes, associated_data: bytes) -> bytes:
+        return b"kms" * 40 + data_key[::-1] + associated_data
+
+    def unwrap(self, key_id: str, wrapped: bytes, associated_data: bytes) -> bytes:
+        if key_id != self.primary_key_id or not wrapped.endswith(associated_data):
+            raise SecretSealError("no")
+        return wrapped[120 : 120 + 32][::-1]
+
+
+def test_another_holder_of_the_keys_can_take_their_place_and_secrets_move_to_it():
+    local, owner = Keyring([("k1", b"k" * 32)]), SealContext(uuid4(), uuid4(), "key-1")
+    remote = Keyring(Kms())
+    sealed = remote.seal(b"secret", owner)
+    assert remote.open(sealed, owner).reveal() == b"secret"
+    assert not remote.needs_rewrap(sealed)
+    assert remote.needs_rewrap(local.seal(b"secret", owner))
+    for broken in (sealed[:-1], sealed[:20], sealed[:7], bytes([3]) + sealed[1:]):
+        with pytest.raises(SecretSealError):
+            remote.open(broken, owner)
+    with pytest.raises(SecretSealError):
+        local.open(sealed, owner)
+    with pytest.raises(SecretSealError):
+        remote.open(sealed, SealContext(owner.tenant_id, uuid4(), "key-1"))
