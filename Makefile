@@ -91,7 +91,7 @@ SECURITY_TESTS := tests/unit/security tests/unit/api/test_permissions.py tests/i
 	tests/integration/api/test_access.py tests/integration/api/test_credentials.py tests/integration/api/test_fuzz.py \
 	tests/integration/delivery/test_credentials.py tests/integration/store/test_audit.py \
 	tests/integration/store/test_database_tls.py tests/integration/store/test_rewrapping.py \
-	tests/integration/test_ops_server.py tests/acceptance/test_mesh.py tests/acceptance/test_signatures.py
+	tests/integration/test_ops_server.py tests/integration/test_key_sources.py tests/acceptance/test_mesh.py tests/acceptance/test_secrets.py tests/acceptance/test_signatures.py
 .PHONY: test-security
 test-security: $(TEST_READY) ## List every hostile case by name with its result
 	@$(BIN)/python -m pytest -v --no-header --tb=short $(SECURITY_TESTS) $(PYTEST_ARGS) | sed 's/^tests\/[a-z/_]*\///'
