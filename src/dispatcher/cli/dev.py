@@ -91,6 +91,7 @@ def _run(folder: LocalFolder, wish: Wish, started_s: float) -> Outcome:
 
     environ = environment()
     dev_service.refuse_other_database(environ)
+    dev_service.refuse_authentication(environ)
     preferred = dev_service.preferences(any_port=wish.count is not None)
     dev_service.check_ports(dev_service.local_settings(environ, preferred=preferred))
     with make_display(sys.stdout if wish.count is None else sys.stderr) as display:

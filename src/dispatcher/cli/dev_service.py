@@ -69,6 +69,17 @@ def local_settings(environ: Mapping[str, str], *, preferred: Mapping[str, str], 
     return Settings.load({**_variables(preferred), **given, **_variables(made)}, required=made)
 
 
+def refuse_authentication(environ: Mapping[str, str]) -> None:
+    """UsageError where callers are to be known: this command's own publisher is nobody, and must not be let in by a
+    policy that was meant for something else."""
+    variable = variable_of("auth_mode")
+    if environ.get(variable, "none") not in ("", "none"):
+        raise UsageError(
+            f"{variable} is set, but `dispatcher dev` lets everybody in",
+            details=("Unset it, or run the service: dispatcher migrate && dispatcher serve",),
+        )
+
+
 def _variables(values: Mapping[str, str]) -> dict[str, str]:
     return {variable_of(name): value for name, value in values.items()}
 

@@ -21,6 +21,7 @@ from webhooks.v1 import endpoint_pb2, publisher_pb2, publisher_pb2_grpc, tenant_
 from dispatcher.config import Settings
 from dispatcher.security.access import load_access
 from dispatcher.security.tokens import hash_of, new_token
+from tests.integration.api.test_server import GRPCURL, grpcurl
 from tests.support.api import Api, create_endpoint, event, refusal_in, refused, serving
 from tests.support.certificates import Authority, Issued
 from tests.support.postgres import TestDatabase
@@ -458,3 +459,29 @@ async def test_a_connection_that_pings_all_the_time_is_closed(database: TestData
                 received += await reader.read(4096)
                 assert not reader.at_eof() or b"too_many_pings" in received
         writer.close()
+
+
+@pytest.mark.skipif(GRPCURL is None, reason="grpcurl is not installed: `make tools`")
+async def test_an_operator_with_grpcurl_says_who_they_are_by_token_or_certificate(
+    database: TestDatabase, tmp_path: Path, authority: Authority
+) -> None:
+    call = "webhooks.admin.v1.AdminService/ListAuditRecords"
+    wanted = {"filter": 'tenant = "acme"'}
+    async with guarded(database, tmp_path, "tokens", **with_tokens(tmp_path)) as api:
+        await tenant_made(api, bearer(BOB))
+        port = api.server.admin_port
+        code, told = await grpcurl(port, call, data=wanted)
+        assert code != 0
+        assert "authorization" in told
+        known = ("-plaintext", "-H", f"authorization: Bearer {BOB}")
+        code, told = await grpcurl(port, call, data=wanted, options=known)
+        assert (code, told.count('"principal": "admin"')) == (0, 2)
+        code, told = await grpcurl(port, call, options=("-plaintext", "-H", f"authorization: Bearer {ALICE}"))
+        assert code != 0
+        assert "shop has no permission service.operate for all tenants" in told
+    issued = authority.issue(uris=[ADMIN])
+    certificate, key = issued.written(tmp_path, "client")
+    async with guarded(database, tmp_path, "mtls", **mtls_files(tmp_path, authority)) as api:
+        secure = ("-cacert", str(tmp_path / "ca.crt"), "-cert", str(certificate), "-key", str(key))
+        code, told = await grpcurl(api.server.admin_port, call, data=wanted, options=secure)
+        assert (code, told.count('"authMode": "tokens"')) == (0, 2)

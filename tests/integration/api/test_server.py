@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -190,14 +191,16 @@ async def test_a_call_has_a_span_below_the_callers_and_a_duration(database: Test
     assert bad.attributes["rpc.response.status_code"] == "INVALID_ARGUMENT"
 
 
-async def grpcurl(port: int, *arguments: str, data: Any = None) -> tuple[int, str]:
+async def grpcurl(
+    port: int, *arguments: str, data: Any = None, options: Sequence[str] = ("-plaintext",)
+) -> tuple[int, str]:
     assert GRPCURL is not None
     body = [] if data is None else ["-d", json.dumps(data)]
     process = await asyncio.create_subprocess_exec(
         GRPCURL,
-        "-plaintext",
+        *options,
         *body,
-        f"127.0.0.1:{port}",
+        f"localhost:{port}",
         *arguments,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -16,7 +16,7 @@ from dispatcher.cli.dev_events import (
     event_batches,
     read_templates,
 )
-from dispatcher.cli.dev_service import local_settings, preferences, refuse_other_database
+from dispatcher.cli.dev_service import local_settings, preferences, refuse_authentication, refuse_other_database
 from dispatcher.cli.dev_shop import ENDPOINTS, new_secret, owed_to, register
 from dispatcher.cli.failure import CliError, UsageError
 from dispatcher.cli.records import EventRecord
@@ -203,3 +203,10 @@ def test_a_database_or_keys_of_ones_own_are_refused_by_name(variable: str) -> No
     with pytest.raises(UsageError, match=variable):
         refuse_other_database({variable: "x"})
     refuse_other_database({variable: ""})
+
+
+def test_a_mode_that_would_shut_its_own_publisher_out_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match="DISPATCHER_AUTH_MODE"):
+        refuse_authentication({"DISPATCHER_AUTH_MODE": "tokens"})
+    for environ in ({}, {"DISPATCHER_AUTH_MODE": ""}, {"DISPATCHER_AUTH_MODE": "none"}):
+        refuse_authentication(environ)
