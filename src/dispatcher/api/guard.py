@@ -149,8 +149,9 @@ class Admission:
 
     async def next_of_stream(self) -> None:
         """Before each request of a stream: it takes a turn like any call, and its caller must still be who they were.
-
-        Raises UnauthenticatedError."""
+        Where nobody is known there is nothing to ask. Raises UnauthenticatedError."""
+        if self.caller.mode is AuthMode.NONE:
+            return
         await self.guard.rates.turn(self.caller.principal)
         if self.guard.clock() - self.identified_at >= AUTHENTICATED_FOR_S:
             self.caller = await self.guard.access.authenticator.caller_of(self.credentials)
@@ -288,8 +289,8 @@ async def _within(writing: Any) -> None:
     try:
         async with asyncio.timeout(AUDIT_WAIT_S):
             await writing
-    except (DispatcherError, TimeoutError) as error:
-        _log.error("the end of a call is not on record", extra={"problem": str(error)})
+    except Exception as error:  # noqa: BLE001 - whatever it is, the call has been carried out and is to be answered
+        _log.error("the end of a call is not on record", extra={"problem": str(error) or type(error).__name__})
 
 
 def _audit_call(method: str, resource: str, found: Admission, context: Any) -> AuditCall:
