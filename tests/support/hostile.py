@@ -61,7 +61,7 @@ async def hostile_server(
             await behave(state, reader, writer)
         writer.close()
 
-    server = await asyncio.start_server(serve, host, 0, ssl=tls)
+    server = await asyncio.start_server(serve, host, 0, ssl=tls, backlog=1024)
     state.port = server.sockets[0].getsockname()[1]
     try:
         yield state

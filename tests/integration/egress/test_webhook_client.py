@@ -444,14 +444,16 @@ async def test_many_receivers_that_never_stop_talking_take_little_memory():
     tracemalloc.start()
     try:
         async with hostile_server(drip_fast) as server, WebhookClient(LOOPBACK) as client:
-            tasks = [asyncio.create_task(client.post(request(server.url, timeout_s=20))) for _ in range(1000)]
+            tasks = [asyncio.create_task(client.post(request(server.url, timeout_s=60))) for _ in range(1000)]
             exchanges = await asyncio.gather(*tasks)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert all(exchange.truncated for exchange in exchanges)
+    assert {(exchange.kind, exchange.truncated, exchange.error) for exchange in exchanges} == {
+        (ExchangeKind.RESPONSE, True, "")
+    }
     print(f"{len(exchanges)} receivers, {peak_bytes / len(exchanges):,.0f} bytes each at most, both ends counted")
-    assert peak_bytes < 1000 * 100_000  # body limit, read buffer and both ends' stream buffers
+    assert peak_bytes < 1000 * 200_000  # body limit, read buffer and both ends' stream buffers
 
 
 # --- addresses ---------------------------------------------------------------------------------------------------
