@@ -50,6 +50,11 @@ class Authority:
         )
         return builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
+    @property
+    def key_pem(self) -> bytes:
+        """Its own key, PEM."""
+        return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
     def issue(
         self,
         *,

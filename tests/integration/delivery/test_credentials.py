@@ -263,6 +263,16 @@ async def test_a_certificate_that_is_not_right_is_a_clear_outcome(
     assert receiver.headers == []
 
 
+async def test_a_self_signed_certificate_is_a_clear_outcome(tmp_path: Path) -> None:
+    selfish, receiver = Authority("localhost"), Answers()
+    issued = Issued(selfish.root, selfish.key_pem)
+    async with attempting() as attempter, server(receiver, tls_of(tmp_path, issued)) as url:
+        result = await attempter.attempt(with_credentials(url), row_of(1), 1, 1)
+    assert result.attempt.outcome is Outcome.TLS_FAILED
+    assert "self-signed" in str(result.attempt.error)
+    assert receiver.headers == []
+
+
 async def test_tls_1_1_is_not_spoken(tmp_path: Path) -> None:
     authority, receiver = Authority(), Answers()
     tls = tls_of(tmp_path, authority.issue(hosts=["localhost"]))
