@@ -85,12 +85,16 @@ def explain(error: ServiceError) -> CliError:
     )
 
 
+WHO_YOU_ARE = "DISPATCHER_CLIENT_TOKEN, or DISPATCHER_CLIENT_CERTIFICATE_FILE and _KEY_FILE, say who you are."
+
+
 def details_of(status: ServiceStatus) -> tuple[str, ...]:
     """The facts beside the message, one line each."""
     named = f"{status.code}, reason {status.reason}" if status.reason else str(status.code)
     fields = tuple(f"{violation.field}: {violation.description}" for violation in status.violations)
     retry = () if status.retry_delay_s is None else (f"Try again in {status.retry_delay_s:g} s.",)
-    return (named, *fields, *retry)
+    known = (WHO_YOU_ARE,) if status.code is Code.UNAUTHENTICATED else ()
+    return (named, *fields, *retry, *known)
 
 
 def first_line(message: str) -> str:
