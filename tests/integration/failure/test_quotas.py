@@ -18,15 +18,16 @@ async def test_more_than_the_quota_is_refused_with_details_and_a_true_wait(datab
     async with Receiver(), running_service(database.dsn) as service:
         await service.tenant(publish_quota={"events_per_second": 10})
         await service.publish(*[f"e-{i}" for i in range(10)])
-        refusal = await refused(service.publish("one-more", "and-another"))
+        more = [f"f-{i}" for i in range(10)]  # a whole second's worth: a slow machine has not earned it by now
+        refusal = await refused(service.publish(*more))
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "PUBLISH_QUOTA_EXCEEDED")
         violation = refusal.detail(error_details_pb2.QuotaFailure).violations[0]
         assert violation.subject == "tenants/acme"
         delay = refusal.detail(error_details_pb2.RetryInfo).retry_delay.ToNanoseconds() / 1e9
-        assert 0 < delay <= 0.2
+        assert 0 < delay <= 1.0
         assert await service.database.fetchval("SELECT count(*) FROM event") == 10
         await asyncio.sleep(delay + 0.02)
-        await service.publish("one-more", "and-another")
+        await service.publish(*more)
 
 
 async def test_bytes_count_too_and_one_large_call_is_paid_for_afterwards(database: TestDatabase) -> None:
