@@ -85,6 +85,7 @@ def _run(folder: LocalFolder, wish: Wish, started_s: float) -> Outcome:
     from dispatcher.cli import dev_service
     from dispatcher.cli.dev_session import Session
     from dispatcher.cli.dev_table import make_display
+    from dispatcher.collecting import tune_collector
     from dispatcher.config import environment
     from dispatcher.embedded.binaries import EmbeddedPostgresError
     from dispatcher.errors import DispatcherError
@@ -94,6 +95,7 @@ def _run(folder: LocalFolder, wish: Wish, started_s: float) -> Outcome:
     dev_service.refuse_authentication(environ)
     preferred = dev_service.preferences(any_port=wish.count is not None)
     dev_service.check_ports(dev_service.local_settings(environ, preferred=preferred))
+    tune_collector()
     with make_display(sys.stdout if wish.count is None else sys.stderr) as display:
         session = Session(folder, environ, preferred, wish, display=display, started_s=started_s)
         try:

@@ -50,7 +50,9 @@ def serve(
             raise SystemExit(max(1, error.exit_code)) from None  # the worker has said why
         return
     from dispatcher.app import serve as run
+    from dispatcher.collecting import tune_collector
 
+    tune_collector()
     with _errors_told():
         uvloop.run(run(settings))
 
@@ -65,7 +67,9 @@ def worker(number: int, folder: Path, grpc_listen: str) -> None:
     import uvloop
 
     from dispatcher.app import serve_as_worker as run
+    from dispatcher.collecting import tune_collector
 
+    tune_collector()
     with _errors_told():
         uvloop.run(run(settings, number))
 

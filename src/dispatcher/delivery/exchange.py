@@ -31,7 +31,7 @@ class ExchangeKind(enum.StrEnum):
     AUTHENTICATION_FAILED = "AUTHENTICATION_FAILED"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, nor is an exchange: that would double what making one costs
 class WebhookRequest:
     """One webhook to post. `timeout_s` is the deadline for everything: connecting, sending, the whole response.
 
@@ -49,7 +49,7 @@ class WebhookRequest:
     excerpt_bytes_max: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Exchange:
     """How one post ended.
 

@@ -57,8 +57,3 @@ def numeric(url: EndpointUrl, address: str) -> URL:
     """The same URL with the address in place of the host."""
     host = f"[{address}]" if ":" in address else address
     return URL(f"{url.scheme}://{host}:{url.port}{url.target}", encoded=True)
-
-
-def host_header(url: EndpointUrl) -> str:
-    """What the receiver is to see as `Host`, in spite of that."""
-    return url.origin.partition("://")[2]

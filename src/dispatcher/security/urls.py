@@ -65,9 +65,14 @@ class EndpointUrl:
     wire: URL = field(repr=False, compare=False)
 
     @property
+    def authority(self) -> str:
+        """Host, and port where it is not the scheme's own: what `Host` says."""
+        return _authority(self.scheme, self.host, self.port)
+
+    @property
     def origin(self) -> str:
         """Scheme, host and port: what may be logged; paths and queries hold receivers' secrets."""
-        return f"{self.scheme}://{_authority(self.scheme, self.host, self.port)}"
+        return f"{self.scheme}://{self.authority}"
 
 
 _SPLIT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)

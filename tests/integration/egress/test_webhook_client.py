@@ -89,6 +89,28 @@ async def test_connections_are_kept_alive_and_used_again():
         assert client.open_connections == 1
 
 
+async def test_an_idle_connection_is_closed_when_its_time_is_over():
+    options = ClientOptions(keepalive_timeout_s=0.1)
+    async with hostile_server(answering(OK)) as server, WebhookClient(LOOPBACK, options) as client:
+        await client.post(request(server.url))
+        assert client.open_connections == 1
+        await until(lambda: not client.open_connections)
+        assert (await client.post(request(server.url))).is_success
+        assert server.connections == 2
+
+
+async def test_the_connection_used_last_is_used_next():
+    """So that those which a burst has made can expire."""
+    async with hostile_server(answering(OK)) as server, WebhookClient(LOOPBACK) as client:
+        await asyncio.gather(*(client.post(request(server.url)) for _ in range(5)))
+        (route,) = client._connections._routes.values()
+        burst_over_s = max(since for _, since, _ in route.idle)
+        for _ in range(20):
+            await client.post(request(server.url))
+        assert server.connections == len(route.idle) == 5
+        assert sum(since > burst_over_s for _, since, _ in route.idle) == 1
+
+
 async def test_beyond_the_bound_on_idle_connections_each_is_closed_after_use():
     options = ClientOptions(idle_connections_max=0)
     async with hostile_server(answering(OK)) as server, WebhookClient(LOOPBACK, options) as client:
@@ -181,9 +203,12 @@ async def endless_informational(state, reader, writer):
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize(
-    ("behave", "status"), [(hang, None), (drip, 200), (drip_head, None), (endless_informational, None)]
-)
+async def test_a_receiver_that_only_ever_announces_its_answer_is_not_waited_for():
+    exchange = await post_to(endless_informational, timeout_s=30.0)
+    assert (exchange.kind, exchange.status_code) == (ExchangeKind.INVALID_RESPONSE, None)
+
+
+@pytest.mark.parametrize(("behave", "status"), [(hang, None), (drip, 200), (drip_head, None)])
 async def test_one_deadline_covers_the_whole_exchange(behave, status):
     exchange = await post_to(behave, timeout_s=0.3)
     assert (exchange.kind, exchange.status_code) == (ExchangeKind.TIMEOUT, status)

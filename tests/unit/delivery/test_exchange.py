@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.delivery.client import _classify, _deadline, _Reading
+from dispatcher.delivery.client.failures import classify
+from dispatcher.delivery.client.wire import Reading
 from dispatcher.delivery.exchange import ERROR_CHARACTERS_MAX, Exchange, ExchangeKind, WebhookRequest, bounded_error
 from dispatcher.security.addresses import AddressKind
 from dispatcher.security.egress import AddressRefusedError, parse_url
@@ -31,7 +32,7 @@ from dispatcher.security.endpoint_tls import EndpointTls, client_context
     ],
 )
 def test_every_failure_has_a_kind_and_a_harmless_sentence(failure, kind):
-    got, error = _classify(failure, _Reading())
+    got, error = classify(failure, Reading())
     assert got is kind
     assert error
     assert "secret" not in error
@@ -62,10 +63,3 @@ def test_tls_is_always_verified_and_at_least_1_2():
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
-
-
-@pytest.mark.parametrize("timeout_s", [0.5, 5.0, 29.5, 3600.0])
-def test_a_deadline_is_not_rounded_up_to_whole_seconds(timeout_s):
-    deadline = _deadline(timeout_s)
-    assert deadline.total == timeout_s
-    assert deadline.ceil_threshold > timeout_s  # aiohttp rounds at and above it
