@@ -30,7 +30,7 @@ async def test_the_trace_from_publisher_to_webhook_arrives_over_otlp_grpc(sink: 
     with telemetry.tracing.server_span("webhooks.v1.PublisherService/Publish", None) as call:
         call.ended("OK")
         stored = current_traceparent()
-    with telemetry.tracing.delivery_span(ATTEMPT, stored, continue_trace=False) as attempt:
+    with telemetry.tracing.delivery_span(lambda: ATTEMPT, stored, continue_trace=False) as attempt:
         attempt.answered(200, outcome="success")
     await asyncio.to_thread(sink.wait_for, lambda s: len(s.spans) == 2)
     server, client = sorted(sink.spans, key=lambda span: span.start_time_unix_nano)

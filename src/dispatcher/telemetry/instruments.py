@@ -1,22 +1,22 @@
 """Recording: one typed method or gauge per row of the catalog. Cheap enough for every attempt.
 
-A counter is an int of ours that the SDK reads when it collects (0.2 µs where `Counter.add` takes 5); attribute
-mappings are made once per combination; gauges are read at collection and cost nothing in between.
+A counter is an int of ours that the SDK reads when it collects (0.2 µs where `Counter.add` takes 5), a histogram one of
+`histograms`; gauges are read at collection and cost nothing in between.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Self
 
-from opentelemetry.metrics import CallbackOptions, Histogram, Meter, NoOpMeterProvider, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, NoOpMeterProvider, Observation
 
 from dispatcher.telemetry import catalog
 from dispatcher.telemetry.catalog import Metric
+from dispatcher.telemetry.histograms import COMBINATIONS_MAX, OVERFLOW, Histograms
 
-COMBINATIONS_MAX = 500
-OVERFLOW = "_OTHER"
 _NO_ATTRIBUTES: dict[str, str] = {}
 
 _log = logging.getLogger(__name__)
@@ -24,29 +24,9 @@ _log = logging.getLogger(__name__)
 Attributes = Mapping[str, str]
 
 
-class _Labels:
-    """Attribute mappings of one metric, one per combination of values, bounded: what comes later is `_OTHER`."""
-
-    __slots__ = ("_constant", "_known", "_names")
-
-    def __init__(self, names: Sequence[str], constant: Attributes | None = None) -> None:
-        self._names = tuple(names)
-        self._constant = dict(constant or {})
-        self._known: dict[tuple[str, ...], dict[str, str]] = {}
-
-    def of(self, *values: str) -> dict[str, str]:
-        known = self._known.get(values)
-        return known if known is not None else self._learn(values)
-
-    def _learn(self, values: tuple[str, ...]) -> dict[str, str]:
-        if len(self._known) >= COMBINATIONS_MAX:
-            values = (OVERFLOW,) * len(self._names)
-        made = self._constant | {name: value for name, value in zip(self._names, values, strict=True) if value}
-        return self._known.setdefault(values, made)
-
-
 class Tally:
-    """A monotonic counter with at most one attribute. `add` is for the event loop's thread; others may read."""
+    """A monotonic counter with at most one attribute; without one it is exported from 0 on. `add` is for the event
+    loop's thread; others may read."""
 
     __slots__ = ("_attribute", "_counts")
 
@@ -66,7 +46,7 @@ class Tally:
             counts[OVERFLOW] = counts.get(OVERFLOW, 0) + count
 
     def _observe(self, _: CallbackOptions) -> Iterable[Observation]:
-        counts = self._counts.copy().items()
+        counts = (self._counts.copy() if self._attribute else {"": 0} | self._counts).items()
         return [Observation(count, {self._attribute: label} if label else _NO_ATTRIBUTES) for label, count in counts]
 
 
@@ -102,12 +82,7 @@ class Gauge:
         return [Observation(value, attributes) for value, attributes in self._points]
 
 
-def _histogram(meter: Meter, metric: Metric) -> Histogram:
-    return meter.create_histogram(
-        metric.name, metric.unit, metric.meaning, explicit_bucket_boundaries_advisory=list(metric.buckets)
-    )
-
-
+@lru_cache(maxsize=1024)
 def status_class(status_code: int | None) -> str:
     """`2xx` … `5xx`, `other`, or empty where no answer came: a receiver must not choose our metrics' series."""
     if status_code is None:
@@ -118,19 +93,17 @@ def status_class(status_code: int | None) -> str:
 class Instruments:
     """What the rest of the service records with. Words given as `str` are values of closed enums."""
 
-    def __init__(self, meter: Meter) -> None:
-        self._rpc = _histogram(meter, catalog.RPC_SERVER_CALL)
-        self._rpc_labels = _Labels(catalog.RPC_SERVER_CALL.attributes[1:], {"rpc.system.name": "grpc"})
-        self._commit = _histogram(meter, catalog.COMMIT_DURATION)
-        self._commit_labels = _Labels(catalog.COMMIT_DURATION.attributes)
-        self._commit_events = _histogram(meter, catalog.COMMIT_EVENTS)
-        self._attempt = _histogram(meter, catalog.ATTEMPT_DURATION)
-        self._attempt_labels = _Labels(catalog.ATTEMPT_DURATION.attributes)
-        self._latency = _histogram(meter, catalog.DELIVERY_LATENCY)
-        self._flush_attempts = _histogram(meter, catalog.FLUSH_ATTEMPTS)
-        self._flush_duration = _histogram(meter, catalog.FLUSH_DURATION)
-        self._database = _histogram(meter, catalog.DATABASE_OPERATION)
-        self._database_labels = _Labels(catalog.DATABASE_OPERATION.attributes[1:], {"db.system.name": "postgresql"})
+    def __init__(self, meter: Meter, histograms: Histograms | None = None) -> None:
+        """`histograms` are what readers are to show; None for nobody."""
+        histograms = histograms or Histograms()
+        self._rpc = histograms.create(catalog.RPC_SERVER_CALL, {"rpc.system.name": "grpc"})
+        self._commit = histograms.create(catalog.COMMIT_DURATION)
+        self._commit_events = histograms.create(catalog.COMMIT_EVENTS).of()
+        self._attempt = histograms.create(catalog.ATTEMPT_DURATION)
+        self._latency = histograms.create(catalog.DELIVERY_LATENCY).of()
+        self._flush_attempts = histograms.create(catalog.FLUSH_ATTEMPTS).of()
+        self._flush_duration = histograms.create(catalog.FLUSH_DURATION).of()
+        self._database = histograms.create(catalog.DATABASE_OPERATION, {"db.system.name": "postgresql"})
         self._published = Tally(meter, catalog.EVENTS_PUBLISHED)
         self._rows = Tally(meter, catalog.OUTBOX_ROWS)
         self._deliveries = Tally(meter, catalog.DELIVERIES)
@@ -162,7 +135,7 @@ class Instruments:
 
     def rpc_server_call(self, method: str, status: str, duration_s: float) -> None:
         """One gRPC call is over. `method` is `package.Service/Method`, `_OTHER` if not ours; `status` its code."""
-        self._rpc.record(duration_s, self._rpc_labels.of(method, status))
+        self._rpc.of(method, status).record(duration_s)
 
     def events_published(self, count: int, result: str) -> None:
         """Events acknowledged: `stored` or `duplicate`."""
@@ -170,13 +143,13 @@ class Instruments:
 
     def commit(self, *, events: int, rows: int, duration_s: float, result: str) -> None:
         """One group commit is over, with `result` `committed`, `failed` or `unknown`."""
-        self._commit.record(duration_s, self._commit_labels.of(result))
+        self._commit.of(result).record(duration_s)
         self._commit_events.record(events)
         self._rows.add(rows)
 
     def attempt(self, outcome: str, status_code: int | None, duration_s: float) -> None:
         """One attempt is over; `status_code` is None where no answer came."""
-        self._attempt.record(duration_s, self._attempt_labels.of(outcome, status_class(status_code)))
+        self._attempt.of(outcome, status_class(status_code)).record(duration_s)
 
     def delivered(self, latency_s: float) -> None:
         """One delivery succeeded, `latency_s` after the event was accepted."""
@@ -210,7 +183,7 @@ class Instruments:
 
     def database_operation(self, operation: str, duration_s: float, error_type: str = "") -> None:
         """One database operation is over; `operation` is ours (`publish`), `error_type` empty on success."""
-        self._database.record(duration_s, self._database_labels.of(operation, error_type))
+        self._database.of(operation, error_type).record(duration_s)
 
     def worst_endpoints(self, worst: Sequence[tuple[str, str, int, float]]) -> None:
         """The worst endpoints as (tenant, endpoint, backlog, age in s); the caller bounds their number."""

@@ -8,9 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
-from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -19,8 +17,9 @@ from prometheus_client import CollectorRegistry
 
 from dispatcher.telemetry.catalog import SCHEMA_URL, SCOPE
 from dispatcher.telemetry.export import ExportPlan, metric_exporter, span_exporter
+from dispatcher.telemetry.histograms import Histograms, PeriodicReader, PrometheusReader
 from dispatcher.telemetry.instruments import Instruments
-from dispatcher.telemetry.tracing import Tracing
+from dispatcher.telemetry.tracing import ChosenIds, Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -73,12 +72,15 @@ def start_telemetry(plan: ExportPlan, *, version: str, instance_id: str) -> Tele
     """Begin to record; metrics are always there for /metrics, spans are made only if they are exported."""
     resource = make_resource(version=version, instance_id=instance_id)
     registry = CollectorRegistry()
-    readers: list[MetricReader] = [PrometheusMetricReader(scope_info_enabled=False, registry=registry)]
+    readers: list[PrometheusReader | PeriodicReader] = [PrometheusReader(scope_info_enabled=False, registry=registry)]
     if (exporter := metric_exporter(plan.metrics)) is not None:
-        readers.append(PeriodicExportingMetricReader(exporter))
+        readers.append(PeriodicReader(exporter))
+    histograms = Histograms()
+    for reader in readers:
+        reader.show(histograms)
     # Exemplars would cost a look-up of the current span per record, and there is no place that shows them yet.
     meters = MeterProvider(readers, resource, AlwaysOffExemplarFilter(), shutdown_on_exit=False)
-    instruments = Instruments(meters.get_meter(SCOPE, version, SCHEMA_URL))
+    instruments = Instruments(meters.get_meter(SCOPE, version, SCHEMA_URL), histograms)
     tracing, close_traces = _start_tracing(plan, resource, version)
     return Telemetry(tracing, instruments, registry, (*close_traces, meters.shutdown))
 
@@ -89,6 +91,8 @@ def _start_tracing(
     exporter = span_exporter(plan.traces)
     if exporter is None:
         return Tracing(NoOpTracerProvider().get_tracer(SCOPE)), ()
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    ids = ChosenIds()
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=ids)
     provider.add_span_processor(BatchSpanProcessor(exporter))  # bounded by OTEL_BSP_*: 2,048 spans, the rest is dropped
-    return Tracing(provider.get_tracer(SCOPE, version, SCHEMA_URL)), (provider.shutdown,)
+    tracer = provider.get_tracer(SCOPE, version, SCHEMA_URL)
+    return Tracing(tracer, provider.sampler, ids), (provider.shutdown,)

@@ -10,14 +10,18 @@ With no exporter all of this is cheap: no span is made, and a caller's context s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from types import TracebackType
+from typing import Self
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.trace.sampling import Decision, Sampler
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 URL_CHARS_MAX = 2048
@@ -80,13 +84,25 @@ class AttemptTrace:
 
 
 class AttemptSpan:
-    """The CLIENT span of one attempt while it runs."""
+    """The CLIENT span of one attempt while it runs: a context manager, which ends it. It is current nowhere: nothing
+    below an attempt makes spans of its own."""
 
     __slots__ = ("_span", "traceparent")
 
     def __init__(self, span: Span) -> None:
         self._span = span
         self.traceparent = format_traceparent(span.get_span_context())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None and self._span.is_recording():
+            self._span.set_attribute("error.type", kind.__name__)
+            self._span.set_status(Status(StatusCode.ERROR))
+        self._span.end()
 
     def answered(self, status_code: int, *, outcome: str) -> None:
         """The receiver answered with `status_code`; 4xx and 5xx are errors of a client span."""
@@ -138,12 +154,31 @@ class ServerSpan:
             )
 
 
+class ChosenIds(RandomIdGenerator):
+    """Ids of traces that may be chosen beforehand, each for the next trace to begin."""
+
+    def __init__(self) -> None:
+        self._next: int | None = None
+
+    def choose(self, trace_id: int) -> None:
+        """The next trace begins with this id."""
+        self._next = trace_id
+
+    def generate_trace_id(self) -> int:
+        chosen, self._next = self._next, None
+        return super().generate_trace_id() if chosen is None else chosen
+
+
 class Tracing:
     """Makes the service's spans. Exceptions are noted by type only: their text may hold an address or a payload."""
 
-    def __init__(self, tracer: trace.Tracer) -> None:
+    def __init__(self, tracer: trace.Tracer, sampler: Sampler | None = None, ids: ChosenIds | None = None) -> None:
+        """With the `sampler` and the `ids` of the tracer's provider, an attempt whose span is not sampled costs a tenth
+        of what it does without them. The sampler must decide by the trace's id, as all of OTEL_TRACES_SAMPLER do."""
         self._tracer = tracer
         self._is_silent = isinstance(tracer, trace.NoOpTracer)
+        self._sampler = sampler
+        self._ids = ids
 
     @contextmanager
     def server_span(self, method: str, traceparent: str | None) -> Iterator[ServerSpan]:
@@ -152,21 +187,31 @@ class Tracing:
         with self._span(method, SpanKind.SERVER, _child_of(parse_traceparent(traceparent)), attributes) as span:
             yield ServerSpan(span)
 
-    @contextmanager
     def delivery_span(
-        self, about: AttemptTrace, publisher: str | None, *, continue_trace: bool
-    ) -> Iterator[AttemptSpan]:
-        """The CLIENT span of one attempt: a new root linked to the `publisher`'s traceparent, or its child."""
-        if self._is_silent and not continue_trace:
-            yield AttemptSpan(trace.INVALID_SPAN)
-            return
+        self, about: Callable[[], AttemptTrace], publisher: str | None, *, continue_trace: bool, is_sent: bool = True
+    ) -> AttemptSpan:
+        """The CLIENT span of one attempt: a new root linked to the `publisher`'s traceparent, or its child. `about` is
+        asked only if the span is recorded. `is_sent`: its traceparent is wanted, sampled or not."""
+        if not continue_trace and (self._is_silent or not (is_sent or self._samples_root())):
+            return _NO_SPAN
         origin = parse_traceparent(publisher)
         links = [Link(origin)] if origin and not continue_trace else []
         context = _child_of(origin if continue_trace else None)
-        with self._span("POST", SpanKind.CLIENT, context, None, links) as span:
-            if span.is_recording():
-                span.set_attributes(_attempt_attributes(about))
-            yield AttemptSpan(span)
+        span = self._tracer.start_span("POST", context, SpanKind.CLIENT, None, links, record_exception=False)
+        if span.is_recording():
+            span.set_attributes(_attempt_attributes(about()))
+        return AttemptSpan(span)
+
+    def _samples_root(self) -> bool:
+        """Decide on the next trace before anything is made for it."""
+        if self._sampler is None or self._ids is None:
+            return True
+        trace_id = self._ids.generate_trace_id()
+        decision = self._sampler.should_sample(None, trace_id, "POST", SpanKind.CLIENT).decision
+        if decision is Decision.DROP:
+            return False
+        self._ids.choose(trace_id)
+        return True
 
     @contextmanager
     def database_span(self, operation: str) -> Iterator[None]:
@@ -198,6 +243,9 @@ class Tracing:
             raise
         finally:
             span.end()
+
+
+_NO_SPAN = AttemptSpan(trace.INVALID_SPAN)
 
 
 def _child_of(parent: SpanContext | None) -> Context:

@@ -5,18 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics import Histogram, MeterProvider
+from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
 
 from dispatcher.telemetry import Instruments, catalog
 from dispatcher.telemetry.catalog import METRICS, Kind
-from dispatcher.telemetry.instruments import COMBINATIONS_MAX, status_class
+from dispatcher.telemetry.histograms import COMBINATIONS_MAX, Histograms, WithHistograms
+from dispatcher.telemetry.instruments import status_class
+
+
+class Reader(WithHistograms, InMemoryMetricReader):
+    """What the others read, in memory."""
 
 
 class Meters:
-    def __init__(self) -> None:
-        self.reader = InMemoryMetricReader()
-        self.instruments = Instruments(MeterProvider([self.reader], shutdown_on_exit=False).get_meter("test"))
+    def __init__(self, temporality: AggregationTemporality = AggregationTemporality.CUMULATIVE) -> None:
+        self.reader = Reader({Histogram: temporality})
+        histograms = Histograms()
+        self.reader.show(histograms)
+        meter = MeterProvider([self.reader], shutdown_on_exit=False).get_meter(catalog.SCOPE)
+        self.instruments = Instruments(meter, histograms)
 
     def read(self) -> dict[str, Any]:
         data = self.reader.get_metrics_data()
@@ -75,6 +83,39 @@ def test_a_histogram_has_the_buckets_of_the_table(meters: Meters) -> None:
         if metric.kind is Kind.HISTOGRAM:
             (point,) = meters.points(metric.name).values()
             assert point.explicit_bounds == tuple(metric.buckets), metric.name
+
+
+def test_a_histogram_counts_each_value_in_the_bucket_whose_bound_it_does_not_exceed(meters: Meters) -> None:
+    bounds = catalog.DELIVERY_LATENCY.buckets
+    for value in (bounds[0], bounds[1], bounds[1] + 1e-9, bounds[-1] * 2):
+        meters.instruments.delivered(value)
+    (point,) = meters.points("dispatcher.delivery.latency").values()
+    assert list(point.bucket_counts) == [1, 1, 1, *[0] * (len(bounds) - 3), 1]
+    assert (point.count, point.min, point.max) == (4, bounds[0], bounds[-1] * 2)
+    assert point.sum == pytest.approx(bounds[0] + 2 * bounds[1] + 2 * bounds[-1])
+
+
+def test_a_histogram_goes_on_from_the_start_for_a_reader_that_wants_it_so(meters: Meters) -> None:
+    meters.instruments.delivered(0.2)
+    (first,) = meters.points("dispatcher.delivery.latency").values()
+    meters.instruments.delivered(0.3)
+    (second,) = meters.points("dispatcher.delivery.latency").values()
+    assert (first.count, second.count) == (1, 2)
+    assert first.start_time_unix_nano == second.start_time_unix_nano
+
+
+def test_a_histogram_tells_what_is_new_to_a_reader_that_wants_differences() -> None:
+    meters = Meters(AggregationTemporality.DELTA)
+    meters.instruments.delivered(0.2)
+    (first,) = meters.points("dispatcher.delivery.latency").values()
+    meters.instruments.delivered(0.3)
+    meters.instruments.delivered(0.4)
+    (second,) = meters.points("dispatcher.delivery.latency").values()
+    assert (first.count, second.count, sum(second.bucket_counts)) == (1, 2, 2)
+    assert (second.sum, second.min, second.max) == (pytest.approx(0.7), 0.3, 0.4)
+    assert second.start_time_unix_nano == first.time_unix_nano
+    meters.instruments.in_flight.set(1)
+    assert "dispatcher.delivery.latency" not in meters.read()  # nothing new
 
 
 def test_a_counter_counts_by_its_attribute(meters: Meters) -> None:

@@ -6,11 +6,12 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBasedTraceIdRatio
 from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode, format_trace_id
 
 from dispatcher.telemetry.tracing import (
     AttemptTrace,
+    ChosenIds,
     Tracing,
     current_traceparent,
     parse_traceparent,
@@ -36,7 +37,8 @@ class Recorder:
         self.exporter = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False, **options)
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.tracing = Tracing(provider.get_tracer("test"))
+        self.tracer = provider.get_tracer("test")
+        self.tracing = Tracing(self.tracer)
 
     def only(self) -> ReadableSpan:
         (span,) = self.exporter.get_finished_spans()
@@ -53,7 +55,7 @@ def silent() -> Tracing:
 
 
 def test_an_attempt_is_a_client_span_with_http_and_messaging_attributes(recorder: Recorder) -> None:
-    with recorder.tracing.delivery_span(ATTEMPT, PUBLISHER, continue_trace=False) as span:
+    with recorder.tracing.delivery_span(lambda: ATTEMPT, PUBLISHER, continue_trace=False) as span:
         span.answered(200, outcome="success")
     done = recorder.only()
     assert (done.name, done.kind, done.status.status_code) == ("POST", SpanKind.CLIENT, StatusCode.UNSET)
@@ -79,7 +81,7 @@ def test_an_attempt_is_a_client_span_with_http_and_messaging_attributes(recorder
 def test_an_attempt_is_a_new_root_linked_to_the_publisher_by_default(recorder: Recorder) -> None:
     with (
         recorder.tracing.server_span("a.B/C", None),
-        recorder.tracing.delivery_span(ATTEMPT, PUBLISHER, continue_trace=False),
+        recorder.tracing.delivery_span(lambda: ATTEMPT, PUBLISHER, continue_trace=False),
     ):
         pass
     attempt = recorder.exporter.get_finished_spans()[0]
@@ -90,7 +92,7 @@ def test_an_attempt_is_a_new_root_linked_to_the_publisher_by_default(recorder: R
 
 
 def test_an_attempt_continues_the_publishers_trace_where_asked(recorder: Recorder) -> None:
-    with recorder.tracing.delivery_span(ATTEMPT, PUBLISHER, continue_trace=True) as span:
+    with recorder.tracing.delivery_span(lambda: ATTEMPT, PUBLISHER, continue_trace=True) as span:
         assert span.traceparent is not None
         assert span.traceparent.startswith(f"00-{TRACE_ID}-")
         assert span.traceparent != PUBLISHER
@@ -101,14 +103,42 @@ def test_an_attempt_continues_the_publishers_trace_where_asked(recorder: Recorde
 
 
 def test_an_attempt_of_an_event_without_a_trace_is_a_root_without_link(recorder: Recorder) -> None:
-    with recorder.tracing.delivery_span(ATTEMPT, None, continue_trace=True):
+    with recorder.tracing.delivery_span(lambda: ATTEMPT, None, continue_trace=True):
         pass
     assert recorder.only().parent is None
 
 
+def test_attempts_are_sampled_at_the_rate_that_is_set_before_anything_is_made_for_them() -> None:
+    ids, sampler = ChosenIds(), ParentBasedTraceIdRatio(0.25)
+    recorder = Recorder(sampler=sampler, id_generator=ids)
+    tracing = Tracing(recorder.tracer, sampler, ids)
+    told = []
+
+    def about() -> AttemptTrace:
+        told.append(1)
+        return ATTEMPT
+
+    for _ in range(2000):
+        with tracing.delivery_span(about, PUBLISHER, continue_trace=False, is_sent=False):
+            pass
+    spans = recorder.exporter.get_finished_spans()
+    assert 350 < len(spans) < 650  # 500 expected, 19 the standard deviation
+    assert len(told) == len(spans) == len({span.context.trace_id for span in spans})
+    assert all(span.links for span in spans)
+
+
+def test_an_attempt_that_is_not_sampled_still_sends_a_traceparent_of_its_own() -> None:
+    ids = ChosenIds()
+    recorder = Recorder(sampler=ALWAYS_OFF, id_generator=ids)
+    tracing = Tracing(recorder.tracer, ALWAYS_OFF, ids)
+    with tracing.delivery_span(lambda: ATTEMPT, PUBLISHER, continue_trace=False) as span:
+        assert span.traceparent is not None
+        assert span.traceparent.endswith("-00")
+
+
 def test_a_retry_tells_its_resend_count(recorder: Recorder) -> None:
     retry = AttemptTrace("t", "e", 1, "id", "a", 3, "http://h/", 0)
-    with recorder.tracing.delivery_span(retry, None, continue_trace=False) as span:
+    with recorder.tracing.delivery_span(lambda: retry, None, continue_trace=False) as span:
         span.answered(503, outcome="retry")
     done = recorder.only()
     assert done.attributes is not None
@@ -119,7 +149,7 @@ def test_a_retry_tells_its_resend_count(recorder: Recorder) -> None:
 
 
 def test_an_attempt_without_answer_tells_the_type_of_error(recorder: Recorder) -> None:
-    with recorder.tracing.delivery_span(ATTEMPT, None, continue_trace=False) as span:
+    with recorder.tracing.delivery_span(lambda: ATTEMPT, None, continue_trace=False) as span:
         span.failed("timeout", outcome="retry")
     done = recorder.only()
     assert done.attributes is not None
@@ -129,7 +159,7 @@ def test_an_attempt_without_answer_tells_the_type_of_error(recorder: Recorder) -
 
 def test_an_exception_is_noted_by_type_and_never_by_text(recorder: Recorder) -> None:
     with pytest.raises(ValueError, match="hunter2"):  # noqa: SIM117 - the span must see the exception first
-        with recorder.tracing.delivery_span(ATTEMPT, None, continue_trace=False):
+        with recorder.tracing.delivery_span(lambda: ATTEMPT, None, continue_trace=False):
             raise ValueError("hunter2")
     done = recorder.only()
     assert done.attributes is not None
@@ -138,9 +168,9 @@ def test_an_exception_is_noted_by_type_and_never_by_text(recorder: Recorder) -> 
 
 
 def test_without_an_exporter_no_span_is_made_and_a_continued_trace_passes_through() -> None:
-    with silent().delivery_span(ATTEMPT, PUBLISHER, continue_trace=False) as span:
+    with silent().delivery_span(lambda: ATTEMPT, PUBLISHER, continue_trace=False) as span:
         assert span.traceparent is None
-    with silent().delivery_span(ATTEMPT, PUBLISHER, continue_trace=True) as span:
+    with silent().delivery_span(lambda: ATTEMPT, PUBLISHER, continue_trace=True) as span:
         assert span.traceparent == PUBLISHER
 
 
@@ -152,7 +182,7 @@ def test_without_an_exporter_the_callers_context_is_still_what_publish_stores() 
 
 def test_an_unsampled_trace_stays_unsampled() -> None:
     recorder = Recorder(sampler=ALWAYS_OFF)
-    with recorder.tracing.delivery_span(ATTEMPT, PUBLISHER, continue_trace=True) as span:
+    with recorder.tracing.delivery_span(lambda: ATTEMPT, PUBLISHER, continue_trace=True) as span:
         assert span.traceparent is not None
         assert span.traceparent.endswith("-00")
     assert recorder.exporter.get_finished_spans() == ()
