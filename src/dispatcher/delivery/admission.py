@@ -58,9 +58,11 @@ class Admission:
     _catch_ups: list[_CatchUpBucket] = field(default_factory=list)
     _circuits: dict[str, Circuit] = field(default_factory=dict)
     _throttle: Throttle = field(init=False)
+    _first: Circuit = field(init=False)
 
     def __post_init__(self) -> None:
         self._throttle = Throttle(self.policy.throttle)
+        self._first = Circuit(self.policy.circuit)
 
     def configure(self, policy: AdmissionPolicy, now: float) -> None:
         """Use what the endpoint says now. Circuits stay with their URLs, tokens within the new bounds; what a receiver
@@ -70,6 +72,7 @@ class Admission:
         self.policy = policy
         known = self._circuits
         self._circuits = {url: known.get(url) or Circuit(policy.circuit) for url in policy.urls}
+        self._first = self._circuits[policy.urls[0]]
         for circuit in self._circuits.values():
             circuit.configure(policy.circuit)
         limit = policy.rate_limit
@@ -114,6 +117,8 @@ class Admission:
 
     def opens_at(self, now: float, row_time: datetime) -> float:
         """When an attempt for a row of that time may begin; inf while it is shut."""
+        if self._is_calm(now):
+            return now
         if self.is_shut:
             return math.inf
         at = max(self._hold_until, self._throttle.opens_at(now), self._circuits_open_at(now))
@@ -124,6 +129,17 @@ class Admission:
                 at = max(at, catch_up.bucket.opens_at(now))
         return at
 
+    def _is_calm(self, now: float) -> bool:
+        """Nothing holds an attempt at the first URL back: what nearly always is so, asked in one go."""
+        return (
+            self._first.state is CircuitState.CLOSED
+            and self._bucket is None
+            and not self._throttle.is_on
+            and self._hold_until <= now
+            and not self._catch_ups
+            and not self.is_shut
+        )
+
     def _circuits_open_at(self, now: float) -> float:
         first = self._circuits[self.policy.urls[0]].opens_at(now)
         if first <= now or len(self._circuits) == 1:
@@ -133,6 +149,8 @@ class Admission:
     def begin(self, now: float, row_time: datetime) -> int:
         """An attempt begins: the index of the URL it goes to, the first whose circuit lets it."""
         self._throttle.begin(now)
+        if self._first.state is CircuitState.CLOSED and self._bucket is None and not self._catch_ups:
+            return 0
         if self._bucket is not None:
             self._bucket.take(now)
         for catch_up in self._catch_ups:
@@ -153,7 +171,8 @@ class Admission:
     ) -> Sequence[CircuitChange]:
         """An attempt at `url` has ended. `hold_s`: the receiver's Retry-After, clamped, if it sent one."""
         if not failed:
-            self._throttle.succeeded(now)
+            if self._throttle.is_on:
+                self._throttle.succeeded(now)
         elif status_code in SLOW_DOWN:
             limit = self.policy.rate_limit
             self._throttle.slow_down(now, None if limit is None else limit.per_second)

@@ -8,12 +8,11 @@ letter, next row) is decided elsewhere.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Protocol, assert_never
 
 from dispatcher.delivery.endpoint import EndpointRuntime
@@ -24,9 +23,6 @@ from dispatcher.model import Attempt, OutboxRow, Outcome, TracePropagation
 from dispatcher.telemetry import AttemptTrace, Instruments, Tracing
 from dispatcher.telemetry.tracing import AttemptSpan
 
-ANSWER_GRACE_S = 0.05
-"""A cancelled attempt whose answer may be on the way from the socket to us: so long it is waited for."""
-
 _WORDS = {outcome: outcome.name.lower() for outcome in Outcome}
 
 
@@ -36,27 +32,13 @@ class Client(Protocol):
     async def post(self, request: WebhookRequest) -> Exchange: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AttemptResult:
     """One attempt that was made and recorded. `retry_after` is the receiver's header as it came, bounded, or None."""
 
     attempt: Attempt
     retry_after: str | None
-
-    @property
-    def is_success(self) -> bool:
-        return self.attempt.outcome is Outcome.SUCCEEDED
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """What an attempt was, whatever it came to."""
-
-    row: OutboxRow
-    number: int
-    epoch: int
-    start_s: float
-    url_index: int
+    is_success: bool
 
 
 class Attempter:
@@ -87,46 +69,42 @@ class Attempter:
         """Make attempt `number` (from 1) of `row`, whose payload has been read, under the lease's `epoch`, at the URL
         of that index.
 
-        Cancelled with its answer already here, it records that and then ends as cancelled; cancelled before, it leaves
-        no record, since nothing is known: the row stays pending and the receiver may see a copy. Raises ValueError
-        where no signing key is live or the payload is missing.
+        Cancelled, it leaves no record, since nothing is known: the row stays pending and the receiver may see a copy.
+        Raises ValueError where no signing key is live or the payload is missing.
         """
         payload = row.payload
         if payload is None:
             raise ValueError("a row is sent only once its payload has been read")
         propagation = runtime.settings.trace_propagation
-        about = _about(runtime, row, number, url_index)
         with self._tracing.delivery_span(
-            about, payload.traceparent, continue_trace=propagation is TracePropagation.CONTINUE
+            partial(_about, runtime, row, number, url_index),
+            payload.traceparent,
+            continue_trace=propagation is TracePropagation.CONTINUE,
+            is_sent=propagation is not TracePropagation.NONE,
         ) as span:
             start_s = self._wall_clock()
             traceparent = None if propagation is TracePropagation.NONE else span.traceparent
-            request = _request(runtime, row, number, start_s, traceparent, url_index)
-            made = _Made(row, number, epoch, start_s, url_index)
-            if isinstance(request, Exchange):
-                return self._finish(made, request, span)
-            sending = asyncio.ensure_future(authenticated_post(self._client, self._tokens, runtime, request))
-            try:
-                exchange = await asyncio.shield(sending)
-            except asyncio.CancelledError:
-                late = await _answer_of_cancelled(sending)
-                if late is not None:
-                    self._finish(made, late, span)
-                raise
-            return self._finish(made, exchange, span)
-
-    def _finish(self, made: _Made, exchange: Exchange, span: AttemptSpan) -> AttemptResult:
-        """Classify and record; no await, so that nothing can come between the answer and its record."""
-        attempt = to_attempt(made.row, made.number, made.epoch, made.start_s, exchange, made.url_index)
-        self._record(attempt)
-        self._measure(made.row, attempt, made.start_s, span)
-        return AttemptResult(attempt, exchange.retry_after)
+            url, problem = runtime.target(url_index)
+            if url is None:
+                exchange = refused(problem)
+            else:
+                request = render(runtime, url, row, number, start_s, traceparent)
+                if runtime.credentials.token is None:
+                    exchange = await self._client.post(request)
+                else:
+                    exchange = await authenticated_post(self._client, self._tokens, runtime, request)
+            # From here on no await, so that nothing can come between the answer and its record.
+            attempt = to_attempt(row, number, epoch, start_s, exchange, url_index)
+            self._record(attempt)
+            self._measure(row, attempt, start_s, span)
+            return AttemptResult(attempt, exchange.retry_after, attempt.outcome is Outcome.SUCCEEDED)
 
     def _measure(self, row: OutboxRow, attempt: Attempt, start_s: float, span: AttemptSpan) -> None:
         word, status_code = _WORDS[attempt.outcome], attempt.status_code
         self._instruments.attempt(word, status_code, attempt.duration_s)
         if attempt.outcome is Outcome.SUCCEEDED:
-            self._instruments.delivered(max(0.0, start_s + attempt.duration_s - row.time.timestamp()))
+            latency_s = start_s + attempt.duration_s - row.time.timestamp()
+            self._instruments.delivered(latency_s if latency_s > 0 else 0.0)
         if attempt.outcome in (Outcome.SUCCEEDED, Outcome.HTTP_ERROR) and status_code is not None:
             span.answered(status_code, outcome=word)
         else:
@@ -189,15 +167,15 @@ def to_attempt(
     outcome = outcome_of(exchange)
     failed = outcome is not Outcome.SUCCEEDED
     return Attempt(
-        key=row.key,
-        seq=row.seq,
-        event_id=row.event_id,
-        epoch=epoch,
-        number=number,
-        start_time=datetime.fromtimestamp(start_s, UTC),
-        duration_s=exchange.duration_s,
-        outcome=outcome,
-        status_code=exchange.status_code,
+        row.key,
+        row.seq,
+        row.event_id,
+        epoch,
+        number,
+        datetime.fromtimestamp(start_s, UTC),
+        exchange.duration_s,
+        outcome,
+        exchange.status_code,
         error=bounded_error(exchange.error) or None if failed else None,
         response_excerpt=exchange.excerpt or None if failed else None,
         url_index=url_index,
@@ -207,31 +185,6 @@ def to_attempt(
 def refused(problem: str) -> Exchange:
     """The exchange that never took place: the endpoint's stored URL is one that the present rules refuse."""
     return Exchange(ExchangeKind.ADDRESS_REFUSED, 0.0, error=problem)
-
-
-def _request(
-    runtime: EndpointRuntime, row: OutboxRow, number: int, start_s: float, traceparent: str | None, url_index: int
-) -> WebhookRequest | Exchange:
-    url, problem = runtime.target(url_index)
-    if url is None:
-        return refused(problem)
-    return render(runtime, url, row, number, start_s, traceparent)
-
-
-async def _answer_of_cancelled(sending: asyncio.Future[Exchange]) -> Exchange | None:
-    """The answer if it came all the same; ends within twice the grace, however often one is cancelled again."""
-    await _settled(sending)
-    if not sending.done():
-        sending.cancel()
-        await _settled(sending)
-    known = sending.done() and not sending.cancelled() and sending.exception() is None
-    return sending.result() if known else None
-
-
-async def _settled(sending: asyncio.Future[Exchange]) -> None:
-    if not sending.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([sending], timeout=ANSWER_GRACE_S)
 
 
 def _about(runtime: EndpointRuntime, row: OutboxRow, number: int, url_index: int) -> AttemptTrace:

@@ -22,7 +22,7 @@ from dispatcher.delivery.lane import Lane, LaneLimits, ModeSettings
 from dispatcher.delivery.lane_types import Resume, at_once
 from dispatcher.delivery.payloads import PayloadBudget
 from dispatcher.delivery.scheduler import Scheduler, SchedulerLimits
-from dispatcher.model import Cursor, EndpointKey, OutboxRow
+from dispatcher.model import Attempt, Cursor, EndpointKey, OutboxRow
 from dispatcher.store.backlog import EndpointPosition
 
 OrderedKeys = dict[EndpointKey, None]
@@ -306,7 +306,7 @@ class Board:
 
     def is_current(self, lane: Lane) -> bool:
         """Whether the lane is still the one this process delivers from: it dies with its epoch."""
-        return self.lanes.get(lane.key) is lane
+        return not lane.is_closed
 
     def wake(self, lane: Lane) -> None:
         """The lane may have something to send, or needs something to be read first."""
@@ -320,7 +320,7 @@ class Board:
 
     def feed(self, lane: Lane) -> None:
         """Note what the lane wants to have read."""
-        if lane.key in self._aside:
+        if self._aside and lane.key in self._aside:
             return
         if lane.wanted():
             self._note(self.hungry, lane.key)
@@ -342,11 +342,15 @@ class Board:
         keys[key] = None
         self.aside_work.set()
 
-    def flushed(self, key: EndpointKey, seq: int, event_id: str) -> None:
-        """An acknowledgement is durable. It counts for its event alone: a failover may give its number to another."""
-        lane = self.lanes.get(key)
-        if lane is not None and lane.event_at(seq) in (None, event_id):
-            lane.flushed(seq)
+    def flushed(self, acknowledgements: Iterable[Attempt]) -> None:
+        """Acknowledgements are durable. Each counts for its event alone: a failover may give its number to another."""
+        lanes: dict[Lane, None] = {}
+        for attempt in acknowledgements:
+            lane = self.lanes.get(attempt.key)
+            if lane is not None and lane.event_at(attempt.seq) in (None, attempt.event_id):
+                lane.flushed(attempt.seq)
+                lanes[lane] = None
+        for lane in lanes:
             self.settled(lane)
 
     def settled(self, lane: Lane) -> None:

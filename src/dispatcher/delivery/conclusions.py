@@ -54,8 +54,9 @@ class Conclusions:
             room = CHANGES_MAX - len(standing.changes)
             standing.changes.extend((change, row.type) for change in list(changes)[:room])
         if result.is_success:
-            lane = self._board.lanes.get(runtime.key)
-            standing.health.succeeded(is_halted=lane is not None and lane.is_halted)
+            if not standing.health.is_well:
+                lane = self._board.lanes.get(runtime.key)
+                standing.health.succeeded(is_halted=lane is not None and lane.is_halted)
         else:
             standing.health.failed(self._now())
             self._check(runtime, row, attempt.epoch, attempt.status_code, attempt.url_index)
@@ -117,4 +118,6 @@ class Conclusions:
     @staticmethod
     def _url(runtime: EndpointRuntime, url_index: int) -> str:
         urls = runtime.policies.admission.urls
+        if not url_index:
+            return urls[0]
         return urls[url_index] if url_index < len(urls) else urls[0]

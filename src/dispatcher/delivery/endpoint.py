@@ -38,7 +38,7 @@ class EndpointRuntime:
     an older one, so that a corrected URL frees the backlog. `revisions` has the settings of each revision that
     unsettled rows may name, for the lane's ordering modes. `url` is None for a stored URL that the present rules
     refuse, and `url_problem` says why; `fallbacks` likewise. `health` is what was on record. `constant_headers` are the
-    user-agent and the endpoint's own headers; `credentials` has those that are secrets.
+    user-agent and the endpoint's own headers, `credentials` has those that are secrets, `fixed_headers` both.
     """
 
     key: EndpointKey
@@ -59,6 +59,14 @@ class EndpointRuntime:
     health: StoredHealth | None = None
     credentials: PreparedCredentials = field(default=PreparedCredentials(), repr=False)
     allowed_networks: tuple[IPNetwork, ...] = ()
+    fixed_headers: Mapping[str, str] = field(init=False, repr=False)
+    _lasting_keys: tuple[Key, ...] | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        lasting = tuple(prepared.key for prepared in self.keys)
+        is_lasting = all(prepared.expires_at_s is None for prepared in self.keys)
+        object.__setattr__(self, "fixed_headers", {**self.constant_headers, **self.credentials.headers})
+        object.__setattr__(self, "_lasting_keys", lasting if is_lasting else None)
 
     def target(self, url_index: int) -> tuple[EndpointUrl | None, str]:
         """The URL of an index, or None and why it is refused; one that is gone by now is the endpoint's own."""
@@ -74,6 +82,12 @@ class EndpointRuntime:
     def live_keys(self, now_s: float) -> list[PreparedKey]:
         """The keys that sign at `now_s` (Unix seconds): those for good first, then the newest."""
         return [prepared for prepared in self.keys if prepared.is_live(now_s)]
+
+    def signers(self, now_s: float) -> Sequence[Key]:
+        """What signs at `now_s`, in the order of `live_keys`."""
+        if self._lasting_keys is not None:
+            return self._lasting_keys
+        return [prepared.key for prepared in self.live_keys(now_s)]
 
     def can_sign(self, now_s: float) -> bool:
         """Whether any key is live; where none is, nothing may be sent."""

@@ -337,9 +337,7 @@ class Engine:
         return prepared
 
     def _on_flushed(self, flushed: Sequence[Attempt]) -> None:
-        for attempt in flushed:
-            if attempt.outcome is Outcome.SUCCEEDED:
-                self.board.flushed(attempt.key, attempt.seq, attempt.event_id)
+        self.board.flushed(attempt for attempt in flushed if attempt.outcome is Outcome.SUCCEEDED)
 
     def _on_dropped(self, dropped: Sequence[Attempt]) -> None:
         """Never to be recorded: the lanes concerned are read anew, and what was acknowledged is delivered again."""

@@ -106,6 +106,13 @@ class Flusher:
         """No further attempt may start."""
         return len(self) >= self._limits.buffer_max
 
+    def lets_start(self, now: float, wait_max_s: float) -> bool:
+        """Whether another attempt may start: there is room, and no attempt has waited too long for its commit."""
+        pending, batch = self._pending, self._batch
+        if batch is None:
+            return not pending or (now - pending[0][0] <= wait_max_s and len(pending) < self._limits.buffer_max)
+        return now - batch.oldest_at <= wait_max_s and not self.is_full
+
     def oldest_wait_s(self, now: float) -> float:
         """How long the oldest attempt has waited for its commit, 0.0 if none waits. `now` is monotonic."""
         if self._batch is not None:

@@ -62,6 +62,11 @@ class EndpointHealth:
             return cls()
         return cls(stored.failing_since, stored.exhausted_heads, stored.trouble)
 
+    @property
+    def is_well(self) -> bool:
+        """Whether a success would change nothing."""
+        return self.failing_since is None and not self.exhausted_heads and self.trouble is None
+
     def succeeded(self, *, is_halted: bool = False) -> None:
         """An attempt succeeded: all is well, save where another ordering key is still halted."""
         self.failing_since, self.exhausted_heads = None, 0

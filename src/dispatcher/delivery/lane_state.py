@@ -22,7 +22,8 @@ class LaneState:
     """What a lane knows, and the questions about it; nothing here changes anything.
 
     `position` is the stored cursor, `highest_known` the highest sequence known to be committed. `paused` may be set at
-    any time: nothing starts while it is. Every method raises `LaneError` when told of a state that can't be.
+    any time: nothing starts while it is. `is_closed`: it is dropped, and decides nothing any more. Every method raises
+    `LaneError` when told of a state that can't be.
     """
 
     __slots__ = (
@@ -49,6 +50,7 @@ class LaneState:
         "_waiting",
         "epoch",
         "gate",
+        "is_closed",
         "key",
         "needs_held",
         "paused",
@@ -69,6 +71,7 @@ class LaneState:
         self.key = key
         self.epoch = epoch
         self.paused = False
+        self.is_closed = False
         self.gate: Gate | None = None
         self.needs_held = needs_held
         self._held = Held()

@@ -39,6 +39,11 @@ class Throttle:
         """The present rate, None where nothing is held back."""
         return None if self._bucket is None else self._bucket.per_second
 
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is held back."""
+        return self._bucket is not None
+
     def opens_at(self, now: float) -> float:
         """When an attempt may begin."""
         return now if self._bucket is None else self._bucket.opens_at(now)

@@ -73,14 +73,13 @@ def signed_headers(
 ) -> dict[str, str]:
     """What every webhook says of itself, pings included, beside the endpoint's constant headers."""
     unix_s = int(timestamp_s)
-    headers = {**runtime.constant_headers, **runtime.credentials.headers}
+    headers = {**runtime.fixed_headers}
     headers["content-type"] = content_type
     headers["webhook-id"] = event_id
     headers["webhook-timestamp"] = str(unix_s)
-    live = runtime.live_keys(timestamp_s)
-    headers["webhook-signature"] = sign_webhook([prepared.key for prepared in live], event_id, unix_s, body)
+    headers["webhook-signature"] = sign_webhook(runtime.signers(timestamp_s), event_id, unix_s, body)
     if runtime.settings.http_signatures:
-        keys = [(prepared.key_id, prepared.key) for prepared in live]
+        keys = [(prepared.key_id, prepared.key) for prepared in runtime.live_keys(timestamp_s)]
         headers |= message_signatures(keys, url.text, headers, body, unix_s)
     headers["webhook-event-type"] = event_type
     return headers

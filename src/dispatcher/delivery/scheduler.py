@@ -120,6 +120,11 @@ class Scheduler(Generic[LaneT]):
         """Those of them that were taken from slow lanes."""
         return self._slow_in_flight
 
+    @property
+    def has_ready(self) -> bool:
+        """Whether `take` would ask a lane: one may have something to start, and there is room."""
+        return bool(self._ready) and self._in_flight < self._limits.in_flight_max
+
     def is_slow(self, lane: LaneT) -> bool:
         """Whether the lane is confined to the pool of the slow ones."""
         entry = self._entries.get(lane)

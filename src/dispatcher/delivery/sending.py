@@ -39,12 +39,26 @@ from dispatcher.telemetry import Instruments
 log = logging.getLogger(__name__)
 
 
+ANSWER_GRACE_S = 0.05
+"""An answer may be on the way from the socket to us when all is cancelled: so long it is waited for."""
+
+
 @dataclass(frozen=True, slots=True)
 class SendingOptions:
     """`flush_stall_s`: no attempt starts once an acknowledgement has waited so long for its flush."""
 
     flush_stall_s: float
     gate_check_s: float = 0.05
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A row that was taken to be sent, with what was true of its endpoint then: the lane may go meanwhile."""
+
+    lane: Lane
+    row: OutboxRow
+    runtime: EndpointRuntime
+    url_index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +97,8 @@ class SendLoop:
         self._instruments = instruments
         self._clock = clocks.monotonic
         self._conclusions = Conclusions(board, disable, clocks=clocks, chance=chance)
-        self._in_flight: dict[asyncio.Task[None], EndpointKey] = {}
+        self._in_flight: dict[_Flight, EndpointKey] = {}
+        self._senders: set[asyncio.Task[None]] = set()
         self._finished = asyncio.Event()
         self._stopping = False
         self.delivered_total = 0
@@ -109,10 +124,17 @@ class SendLoop:
     async def run(self) -> None:
         """Send for ever. Cancelled, it cancels what is in flight; an answer that has come is still recorded."""
         async with asyncio.TaskGroup() as tasks:
-            while True:
-                self._board.ready.clear()
-                blocked = self._start_all(tasks)
-                await self._wait(blocked=blocked)
+            try:
+                while True:
+                    self._board.ready.clear()
+                    blocked = self._start_all(tasks)
+                    await self._wait(blocked=blocked)
+            except asyncio.CancelledError:
+                self._stopping = True
+                if self._senders:
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.wait(self._senders, timeout=ANSWER_GRACE_S)
+                raise
 
     async def _wait(self, *, blocked: bool) -> None:
         """Until a lane is ready or a retry is due; behind a closed gate, until it is to be tried again."""
@@ -128,50 +150,65 @@ class SendLoop:
 
     def _start_all(self, tasks: asyncio.TaskGroup) -> bool:
         """Start all that may start. True: the gate is closed, by a flush that waits or a lease that runs out."""
-        if self._stopping:
-            return False
-        while True:
+        while not self._stopping:
             now = self._clock()
             if not self._gate_is_open(now):
                 return True
-            taken = self._scheduler.take(now)
-            if taken is None:
+            flight = self._take(now)
+            if flight is None:
                 return False
-            lane, row = taken
-            # Now, while the lane is known to be configured: the task may begin after it has gone.
-            runtime = self._board.runtimes[lane.key]
-            standing = self._board.admissions.get(lane.key)
-            url_index = 0 if standing is None else standing.admission.begin(now, row.time)
-            task = tasks.create_task(self._deliver(lane, row, runtime, url_index), name="attempt")
-            self._in_flight[task] = lane.key
-            task.add_done_callback(self._forget)
+            sender = tasks.create_task(self._send(flight), name="sender")
+            self._senders.add(sender)
+            sender.add_done_callback(self._senders.discard)
+        return False
+
+    def _take(self, now: float) -> _Flight | None:
+        taken = self._scheduler.take(now)
+        if taken is None:
+            return None
+        lane, row = taken
+        standing = self._board.admissions.get(lane.key)
+        url_index = 0 if standing is None else standing.admission.begin(now, row.time)
+        flight = _Flight(lane, row, self._board.runtimes[lane.key], url_index)
+        self._in_flight[flight] = lane.key
+        return flight
+
+    async def _send(self, first: _Flight) -> None:
+        """One attempt after the other, as long as there is something to start: a task for each would cost more than
+        all that is decided about it."""
+        flight: _Flight | None = first
+        while flight is not None:
+            try:
+                await self._deliver(flight)
+            finally:
+                del self._in_flight[flight]
+                self._finished.set()
+            flight = None
+            now = self._clock()
+            if not self._stopping and self._gate_is_open(now):
+                flight = self._take(now)
+            if flight is None or self._scheduler.has_ready:
+                self._board.ready.set()  # nothing to start just now, or more than one sender's work: see in the loop
 
     def _gate_is_open(self, now: float) -> bool:
         """Leases are renewed all together, so the first to run out stands for all."""
         if now >= self._leases_until:
             self._leases_until = self._sendable_until()
-        return (
-            now < self._leases_until
-            and not self._flusher.is_full
-            and self._flusher.oldest_wait_s(now) <= self._options.flush_stall_s
-        )
+        return now < self._leases_until and self._flusher.lets_start(now, self._options.flush_stall_s)
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        del self._in_flight[task]
-        self._finished.set()
-
-    async def _deliver(self, lane: Lane, row: OutboxRow, runtime: EndpointRuntime, url_index: int) -> None:
+    async def _deliver(self, flight: _Flight) -> None:
+        lane, row, runtime = flight.lane, flight.row, flight.runtime
         started = self._clock()
         ending = result = None
         try:
-            result = await self._attempter.attempt(runtime, row, row.attempts + 1, lane.epoch, url_index)
-            if self._board.is_current(lane):
+            result = await self._attempter.attempt(runtime, row, row.attempts + 1, lane.epoch, flight.url_index)
+            if not lane.is_closed:
                 ending = self._conclude(lane, row, result, runtime)
         finally:
             failed = result is None or not result.is_success
             self._scheduler.finished(lane, failed=failed, duration_s=self._clock() - started)
-            self._board.ready.set()
         if ending is not None:
+            self._board.ready.set()
             await self._settle(lane, row, ending)
 
     def _conclude(self, lane: Lane, row: OutboxRow, result: AttemptResult, runtime: EndpointRuntime) -> Ending | None:

@@ -179,6 +179,7 @@ class WindowLane(LaneState):
 
     def close(self) -> None:
         """The lane is dropped: what its payloads took of the process's budget is free again."""
+        self.is_closed = True
         self._payloads.close()
 
     # --- deliveries ---
@@ -216,8 +217,7 @@ class WindowLane(LaneState):
 
     def succeeded(self, seq: int) -> None:
         """The attempt in flight was answered 2xx: what waited for it may start; on record it is only once flushed."""
-        slot = self._ended(seq)
-        self._acknowledge(slot)
+        self._acknowledge(self._ended(seq))
 
     def failed(self, seq: int, due: float) -> None:
         """The attempt in flight failed; the next may start at `due` (monotonic seconds)."""

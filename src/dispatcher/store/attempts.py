@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 from dispatcher.model import Attempt
@@ -71,16 +70,17 @@ async def append_again(db: Database, attempts: Sequence[Attempt]) -> None:
 
 
 def _record(attempt: Attempt) -> tuple[Any, ...]:
+    tenant_id, endpoint_id = attempt.key
     return (
-        attempt.key.tenant_id,
-        attempt.key.endpoint_id,
+        tenant_id,
+        endpoint_id,
         attempt.seq,
         attempt.epoch,
         attempt.number,
         attempt.start_time,
         attempt.event_id,
-        timedelta(seconds=attempt.duration_s) // timedelta(microseconds=1),
-        int(attempt.outcome),
+        round(attempt.duration_s * 1_000_000),
+        attempt.outcome,
         attempt.status_code,
         storable_text(attempt.error),
         attempt.response_excerpt,

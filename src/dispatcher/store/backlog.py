@@ -119,7 +119,8 @@ class RowsWanted:
 
 FETCH_ROWS = by_tenant(
     """
-SELECT o.*
+SELECT o.tenant_id, o.endpoint_id, o.seq, o.time, o.event_id, o.event_time, o.type, o.ordering_key, o.revision,
+       o.data_bytes, o.replay_of
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::timestamptz[], $5::integer[])
      WITH ORDINALITY w(tenant_id, endpoint_id, after_seq, after_time, row_limit, i)
 CROSS JOIN LATERAL (
@@ -218,7 +219,7 @@ def _range_of(rows: Sequence[OutboxRow]) -> tuple[UUID, UUID, int, int, datetime
 
 FETCH_PAYLOADS = by_tenant(
     """
-SELECT e.*
+SELECT e.tenant_id, e.event_id, e.time, e.data, e.content_type, e.traceparent
 FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) w(tenant_id, event_id, time)
 CROSS JOIN LATERAL (
     SELECT e.tenant_id, e.event_id, e.time, e.data, e.content_type, e.traceparent FROM event e
@@ -235,8 +236,8 @@ async def fetch_payloads(db: Database, wanted: Sequence[PayloadKey]) -> dict[Pay
     async with probing(db) as connection:
         rows = await forms.fetch(connection, FETCH_PAYLOADS, list(dict.fromkeys(wanted)))
     return {
-        (row["tenant_id"], row["event_id"], row["time"]): Payload(row["data"], row["content_type"], row["traceparent"])
-        for row in rows
+        (tenant_id, event_id, time): Payload(data, content_type, traceparent)
+        for tenant_id, event_id, time, data, content_type, traceparent in rows
     }
 
 
@@ -318,25 +319,15 @@ def _position(row: asyncpg.Record) -> EndpointPosition:
 
 
 def _rows(records: Sequence[asyncpg.Record]) -> list[OutboxRow]:
-    """One key object per endpoint, shared by its rows."""
+    """One key object per endpoint, shared by its rows; columns in the order of FETCH_ROWS."""
     keys: dict[UUID, EndpointKey] = {}
     rows = []
     for record in records:
-        key = keys.get(record["endpoint_id"])
+        tenant_id, endpoint_id, seq, time, event_id, event_time, type_, ordering_key, revision, size, replay_of = record
+        key = keys.get(endpoint_id)
         if key is None:
-            key = keys[record["endpoint_id"]] = EndpointKey(record["tenant_id"], record["endpoint_id"])
-        rows.append(
-            OutboxRow(
-                key=key,
-                seq=record["seq"],
-                time=record["time"],
-                event_id=record["event_id"],
-                event_time=record["event_time"],
-                type=record["type"],
-                ordering_key=record["ordering_key"],
-                revision=record["revision"],
-                data_bytes=record["data_bytes"],
-                replay_of=record["replay_of"],
-            )
-        )
+            key = keys[endpoint_id] = EndpointKey(tenant_id, endpoint_id)
+        row = OutboxRow(key, seq, time, event_id, event_time, type_, ordering_key, revision, size)
+        row.replay_of = replay_of
+        rows.append(row)
     return rows

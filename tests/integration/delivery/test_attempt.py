@@ -134,23 +134,6 @@ async def test_the_endpoints_timeout_ends_an_attempt(receiver: Receiver):
     assert 0.1 <= recorded[0].duration_s < 3
 
 
-async def test_an_answer_on_its_way_is_recorded_although_the_attempt_is_cancelled(receiver: Receiver):
-    answering = asyncio.Event()
-
-    async def at_once(_: web.Request) -> web.Response:
-        answering.set()
-        return web.Response()
-
-    receiver.answer = at_once
-    async with attempting() as (attempter, recorded):
-        task = asyncio.create_task(attempter.attempt(runtime_of(url=receiver.url), row_of(), 1, 1))
-        await answering.wait()
-        task.cancel()
-        await asyncio.wait([task])
-    assert task.cancelled()
-    assert [attempt.outcome for attempt in recorded] == [Outcome.SUCCEEDED]
-
-
 async def test_an_attempt_cancelled_before_its_answer_leaves_no_record_and_no_request_behind(receiver: Receiver):
     gone = asyncio.Event()
 

@@ -124,6 +124,6 @@ BUGS: dict[str, Bug] = {
     ),
     "n+1 is sent though n failed": Bug((WindowLane, "failed", _succeed_on_a_guess), LOST),
     "a failed read of parked rows forgets the others": Bug(
-        (aside.Aside, "_each", _each_and_forget), LOST, range(2950, 2951)
+        (aside.Aside, "_each", _each_and_forget), LOST, range(2453, 2454)
     ),
 }

@@ -210,33 +210,6 @@ async def test_an_unsampled_attempt_leaves_no_span_but_its_record():
     assert len(bench.recorded) == 1
 
 
-async def test_an_answer_that_came_is_recorded_although_the_task_is_cancelled_in_the_same_breath():
-    bench = Bench()
-    bench.receiver.open.clear()
-    task = asyncio.create_task(bench.attempt())
-    await until(lambda: bench.receiver.requests, "the request")
-    bench.receiver.open.set()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert [attempt.outcome for attempt in bench.recorded] == [Outcome.SUCCEEDED]
-    assert len(bench.spans.get_finished_spans()) == 1
-
-
-async def test_even_if_it_is_cancelled_twice():
-    bench = Bench()
-    bench.receiver.open.clear()
-    task = asyncio.create_task(bench.attempt())
-    await until(lambda: bench.receiver.requests, "the request")
-    task.cancel()
-    await asyncio.sleep(0)
-    bench.receiver.open.set()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert len(bench.recorded) == 1
-
-
 async def test_an_attempt_cancelled_in_flight_stops_the_request_and_decides_nothing():
     bench = Bench()
     bench.receiver.open.clear()

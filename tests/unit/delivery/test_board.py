@@ -12,6 +12,7 @@ from dispatcher.delivery.policies import FailureDefaults, policies_of
 from dispatcher.delivery.scheduler import SchedulerLimits
 from dispatcher.model import Cursor, EndpointSettings, EndpointState, OrderingMode, OutboxRow, TracePropagation
 from dispatcher.store.backlog import EndpointPosition
+from tests.support.backlog import attempt_at
 from tests.support.lanes import KEY, row, row_time
 
 PARTITION = KEY.partition
@@ -57,10 +58,10 @@ def test_an_acknowledgement_counts_only_for_its_event() -> None:
     on = board()
     on.offer([row(1)])
     on.configure(runtime())
-    on.flushed(KEY, 1, "an event that the failover lost")
+    on.flushed([replace(attempt_at(row(1)), event_id="an event that the failover lost")])
     assert start(on) is not None
     on.lanes[KEY].succeeded(1)
-    on.flushed(KEY, 1, "event-1")
+    on.flushed([attempt_at(row(1))])
     assert KEY not in on.lanes
     assert on.watermark(KEY) == Cursor(KEY, 1, row_time(1))
 
@@ -194,7 +195,7 @@ def test_a_lane_set_aside_is_read_for_again_only_later() -> None:
 
 def test_watermarks_of_other_partitions_stay_to_be_written() -> None:
     on = board()
-    other = replace(KEY, endpoint_id=UUID(int=3))
+    other = KEY._replace(endpoint_id=UUID(int=3))
     on.open(other.partition, 1, [EndpointPosition(other, 0, row_time(0), 0)])
     for key in (KEY, other):
         on.offer([replace(row(1, settled=True), key=key)])

@@ -86,7 +86,7 @@ def confused() -> str:
     ("name", "text"),
     [
         ("expired", token(exp=time.time() - 31)),
-        ("not yet", token(nbf=time.time() + 60)),
+        ("not yet", token(nbf=time.time() + 86_400)),
         ("another audience", token(aud="other")),
         ("no audience", token(aud=None)),
         ("another issuer", token(iss="https://evil.example")),
