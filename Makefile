@@ -105,6 +105,17 @@ test-chaos: $(TEST_READY) ## Three dispatchers and PostgreSQL under 40 faults, t
 	CHAOS_FIGURES=$$figures $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/chaos $(CHAOS_ARGS); \
 	PYTHONPATH=src:src/generated:. $(BIN)/python -m tests.support.chaos.figures "$$figures" $(if $(CHAOS_ARGS),--part)
 
+# Every figure beside a baseline of the same run. BENCH_ARGS='--only deliver_sampled --json FILE'
+BENCH_ARGS ?=
+BENCH = PYTHONPATH=src:src/generated:. $(BIN)/python -m tests.benchmarks
+.PHONY: bench bench-full bench-guard
+bench: $(TEST_READY) ## Measure in short sizes against baselines of the same run (BENCH_ARGS=); under 10 minutes
+	@$(BENCH) $(BENCH_ARGS)
+bench-full: $(TEST_READY) ## The same in the sizes of docs/benchmarks.md; under an hour
+	@$(BENCH) --full $(BENCH_ARGS)
+bench-guard: $(TEST_READY) ## Fail if delivery has lost more than 30 % of its ratio on record
+	@$(BENCH).guard
+
 include .ci/checks.mk
 .PHONY: run
 run: $(VENV)/.run-stamp ## Run everything here with a demo until Ctrl-C: database, service, receiver

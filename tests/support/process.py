@@ -36,7 +36,8 @@ _names = itertools.count(1)
 class Served:
     """One `dispatcher serve`, which may be stopped and started again on the same ports.
 
-    `variables` are settings in full (`DISPATCHER_…`, `OTEL_…`); nothing else of the environment is passed on.
+    `variables` are settings in full (`DISPATCHER_…`, `OTEL_…`), on top of `base`; nothing else of the environment is
+    passed on.
     """
 
     def __init__(
@@ -46,12 +47,15 @@ class Served:
         variables: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
         module: str = "dispatcher",
+        base: Mapping[str, str] = QUICK,
     ) -> None:
         self.dsn = dsn
         self._arguments, self._module = tuple(arguments), module
         self.grpc_port, self.admin_port, self.ops_port = free_ports(3)
         self.log_file = folder / f"serve-{next(_names)}.log"
-        self._environ = _environ() | QUICK | self._listen() | {"DISPATCHER_DATABASE_URL": dsn} | dict(variables or {})
+        self._environ = (
+            _environ() | dict(base) | self._listen() | {"DISPATCHER_DATABASE_URL": dsn} | dict(variables or {})
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

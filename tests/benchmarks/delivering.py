@@ -1,0 +1,180 @@
+"""Delivering a backlog: how fast, against the bare loop of the same POSTs, and at what cost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, replace
+
+import asyncpg
+
+from dispatcher.model import OrderingMode
+from tests.benchmarks.processes import ROOT, all_cores, clean_environ, measured_cores, pin, python
+from tests.benchmarks.report import Row, Sense, Target
+from tests.benchmarks.rig import POLL_S, Cost, Meter, Rig, median_costs
+from tests.benchmarks.seeding import KEYS_PER_ENDPOINT, seed_backlog, seed_endpoints
+from tests.benchmarks.sinks import counting_sink
+from tests.benchmarks.sizes import Sizes
+
+DELIVERED_TIMEOUT_S = 600.0
+POSTING_TIMEOUT_S = 120.0
+IN_FLIGHT = (32, 128, 512)
+SAMPLED = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.05"}
+"""One span in twenty; metrics are exported as well, as everywhere here."""
+ALL_SPANS = {"OTEL_TRACES_SAMPLER": "always_on"}
+EIGHTY = Target(Sense.AT_LEAST, 0.80)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A backlog: `endpoints` times `per_endpoint` events of 400 bytes."""
+
+    endpoints: int
+    per_endpoint: int
+    mode: OrderingMode = OrderingMode.ORDERED
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return self.endpoints * self.per_endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """One run: deliveries per second from the first send to the last answer, and what it cost."""
+
+    per_s: float
+    start_s: float
+    cost: Cost
+
+
+async def post(rig: Rig, urls: int, count: int, in_flight: int) -> float:
+    """The bare loop's POSTs per second, in a process of its own."""
+    command = python("tests.benchmarks.posting", rig.receiver.url("e/"), str(urls), str(count), str(in_flight))
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, env=clean_environ(), stdout=asyncio.subprocess.PIPE
+    )
+    pin(process.pid, measured_cores())
+    async with asyncio.timeout(POSTING_TIMEOUT_S):
+        out, _ = await process.communicate()
+    return float(json.loads(out)["posts_per_s"])
+
+
+async def best_post(rig: Rig, urls: int, count: int) -> float:
+    """Its own best of 32, 128 and 512 in flight, so that a slow baseline flatters nothing."""
+    return max([await post(rig, urls, count, in_flight) for in_flight in IN_FLIGHT])
+
+
+async def deliver_sampled(rig: Rig, sizes: Sizes) -> list[Row]:
+    """The first row: ordered endpoints, signed, recorded, measured, one span in twenty."""
+    return [await against_posts(rig, sizes, "deliver_sampled", _shape(sizes, variables=SAMPLED), EIGHTY)]
+
+
+async def deliver_all_spans(rig: Rig, sizes: Sizes) -> list[Row]:
+    """The same with every span made and exported."""
+    shape = _shape(sizes, variables=ALL_SPANS)
+    return [await against_posts(rig, sizes, "deliver_all_spans", shape, Target(Sense.AT_LEAST, 0.50))]
+
+
+async def deliver_keyed(rig: Rig, sizes: Sizes) -> list[Row]:
+    """In order within each of ten keys."""
+    shape = _shape(sizes, mode=OrderingMode.ORDERED_BY_KEY, variables=SAMPLED)
+    return [await against_posts(rig, sizes, "deliver_keyed", shape, EIGHTY)]
+
+
+async def deliver_unordered(rig: Rig, sizes: Sizes) -> list[Row]:
+    """In any order."""
+    shape = _shape(sizes, mode=OrderingMode.UNORDERED, variables=SAMPLED)
+    return [await against_posts(rig, sizes, "deliver_unordered", shape, EIGHTY)]
+
+
+async def deliver_100(rig: Rig, sizes: Sizes) -> list[Row]:
+    """The backlog of a tenth of the endpoints."""
+    return [await against_posts(rig, sizes, "deliver_100", _shape(sizes, fewer=10, variables=SAMPLED), EIGHTY)]
+
+
+async def deliver_10(rig: Rig, sizes: Sizes) -> list[Row]:
+    """Of ten endpoints: no more than ten can be in flight."""
+    return [await against_posts(rig, sizes, "deliver_10", _shape(sizes, fewer=100, variables=SAMPLED), EIGHTY)]
+
+
+def _shape(
+    sizes: Sizes, *, fewer: int = 1, mode: OrderingMode = OrderingMode.ORDERED, variables: Mapping[str, str]
+) -> Shape:
+    return Shape(sizes.endpoints // fewer, sizes.events_per_endpoint * fewer, mode, variables)
+
+
+async def against_posts(rig: Rig, sizes: Sizes, name: str, shape: Shape, target: Target) -> Row:
+    """A backlog delivered and the same POSTs made bare, in turn."""
+    baselines, runs = [], []
+    for _ in range(sizes.repeat):
+        baselines.append(await best_post(rig, shape.endpoints, sizes.posts))
+        with counting_sink() as sink:
+            runs.append(await deliver(rig, replace(shape, variables={**sink.environ, **shape.variables})))
+        if shape.variables == ALL_SPANS:
+            assert sink.spans >= shape.count, f"{shape.count - sink.spans} spans were dropped"
+    values = [run.per_s for run in runs]
+    each = [run.cost.per_event(shape.count) for run in runs]
+    return Row(name, "deliveries/s", values, target, baselines, median_costs(each))
+
+
+# What is on record says when the first was sent and the last was answered, and that each was delivered just once.
+SELECT_PROGRESS = """
+SELECT sum(n_tup_ins) FROM pg_stat_user_tables WHERE relname ~ '^attempt' -- bench: not counted"""
+SELECT_RATE = """
+SELECT count(*) AS attempts, count(DISTINCT (endpoint_id, seq)) FILTER (WHERE outcome = 1) AS delivered,
+       min(time) AS first, max(time + duration_us * interval '1 microsecond') AS last
+FROM attempt"""
+
+
+Meanwhile = Callable[[str], AbstractAsyncContextManager[None]]
+"""What goes on during a run, on the database of that address."""
+
+
+async def deliver(rig: Rig, shape: Shape, *, meanwhile: Meanwhile | None = None, is_pinned: bool = True) -> Delivered:
+    """Deliver a backlog of this shape with one dispatcher that starts on it."""
+    async with rig.database() as (database, connection):
+        fleet = await seed_endpoints(
+            connection, [rig.receiver.url(f"e/{n}") for n in range(shape.endpoints)], shape.mode
+        )
+        keys = KEYS_PER_ENDPOINT if shape.mode is OrderingMode.ORDERED_BY_KEY else 0
+        await seed_backlog(connection, fleet, shape.per_endpoint, keys=keys)
+        assert rig.server.pid is not None
+        meter = Meter(connection, {"receiver": rig.receiver.pid, "database": rig.server.pid})
+        await meter.begin()
+        served = rig.dispatcher(database, **shape.variables)
+        begun = time.time()
+        async with contextlib.AsyncExitStack() as stack:
+            if meanwhile is not None:
+                await stack.enter_async_context(meanwhile(database.dsn))
+            served.start()
+            pin(served.pid, measured_cores() if is_pinned else all_cores())
+            try:
+                meter.watch("dispatcher", served.pid)
+                await all_delivered(connection, shape.count)
+                await meter.end()
+            finally:
+                served.terminate()
+                await served.exit_code(30)
+        cost = await meter.cost()
+        row = await connection.fetchrow(SELECT_RATE)
+        assert row["attempts"] == row["delivered"] == shape.count, dict(row)
+        return Delivered(
+            shape.count / (row["last"] - row["first"]).total_seconds(), row["first"].timestamp() - begun, cost
+        )
+
+
+async def all_delivered(connection: asyncpg.Connection, count: int) -> None:
+    """Wait until so many attempts are on record."""
+    async with asyncio.timeout(DELIVERED_TIMEOUT_S):
+        while (
+            await connection.fetchval(
+                "SELECT sum(n_tup_ins) FROM pg_stat_user_tables WHERE relname ~ '^attempt' -- bench: not counted"
+            )
+            < count
+        ):
+            await asyncio.sleep(POLL_S)

@@ -1,0 +1,37 @@
+"""How much of everything: short enough for ten minutes, or as it is published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Counts and times of one run."""
+
+    repeat: int
+    posts: int
+    endpoints: int
+    events_per_endpoint: int
+    events: int = 100_000
+    calls: int = 10_000
+    latency_s: int = 10
+    held_s: int = 60
+
+    def repeated(self, times: int) -> Sizes:
+        """The same, with another number of repetitions."""
+        return replace(self, repeat=times)
+
+
+SHORT = Sizes(repeat=3, posts=10_000, endpoints=1000, events_per_endpoint=60)
+FULL = Sizes(
+    repeat=5,
+    posts=30_000,
+    endpoints=1000,
+    events_per_endpoint=100,
+    events=300_000,
+    calls=30_000,
+    latency_s=60,
+    held_s=600,
+)
+GUARD = Sizes(repeat=1, posts=6_000, endpoints=300, events_per_endpoint=60)
