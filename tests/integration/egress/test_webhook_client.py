@@ -8,6 +8,7 @@ import ssl
 import struct
 import tracemalloc
 
+import aiohttp
 import pytest
 
 from dispatcher.delivery.client import ClientOptions, WebhookClient
@@ -109,6 +110,37 @@ async def test_the_connection_used_last_is_used_next():
             await client.post(request(server.url))
         assert server.connections == len(route.idle) == 5
         assert sum(since > burst_over_s for _, since, _ in route.idle) == 1
+
+
+async def test_no_connection_is_left_at_an_origin_that_was_forgotten_meanwhile(monkeypatch):
+    monkeypatch.setattr("dispatcher.delivery.client.connections.ROUTES_MAX", 1)
+    answering_now = asyncio.Event()
+
+    async def late(state, reader, writer):
+        await state.read_request(reader)
+        await answering_now.wait()
+        writer.write(OK)
+        await writer.drain()
+        await reader.read()
+
+    async with (
+        hostile_server(late) as first,
+        hostile_server(answering(OK)) as second,
+        WebhookClient(LOOPBACK) as client,
+    ):
+        posting = asyncio.create_task(client.post(request(first.url)))
+        await until(lambda: first.requests)
+        assert (await client.post(request(second.url))).is_success  # which makes the client forget the first
+        answering_now.set()
+        assert (await posting).is_success
+        await until(lambda: client.open_connections == 1)
+
+
+async def test_an_origin_that_two_learn_at_once_is_learnt_once():
+    async with WebhookClient(LOOPBACK) as client:
+        key = ("https", "a.example", 443, None)
+        asked = aiohttp.ClientRequest("POST", parse_url("https://a.example/").wire)
+        assert client._connections.learn(key, asked) is client._connections.learn(key, asked)
 
 
 async def test_beyond_the_bound_on_idle_connections_each_is_closed_after_use():

@@ -27,12 +27,13 @@ _NO_TIMEOUTS = aiohttp.ClientTimeout(total=None)  # the client has one deadline 
 
 class Route:
     """One origin: what tells aiohttp's connector where to connect, and its idle connections, each with since when and
-    the address of its peer."""
+    the address of its peer. `is_forgotten`: nobody looks here any more, so nothing may be left here."""
 
-    __slots__ = ("idle", "request")
+    __slots__ = ("idle", "is_forgotten", "request")
 
     def __init__(self, request: aiohttp.ClientRequest) -> None:
         self.request = request
+        self.is_forgotten = False
         self.idle: deque[tuple[Connection, float, str]] = deque()
 
 
@@ -51,7 +52,11 @@ class Connections:
         return self._routes.get(key)
 
     def learn(self, key: RouteKey, request: aiohttp.ClientRequest) -> Route:
-        """Remember an origin; the one that was learnt first is forgotten where there are too many."""
+        """Remember an origin, unless somebody else has meanwhile; the first one learnt is forgotten where there are too
+        many."""
+        known = self._routes.get(key)
+        if known is not None:
+            return known
         route = self._routes[key] = Route(request)
         while len(self._routes) > ROUTES_MAX:
             _, forgotten = self._routes.popitem(last=False)
@@ -75,7 +80,7 @@ class Connections:
     def put_back(self, route: Route, connection: Connection, peer: str) -> None:
         """The connection may be used again, unless its receiver does not want that."""
         protocol = connection.protocol
-        if protocol is None or protocol.should_close:
+        if protocol is None or protocol.should_close or route.is_forgotten:
             connection.close()
             return
         route.idle.append((connection, self._clock(), peer))
@@ -102,5 +107,6 @@ class Connections:
 
 
 def _close_all(route: Route) -> None:
+    route.is_forgotten = True
     while route.idle:
         route.idle.popleft()[0].close()
