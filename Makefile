@@ -109,9 +109,9 @@ test-chaos: $(TEST_READY) ## Three dispatchers and PostgreSQL under 40 faults, t
 BENCH_ARGS ?=
 BENCH = PYTHONPATH=src:src/generated:. $(BIN)/python -m tests.benchmarks
 .PHONY: bench bench-full bench-guard
-bench: $(TEST_READY) ## Measure in short sizes against baselines of the same run (BENCH_ARGS=); under 10 minutes
+bench: $(TEST_READY) ## Measure in short sizes against baselines of the same run (BENCH_ARGS=); ~15 min
 	@$(BENCH) $(BENCH_ARGS)
-bench-full: $(TEST_READY) ## The same in the sizes of docs/benchmarks.md; under an hour
+bench-full: $(TEST_READY) ## The same in the sizes to publish; hours, not run whole yet
 	@$(BENCH) --full $(BENCH_ARGS)
 bench-guard: $(TEST_READY) ## Fail if delivery has lost more than 30 % of its ratio on record
 	@$(BENCH).guard
