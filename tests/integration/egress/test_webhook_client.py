@@ -112,6 +112,7 @@ async def test_the_connection_used_last_is_used_next():
         assert sum(since > burst_over_s for _, since, _ in route.idle) == 1
 
 
+@pytest.mark.filterwarnings("error::ResourceWarning")  # it is closed, not left to the garbage collector
 async def test_no_connection_is_left_at_an_origin_that_was_forgotten_meanwhile(monkeypatch):
     monkeypatch.setattr("dispatcher.delivery.client.connections.ROUTES_MAX", 1)
     answering_now = asyncio.Event()
