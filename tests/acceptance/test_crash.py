@@ -78,8 +78,9 @@ async def _make_endpoints(caller: Caller, receiver: Receiver) -> Mapping[str, in
 
 
 async def _is_shared(caller: Caller) -> bool:
+    """By two instances, half and half; a lease that one gave up and the other has not taken yet is nobody's."""
     owners = list((await caller.owners()).values())
-    return len(set(owners)) == 2 and {owners.count(owner) for owner in owners} == {128}
+    return "" not in owners and len(set(owners)) == 2 and {owners.count(owner) for owner in owners} == {128}
 
 
 async def _instance_of(caller: Caller) -> str:
