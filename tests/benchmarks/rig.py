@@ -13,13 +13,14 @@ from pathlib import Path
 import asyncpg
 
 from dispatcher.embedded.postgres import PostgresServer
-from tests.benchmarks.processes import cpu_s, other_cores, pin
+from tests.benchmarks.processes import cpu_s, measured_cores, other_cores, pin
 from tests.benchmarks.receivers import FastReceiver, fast_receiver
 from tests.benchmarks.seeding import SECRET_KEYS
 from tests.support.postgres import Cluster, TestDatabase
 from tests.support.process import Served
 
 POLL_S = 0.1
+ENDED_TIMEOUT_S = 30.0
 SETTINGS = {
     "DISPATCHER_SECRET_KEYS": SECRET_KEYS,
     "DISPATCHER_AUTH_MODE": "none",
@@ -52,6 +53,18 @@ class Rig:
     def dispatcher(self, database: TestDatabase, **variables: str) -> Served:
         """One that is not started yet; `variables` are settings in full."""
         return Served(database.dsn, self.folder, variables, base=SETTINGS)
+
+    @contextlib.asynccontextmanager
+    async def dispatching(self, database: TestDatabase, **variables: str) -> AsyncIterator[Served]:
+        """One that has just been started on the core of its own, and is ended in good order."""
+        served = self.dispatcher(database, **variables)
+        served.start()
+        try:
+            pin(served.pid, measured_cores())
+            yield served
+        finally:
+            served.terminate()
+            await served.exit_code(ENDED_TIMEOUT_S)
 
 
 @contextlib.contextmanager
@@ -107,10 +120,11 @@ class Meter:
         self._connection = connection
         self._pids = dict(pids)
 
-    async def begin(self) -> None:
+    async def begin(self, *, checkpoint: bool = True) -> None:
         """From here on. A checkpoint first, so that no measurement pays for what was written before it."""
         await self._connection.execute("SELECT pg_stat_force_next_flush() -- bench: not counted")
-        await self._connection.execute("CHECKPOINT -- bench: not counted")
+        if checkpoint:
+            await self._connection.execute("CHECKPOINT -- bench: not counted")
         self._written = await self._connection.fetchrow(WRITTEN)
         self._cpu = {name: cpu_s(pid) for name, pid in self._pids.items()}
 

@@ -17,6 +17,11 @@ class Sizes:
     calls: int = 10_000
     latency_s: int = 10
     held_s: int = 60
+    backlog: int = 500_000
+    idle_endpoints: int = 100_000
+    idle_s: int = 20
+    fan_out: int = 10_000
+    growth: int = 300_000
 
     def repeated(self, times: int) -> Sizes:
         """The same, with another number of repetitions."""
@@ -33,5 +38,8 @@ FULL = Sizes(
     calls=30_000,
     latency_s=60,
     held_s=600,
+    backlog=5_000_000,
+    idle_s=60,
+    growth=1_000_000,
 )
 GUARD = Sizes(repeat=1, posts=6_000, endpoints=300, events_per_endpoint=60)
