@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from tests.benchmarks import delivering, disturbing, idling, latency, publishing, scaling
+from tests.benchmarks import delivering, disturbing, fanning, idling, latency, publishing, scaling
 from tests.benchmarks.report import Machine, Row, costs, table, write_json
 from tests.benchmarks.rig import Rig, running_rig
 from tests.benchmarks.sizes import FULL, SHORT, Sizes
@@ -34,6 +34,7 @@ MEASURES: dict[str, Measure] = {
     "backlog_cost": scaling.backlog_cost,
     "backlog_start_s": scaling.backlog_start,
     "idle_cpu": idling.idle,
+    "fan_out": fanning.fan_out,
     "memory_growth": scaling.memory_growth,
 }
 """By the name of the first row that each makes."""

@@ -34,7 +34,8 @@ def type_of(number: int, types: int = TYPES) -> str:
 INSERT_TENANT = """
 INSERT INTO tenant (tenant_id, name, display_name, labels, require_registered_event_types, routing_version, etag,
                     create_time, update_time)
-VALUES ($1, $2, $2, '{}', false, gen_random_uuid(), gen_random_uuid(), now(), now())"""
+VALUES ($1, $2, $2, '{}', false, gen_random_uuid(), gen_random_uuid(), now() - interval '1 hour',
+        now() - interval '1 hour')"""
 INSERT_ENDPOINTS = """
 INSERT INTO endpoint (tenant_id, endpoint_id, name, partition, description, labels, event_types, state, state_reason,
                       revision, settings, etag, create_time, update_time)
