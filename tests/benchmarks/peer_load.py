@@ -12,144 +12,54 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import itertools
 import json
-import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc
 
+from dispatcher.cli.load import Load, Verdict, judge, publish_all, settled
+from dispatcher.embedded.load_receiver import Receipt
 from tests.benchmarks.peer_adapters import CONNECT, Peer, Server
-from tests.benchmarks.peer_receiving import Receipt
 from tests.benchmarks.processes import ROOT, clean_environ, cpu_s, python
 from tests.support.process import free_ports
 
 SATURATION = "max"
-PAD_BYTES = 360
-"""With it an event's data has about 400 bytes."""
 READY_TIMEOUT_S = 10.0
-QUIET_S = 0.2
+
+
+REFUSALS = (RuntimeError, grpc.RpcError, aiohttp.ClientError, TimeoutError)
+"""What a call raises that the server did not take."""
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """`rate` events a second in all (None: as fast as the server takes them), for `seconds`, to `endpoints` in turn."""
+class PeerVerdict:
+    """A verdict, and the CPU time of each process of the server for one event, in µs."""
 
-    endpoints: int
-    rate: float | None
-    seconds: float
-    settle_s: float
+    verdict: Verdict
+    cpu_us: Mapping[str, float]
 
-
-@dataclass(slots=True)
-class Published:
-    """By endpoint how many were taken, in order from 0 on; `uncertain` are calls that failed: the webhook may come."""
-
-    taken: dict[int, list[int]] = field(default_factory=dict)
-    uncertain: int = 0
-    errors: list[str] = field(default_factory=list)
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self.verdict) | {"cpu_us_per_event": dict(self.cpu_us)}
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What became of the events that the server had taken. Times in ms from the call's start to the receipt."""
-
-    offered_per_s: float | None
-    published: int
-    refused: int
-    published_per_s: float
-    received: int
-    received_per_s: float
-    lost: int
-    duplicated: int
-    out_of_order: int
-    p50_ms: float | None
-    p99_ms: float | None
-    cpu_us_per_event: Mapping[str, float]
-
-
-def judge(published: Published, receipts: Sequence[Receipt]) -> tuple[int, int, int]:
-    """How many were lost, came again, and came first after a later one of their endpoint had."""
-    highest: dict[int, int] = {}
-    seen: set[tuple[int, int]] = set()
-    duplicated = out_of_order = 0
-    for receipt in receipts:
-        key = (receipt.endpoint, receipt.number)
-        if key in seen:
-            duplicated += 1
-            continue
-        seen.add(key)
-        out_of_order += receipt.number < highest.get(receipt.endpoint, -1)
-        highest[receipt.endpoint] = max(receipt.number, highest.get(receipt.endpoint, -1))
-    taken = {(endpoint, number) for endpoint, numbers in published.taken.items() for number in numbers}
-    return len(taken - seen), duplicated, out_of_order
-
-
-async def publish_all(peer: Peer, load: Load) -> Published:
-    """One publisher for each endpoint, which waits for the answer before the next event: so there is an order to keep.
-
-    A late one does not wait for its turn; one that was not taken counts as refused.
-    """
-    published = Published(taken={endpoint: [] for endpoint in range(load.endpoints)})
-    start_s = time.monotonic()
-
-    async def work(endpoint: int) -> None:
-        for number in itertools.count():
-            due_s = start_s if load.rate is None else start_s + (number * load.endpoints + endpoint) / load.rate
-            if max(due_s, time.monotonic()) >= start_s + load.seconds:
-                return
-            await asyncio.sleep(due_s - time.monotonic())
-            data = {"number": number, "sent_ns": time.monotonic_ns(), "note": "x" * PAD_BYTES}
-            try:
-                await peer.publish(endpoint, data)
-            except (RuntimeError, grpc.RpcError, aiohttp.ClientError, TimeoutError) as error:
-                published.uncertain += 1
-                published.errors.append(repr(error)[:200])
-            else:
-                published.taken[endpoint].append(number)
-
-    async with asyncio.TaskGroup() as group:
-        for endpoint in range(load.endpoints):
-            group.create_task(work(endpoint))
-    return published
-
-
-async def run(peer: Peer, load: Load, pids: Mapping[str, int]) -> Verdict:
+async def run(peer: Peer, load: Load, pids: Mapping[str, int]) -> PeerVerdict:
     """Make the endpoints, publish, wait until all has come or `settle_s` is over, judge."""
     async with _receiver() as receiving:
         for number in range(load.endpoints):
             await peer.add_endpoint(number, receiving.url(number))
         before, begun_s = {name: cpu_s(pid) for name, pid in pids.items()}, time.monotonic()
-        published = await publish_all(peer, load)
-        took_s = time.monotonic() - begun_s
-        count = sum(map(len, published.taken.values()))
-        received_s = await receiving.settled(count, load.settle_s) - begun_s
-        cpu = {name: (cpu_s(pid) - before[name]) / max(1, count) * 1e6 for name, pid in pids.items()}
-    for error in published.errors[:3]:
+        published = await publish_all(peer.publish, load, REFUSALS)
+        received_s = await settled(receiving.count, published.count, load.settle_s) - begun_s
+        cpu = {name: (cpu_s(pid) - before[name]) / max(1, published.count) * 1e6 for name, pid in pids.items()}
+    for error in published.errors:
         print(f"refused: {error}", file=sys.stderr)
-    receipts = receiving.receipts
-    latencies = sorted(receipt.latency_ms for receipt in receipts)
-    tails = statistics.quantiles(latencies, n=100) if len(latencies) > 1 else None
-    lost, duplicated, out_of_order = judge(published, receipts)
-    return Verdict(
-        offered_per_s=load.rate,
-        published=count,
-        refused=published.uncertain,
-        published_per_s=count / took_s,
-        received=len(receipts) - duplicated,
-        received_per_s=len(receipts) / received_s,
-        lost=lost,
-        duplicated=duplicated,
-        out_of_order=out_of_order,
-        p50_ms=tails[49] if tails else None,
-        p99_ms=tails[98] if tails else None,
-        cpu_us_per_event=cpu,
-    )
+    return PeerVerdict(judge(load, published, receiving.receipts, received_s), cpu)
 
 
 class Receiving:
@@ -166,15 +76,6 @@ class Receiving:
         """Events of which a webhook came so far."""
         async with self._session.get(f"{self._base}/count") as answer:
             return int(await answer.json())
-
-    async def settled(self, expected: int, timeout_s: float) -> float:
-        """Wait until so many have come, or none has come for `timeout_s`; the time of the last (monotonic, s)."""
-        known, last_s = -1, time.monotonic()
-        while known < expected and time.monotonic() < last_s + timeout_s:
-            if (count := await self.count()) > known:
-                known, last_s = count, time.monotonic()
-            await asyncio.sleep(QUIET_S)
-        return last_s
 
 
 @contextlib.asynccontextmanager
@@ -203,7 +104,7 @@ async def _answers(receiving: Receiving) -> bool:
     return False
 
 
-async def main(arguments: Sequence[str] | None = None) -> list[Verdict]:
+async def main(arguments: Sequence[str] | None = None) -> list[PeerVerdict]:
     """One run for each rate, on endpoints of its own; a line of JSON each, all of them in `--json`."""
     parser = argparse.ArgumentParser(prog="peer_load")
     parser.add_argument("product", choices=sorted(CONNECT))
@@ -224,9 +125,9 @@ async def main(arguments: Sequence[str] | None = None) -> list[Verdict]:
         load = Load(said.endpoints, None if rate == SATURATION else float(rate), said.seconds, said.settle_s)
         async with CONNECT[said.product](Server(said.address, said.key, said.project, said.topic)) as peer:
             verdicts.append(await run(peer, load, pids))
-        print(json.dumps(asdict(verdicts[-1])), flush=True)
+        print(json.dumps(verdicts[-1].as_json()), flush=True)
     if said.json:
-        said.json.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=2) + "\n")
+        said.json.write_text(json.dumps([verdict.as_json() for verdict in verdicts], indent=2) + "\n")
     return verdicts
 
 

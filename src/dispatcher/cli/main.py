@@ -14,6 +14,7 @@ import typer
 
 from dispatcher import __version__
 from dispatcher.cli import (
+    bench,
     dead_letters,
     deliveries,
     dev,
@@ -55,6 +56,7 @@ app.command("config", rich_help_panel=SERVICE)(show_config.config)
 app.add_typer(secrets.app, name="secrets", rich_help_panel=SERVICE)
 app.add_typer(tokens.app, name="tokens", rich_help_panel=SERVICE)
 app.command("publish", rich_help_panel=EVENTS)(publish.publish)
+app.command("bench", rich_help_panel=EVENTS)(bench.bench)
 app.add_typer(deliveries.app, name="deliveries", rich_help_panel=EVENTS)
 app.add_typer(dead_letters.app, name="dead-letters", rich_help_panel=EVENTS)
 app.add_typer(replays.app, name="replays", rich_help_panel=EVENTS)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks.peer_load import Published, judge
-from tests.benchmarks.peer_receiving import Receipt
+from dispatcher.cli.load import Published, losses
+from dispatcher.embedded.load_receiver import Receipt
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,6 @@ from tests.benchmarks.peer_receiving import Receipt
 def test_what_was_lost_came_twice_or_out_of_order(
     received: list[tuple[int, int]], verdict: tuple[int, int, int]
 ) -> None:
-    published = Published(taken={0: [0, 1, 2], 1: [0]}, uncertain=1)
+    published = Published(taken={0: [0, 1, 2], 1: [0]}, refused=1)
     receipts = [Receipt(endpoint, number, 1.0) for endpoint, number in received]
-    assert judge(published, receipts) == verdict
+    assert losses(published, receipts) == verdict
