@@ -21,7 +21,7 @@ from dispatcher.delivery.oauth import NoToken, Tokens
 from dispatcher.delivery.render import render
 from dispatcher.model import Attempt, OutboxRow, Outcome, TracePropagation
 from dispatcher.telemetry import AttemptTrace, Instruments, Tracing
-from dispatcher.telemetry.tracing import AttemptSpan
+from dispatcher.telemetry.attempt_spans import AttemptSpan
 
 _WORDS = {outcome: outcome.name.lower() for outcome in Outcome}
 

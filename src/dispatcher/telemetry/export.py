@@ -85,9 +85,9 @@ def span_exporter(choice: Exporter) -> SpanExporter | None:
     """The exporter of spans, None for none. The libraries behind one are loaded only when it is chosen."""
     match choice:
         case Exporter.OTLP_GRPC:
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+            from dispatcher.telemetry.span_encoding import LeanGrpcExporter
 
-            return GrpcExporter()
+            return LeanGrpcExporter()
         case Exporter.OTLP_HTTP:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 

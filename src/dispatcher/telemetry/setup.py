@@ -12,14 +12,16 @@ from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NoOpTracerProvider
 from prometheus_client import CollectorRegistry
 
+from dispatcher.telemetry.attempt_spans import SpanRecorder
 from dispatcher.telemetry.catalog import SCHEMA_URL, SCOPE
 from dispatcher.telemetry.export import ExportPlan, metric_exporter, span_exporter
 from dispatcher.telemetry.histograms import Histograms, PeriodicReader, PrometheusReader
 from dispatcher.telemetry.instruments import Instruments
-from dispatcher.telemetry.tracing import ChosenIds, Tracing
+from dispatcher.telemetry.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -91,8 +93,9 @@ def _start_tracing(
     exporter = span_exporter(plan.traces)
     if exporter is None:
         return Tracing(NoOpTracerProvider().get_tracer(SCOPE)), ()
-    ids = ChosenIds()
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=ids)
-    provider.add_span_processor(BatchSpanProcessor(exporter))  # bounded by OTEL_BSP_*: 2,048 spans, the rest is dropped
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    processor = BatchSpanProcessor(exporter)  # bounded by OTEL_BSP_*: 2,048 spans, the rest is dropped
+    provider.add_span_processor(processor)
     tracer = provider.get_tracer(SCOPE, version, SCHEMA_URL)
-    return Tracing(tracer, provider.sampler, ids), (provider.shutdown,)
+    recorder = SpanRecorder(provider.sampler, processor, resource, InstrumentationScope(SCOPE, version, SCHEMA_URL))
+    return Tracing(tracer, recorder), (provider.shutdown,)

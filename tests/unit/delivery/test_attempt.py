@@ -5,8 +5,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import NoOpTracer, SpanKind, StatusCode
@@ -19,6 +17,7 @@ from tests.support.deliveries import NOW, row_of
 from tests.support.endpoints import runtime_of
 from tests.support.exchanges import OK, Receiver
 from tests.support.tasks import until
+from tests.support.tracing import tracing_to
 
 NOW_S = NOW.timestamp() + 2.0
 PUBLISHER = f"00-{'a' * 32}-{'b' * 16}-01"
@@ -42,17 +41,13 @@ class Noted(Instruments):
 class Bench:
     def __init__(self, answer: Exchange = OK, sampler=None) -> None:
         self.spans = InMemorySpanExporter()
-        provider = TracerProvider(sampler=sampler)
-        provider.add_span_processor(SimpleSpanProcessor(self.spans))
         self.receiver = Receiver(answer)
         self.recorded: list[Attempt] = []
         self.instruments = Noted.silent()
-        self.attempter = self.make(provider.get_tracer("test"))
+        self.attempter = self.make(tracing_to(self.spans, sampler=sampler))
 
-    def make(self, tracer) -> Attempter:
-        return Attempter(
-            self.receiver, self.recorded.append, Tracing(tracer), self.instruments, wall_clock=lambda: NOW_S
-        )
+    def make(self, tracing) -> Attempter:
+        return Attempter(self.receiver, self.recorded.append, tracing, self.instruments, wall_clock=lambda: NOW_S)
 
     async def attempt(self, row=None, number=1, **settings):
         return await self.attempter.attempt(runtime_of(**settings), row or row_of(), number, 5)
@@ -196,7 +191,7 @@ async def test_continue_sends_a_child_of_the_publishers_span():
 
 async def test_continue_passes_the_publishers_context_through_where_nothing_is_traced_here():
     bench = Bench()
-    bench.attempter = bench.make(NoOpTracer())
+    bench.attempter = bench.make(Tracing(NoOpTracer()))
     await bench.attempt(
         row_of(payload=Payload(b"{}", "application/json", PUBLISHER)), trace_propagation=TracePropagation.CONTINUE
     )

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBasedTraceIdRatio
 from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode, format_trace_id
 
-from dispatcher.telemetry.tracing import (
-    AttemptTrace,
-    ChosenIds,
-    Tracing,
-    current_traceparent,
-    parse_traceparent,
-    redact_url,
-)
+from dispatcher.telemetry.attempt_spans import AttemptTrace, redact_url
+from dispatcher.telemetry.traceparent import parse_traceparent
+from dispatcher.telemetry.tracing import Tracing, current_traceparent
+from tests.support.tracing import tracing_to
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PUBLISHER = f"00-{TRACE_ID}-b7ad6b7169203331-01"
@@ -35,10 +30,7 @@ ATTEMPT = AttemptTrace(
 class Recorder:
     def __init__(self, **options: object) -> None:
         self.exporter = InMemorySpanExporter()
-        provider = TracerProvider(shutdown_on_exit=False, **options)
-        provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.tracer = provider.get_tracer("test")
-        self.tracing = Tracing(self.tracer)
+        self.tracing = tracing_to(self.exporter, **options)
 
     def only(self) -> ReadableSpan:
         (span,) = self.exporter.get_finished_spans()
@@ -109,9 +101,7 @@ def test_an_attempt_of_an_event_without_a_trace_is_a_root_without_link(recorder:
 
 
 def test_attempts_are_sampled_at_the_rate_that_is_set_before_anything_is_made_for_them() -> None:
-    ids, sampler = ChosenIds(), ParentBasedTraceIdRatio(0.25)
-    recorder = Recorder(sampler=sampler, id_generator=ids)
-    tracing = Tracing(recorder.tracer, sampler, ids)
+    recorder = Recorder(sampler=ParentBasedTraceIdRatio(0.25))
     told = []
 
     def about() -> AttemptTrace:
@@ -119,7 +109,7 @@ def test_attempts_are_sampled_at_the_rate_that_is_set_before_anything_is_made_fo
         return ATTEMPT
 
     for _ in range(2000):
-        with tracing.delivery_span(about, PUBLISHER, continue_trace=False, is_sent=False):
+        with recorder.tracing.delivery_span(about, PUBLISHER, continue_trace=False, is_sent=False):
             pass
     spans = recorder.exporter.get_finished_spans()
     assert 350 < len(spans) < 650  # 500 expected, 19 the standard deviation
@@ -128,12 +118,22 @@ def test_attempts_are_sampled_at_the_rate_that_is_set_before_anything_is_made_fo
 
 
 def test_an_attempt_that_is_not_sampled_still_sends_a_traceparent_of_its_own() -> None:
-    ids = ChosenIds()
-    recorder = Recorder(sampler=ALWAYS_OFF, id_generator=ids)
-    tracing = Tracing(recorder.tracer, ALWAYS_OFF, ids)
-    with tracing.delivery_span(lambda: ATTEMPT, PUBLISHER, continue_trace=False) as span:
+    recorder = Recorder(sampler=ALWAYS_OFF)
+    with recorder.tracing.delivery_span(lambda: ATTEMPT, PUBLISHER, continue_trace=False) as span:
         assert span.traceparent is not None
         assert span.traceparent.endswith("-00")
+
+
+def test_the_limits_of_attributes_hold_for_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "5")
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "3")
+    recorder = Recorder()
+    with recorder.tracing.delivery_span(lambda: ATTEMPT, None, continue_trace=False) as span:
+        span.answered(200, outcome="success")
+    done = recorder.only()
+    assert done.attributes is not None
+    assert done.attributes["dispatcher.attempt.outcome"] == "suc"
+    assert (len(done.attributes), done.dropped_attributes) == (5, 10)
 
 
 def test_a_retry_tells_its_resend_count(recorder: Recorder) -> None:
