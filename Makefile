@@ -109,7 +109,7 @@ test-chaos: $(TEST_READY) ## Three dispatchers and PostgreSQL under 40 faults, t
 BENCH_ARGS ?=
 BENCH = PYTHONPATH=src:src/generated:. $(BIN)/python -m tests.benchmarks
 .PHONY: bench bench-full bench-guard
-bench: $(TEST_READY) ## Measure in short sizes against baselines of the same run (BENCH_ARGS=); ~15 min
+bench: $(TEST_READY) ## Measure in short sizes against baselines of the same run (BENCH_ARGS=); ~20 min
 	@$(BENCH) $(BENCH_ARGS)
 bench-full: $(TEST_READY) ## The same in the sizes to publish; hours, not run whole yet
 	@$(BENCH) --full $(BENCH_ARGS)

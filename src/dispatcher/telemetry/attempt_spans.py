@@ -37,6 +37,9 @@ _NAME = "POST"
 _UNSET, _ERROR = Status(StatusCode.UNSET), Status(StatusCode.ERROR)
 _SAMPLED, _NOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
 
+_NOTHING = Context()
+"""None would be whatever is current, and looking for it is half of a sampler's time."""
+
 Attributes = dict[str, str | int]
 
 
@@ -189,7 +192,7 @@ class SpanRecorder:
         return RecordedSpan(self, context, parent, links, _attributes(about()))
 
     def _samples(self, parent: SpanContext | None, trace_id: int) -> bool:
-        above = None if parent is None else trace.set_span_in_context(NonRecordingSpan(parent), Context())
+        above = _NOTHING if parent is None else trace.set_span_in_context(NonRecordingSpan(parent), _NOTHING)
         decided = self._sampler.should_sample(above, trace_id, _NAME, SpanKind.CLIENT).decision
         return decided is Decision.RECORD_AND_SAMPLE
 
