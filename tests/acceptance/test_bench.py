@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from webhooks.v1 import tenant_pb2
 
-from tests.support.callers import CALL_TIMEOUT_S, Caller, calling
+from tests.support.callers import CALL_TIMEOUT_S, WAIT_S, Caller, calling
 from tests.support.cli import CliResult, run_cli
 from tests.support.postgres import TestDatabase
 from tests.support.process import Served, free_ports, processes
+from tests.support.waiting import until
 
 SMALL = ("--seconds", "1", "--endpoints", "4", "--rate", "40")
 COUNT = 40
@@ -63,6 +68,28 @@ async def test_a_tenant_that_is_kept_can_be_looked_at(running: tuple[Served, Cal
     assert result.code == 0, result.err
     (tenant,) = await tenants(caller)
     assert tenant.startswith("tenants/bench-")
+
+
+async def test_ctrl_c_ends_the_load_and_leaves_nothing_behind(running: tuple[Served, Caller]) -> None:
+    served, caller = running
+    command = [sys.executable, "-m", "dispatcher", "bench", "--seconds", "600"]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        "--target",
+        f"127.0.0.1:{served.grpc_port}",
+        env=environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever runs the tests may ignore it
+    )
+    try:
+        await until(lambda: tenants(caller), WAIT_S)
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(WAIT_S):
+            assert await process.wait() == 130
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    assert await tenants(caller) == []
 
 
 @pytest.mark.parametrize("wrong", [("--rate", "0"), ("--rate", "fast"), ("--listen", "nowhere")])
