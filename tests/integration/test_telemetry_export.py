@@ -45,6 +45,21 @@ async def test_the_trace_from_publisher_to_webhook_arrives_over_otlp_grpc(sink: 
     assert await telemetry.shutdown(5)
 
 
+async def test_spans_of_calls_and_attempts_are_of_one_scope_and_batch(
+    sink: OtlpSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")
+    telemetry = start_telemetry(ExportPlan.load(sink.environ), version="0.1", instance_id="i-1")
+    with telemetry.tracing.server_span("a.B/C", None):
+        pass
+    with telemetry.tracing.delivery_span(lambda: ATTEMPT, None, continue_trace=False) as attempt:
+        attempt.failed("timeout", outcome="retry")
+    assert await telemetry.shutdown(5)
+    (scope,) = sink.resource_spans[0].scope_spans
+    assert [span.name for span in scope.spans] == ["a.B/C", "POST"]
+    assert scope.scope.version == "0.1"
+
+
 async def test_metrics_arrive_over_otlp_grpc(sink: OtlpSink) -> None:
     telemetry = start_telemetry(ExportPlan.load(sink.environ), version="0.1", instance_id="i-1")
     telemetry.instruments.delivered(0.5)

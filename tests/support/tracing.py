@@ -6,9 +6,7 @@ from typing import Any
 
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from dispatcher.telemetry.attempt_spans import SpanRecorder
 from dispatcher.telemetry.tracing import Tracing
 
 SCOPE = "test"
@@ -17,7 +15,5 @@ SCOPE = "test"
 def tracing_to(exporter: SpanExporter, **options: Any) -> Tracing:
     """Tracing as the service has it, but each span is exported at once; `options` are those of a TracerProvider."""
     provider = TracerProvider(shutdown_on_exit=False, **options)
-    processor = SimpleSpanProcessor(exporter)
-    provider.add_span_processor(processor)
-    recorder = SpanRecorder(provider.sampler, processor, provider.resource, InstrumentationScope(SCOPE))
-    return Tracing(provider.get_tracer(SCOPE), recorder)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return Tracing.recording(provider, SCOPE)

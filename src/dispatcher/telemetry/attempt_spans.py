@@ -9,7 +9,7 @@ exceptions, changes from other threads.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
@@ -19,10 +19,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from opentelemetry import trace
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor
-from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import Decision, Sampler
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, Tracer
+from opentelemetry.sdk.trace.sampling import Decision
+from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util.types import AttributeValue
@@ -100,7 +99,7 @@ class RecordedSpan(AttemptSpan):
         recorder: SpanRecorder,
         context: SpanContext,
         parent: SpanContext | None,
-        links: tuple[Link, ...],
+        links: Sequence[Link],
         attributes: Attributes,
     ) -> None:
         self.traceparent = format_traceparent(context)
@@ -156,17 +155,16 @@ def passing(publisher: str | None) -> AttemptSpan:
 
 
 class SpanRecorder:
-    """Decides which attempts get a span and hands those to `processor`, as a tracer of the same provider would."""
+    """Decides which attempts get a span, and hands those on, as `tracer` would; `scope` is the tracer's."""
 
-    def __init__(
-        self, sampler: Sampler, processor: SpanProcessor, resource: Resource, scope: InstrumentationScope
-    ) -> None:
-        self._sampler = sampler
-        self._ids: IdGenerator = RandomIdGenerator()
-        self.processor, self.resource, self.scope = processor, resource, scope
+    def __init__(self, tracer: Tracer, scope: InstrumentationScope) -> None:
+        self._sampler, self._ids = tracer.sampler, tracer.id_generator
+        self.processor, self.resource, self.scope = tracer.span_processor, tracer.resource, scope
         limits = SpanLimits()
         self._count_max, self._chars_max = limits.max_span_attributes, limits.max_span_attribute_length
-        self._is_limited = self._chars_max is not None or (self._count_max or ATTRIBUTES_MOST) < ATTRIBUTES_MOST
+        has_few = self._count_max is not None and self._count_max < ATTRIBUTES_MOST
+        self._is_limited = has_few or self._chars_max is not None
+        self._links_max = limits.max_links
 
     def within_limits(self, attributes: Attributes) -> Mapping[str, AttributeValue]:
         """The attributes as OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT and _VALUE_LENGTH_LIMIT have them."""
@@ -178,8 +176,7 @@ class SpanRecorder:
         self, about: Callable[[], AttemptTrace], publisher: str | None, *, continue_trace: bool, is_sent: bool
     ) -> AttemptSpan:
         """See Tracing.delivery_span."""
-        origin = parse_traceparent(publisher)
-        parent = origin if continue_trace else None
+        parent = parse_traceparent(publisher) if continue_trace else None
         trace_id = self._ids.generate_trace_id() if parent is None else parent.trace_id
         is_sampled = self._samples(parent, trace_id)
         if not (is_sampled or is_sent):
@@ -188,8 +185,13 @@ class SpanRecorder:
         context = SpanContext(trace_id, self._ids.generate_span_id(), is_remote=False, trace_flags=flags)
         if not is_sampled:
             return AttemptSpan(format_traceparent(context))
-        links = (Link(origin),) if origin is not None and parent is None else ()
+        links = () if continue_trace else self._links(parse_traceparent(publisher))
         return RecordedSpan(self, context, parent, links, _attributes(about()))
+
+    def _links(self, origin: SpanContext | None) -> Sequence[Link]:
+        if origin is None:
+            return ()
+        return (Link(origin),) if self._links_max != 0 else BoundedList.from_seq(0, (Link(origin),))
 
     def _samples(self, parent: SpanContext | None, trace_id: int) -> bool:
         above = _NOTHING if parent is None else trace.set_span_in_context(NonRecordingSpan(parent), _NOTHING)

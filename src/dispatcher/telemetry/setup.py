@@ -12,11 +12,9 @@ from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NoOpTracerProvider
 from prometheus_client import CollectorRegistry
 
-from dispatcher.telemetry.attempt_spans import SpanRecorder
 from dispatcher.telemetry.catalog import SCHEMA_URL, SCOPE
 from dispatcher.telemetry.export import ExportPlan, metric_exporter, span_exporter
 from dispatcher.telemetry.histograms import Histograms, PeriodicReader, PrometheusReader
@@ -94,8 +92,5 @@ def _start_tracing(
     if exporter is None:
         return Tracing(NoOpTracerProvider().get_tracer(SCOPE)), ()
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    processor = BatchSpanProcessor(exporter)  # bounded by OTEL_BSP_*: 2,048 spans, the rest is dropped
-    provider.add_span_processor(processor)
-    tracer = provider.get_tracer(SCOPE, version, SCHEMA_URL)
-    recorder = SpanRecorder(provider.sampler, processor, resource, InstrumentationScope(SCOPE, version, SCHEMA_URL))
-    return Tracing(tracer, recorder), (provider.shutdown,)
+    provider.add_span_processor(BatchSpanProcessor(exporter))  # bounded by OTEL_BSP_*: 2,048 spans, the rest is dropped
+    return Tracing.recording(provider, SCOPE, version, SCHEMA_URL), (provider.shutdown,)

@@ -9,12 +9,16 @@ With no exporter all of this is cheap: no span is made, and a caller's context s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Self
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.sdk.trace import Tracer as SdkTracer
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode
 
 from dispatcher.telemetry.attempt_spans import NO_SPAN, AttemptSpan, AttemptTrace, SpanRecorder, passing
 from dispatcher.telemetry.traceparent import format_traceparent, parse_traceparent
@@ -67,6 +71,13 @@ class Tracing:
         self._tracer = tracer
         self._recorder = recorder
 
+    @classmethod
+    def recording(cls, provider: TracerProvider, name: str, version: str = "", schema_url: str = "") -> Self:
+        """With the spans of attempts, as the provider's sampler has them; the rest names the instrumentation scope."""
+        tracer = provider.get_tracer(name, version, schema_url)
+        scope = InstrumentationScope(name, version, schema_url)
+        return cls(tracer, SpanRecorder(tracer, scope) if isinstance(tracer, SdkTracer) else None)
+
     @contextmanager
     def server_span(self, method: str, traceparent: str | None) -> Iterator[ServerSpan]:
         """The SERVER span of `package.Service/Method`, child of the caller's `traceparent`; current within."""
@@ -100,9 +111,8 @@ class Tracing:
         kind: SpanKind,
         context: Context | None,
         attributes: Mapping[str, str] | None,
-        links: Sequence[Link] = (),
     ) -> Iterator[Span]:
-        span = self._tracer.start_span(name, context, kind, attributes, links, record_exception=False)
+        span = self._tracer.start_span(name, context, kind, attributes, record_exception=False)
         try:
             with trace.use_span(span, record_exception=False, set_status_on_exception=False):
                 yield span

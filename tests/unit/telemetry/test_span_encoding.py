@@ -47,7 +47,7 @@ def odd() -> tuple[ReadableSpan, ...]:
     provider = TracerProvider(resource=Resource({"service.name": "x", "n": 3}, "https://schema"))
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     tracer = provider.get_tracer("scope", "1.0", "https://schema")
-    values = {"one": 1, "true": True, "float": 1.0, "words": ["a", "b"], "bytes": b"x", "numbers": (1, 2)}
+    values = {"one": 1, "true": True, "float": 1.0, "zero": -0.0, "words": ["a", "b"], "bytes": b"x", "numbers": (1, 2)}
     for name, value in values.items():
         tracer.start_span("odd", attributes={name: value, "same": 1}).end()
     for same in (1, True, 1.0, "1"):
@@ -68,6 +68,40 @@ def odd() -> tuple[ReadableSpan, ...]:
 def test_a_batch_is_encoded_as_the_library_encodes_it(spans: tuple[ReadableSpan, ...]) -> None:
     assert encode(spans) == encode_spans(spans)
     assert encode(tuple(reversed(spans))) == encode_spans(tuple(reversed(spans)))
+
+
+def test_spans_of_calls_do_not_send_a_batch_through_the_librarys_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_library = []
+
+    def note(spans: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
+        by_library.extend(spans)
+        return encode_spans(spans)
+
+    monkeypatch.setattr(span_encoding, "encode_spans", note)
+    spans = attempts()
+    assert len({id(span.instrumentation_scope) for span in spans}) == 2, "the recorder's scope and the tracer's"
+    encode(spans)
+    assert by_library == [spans[0]]
+
+
+def test_what_no_message_can_hold_costs_no_other_span(caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = attempts()[:2]
+    spans = [
+        good,
+        *(
+            ReadableSpan(
+                "bad",
+                bad.context,
+                resource=good.resource,
+                attributes={"a": value, "b": 1},
+                instrumentation_scope=good.instrumentation_scope,
+            )
+            for value in ("\ud800", 2**63)
+        ),
+        good,
+    ]
+    assert encode(spans) == encode_spans(spans)
+    assert len(encode(spans).resource_spans[0].scope_spans[0].spans) == 4
 
 
 def test_the_exporter_encodes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

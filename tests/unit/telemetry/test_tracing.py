@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBasedTraceIdRatio
 from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode, format_trace_id
 
-from dispatcher.telemetry.attempt_spans import AttemptTrace, redact_url
+from dispatcher.telemetry.attempt_spans import ATTRIBUTES_MOST, AttemptTrace, redact_url
 from dispatcher.telemetry.traceparent import parse_traceparent
 from dispatcher.telemetry.tracing import Tracing, current_traceparent
 from tests.support.tracing import tracing_to
@@ -134,6 +137,30 @@ def test_the_limits_of_attributes_hold_for_attempts(monkeypatch: pytest.MonkeyPa
     assert done.attributes is not None
     assert done.attributes["dispatcher.attempt.outcome"] == "suc"
     assert (len(done.attributes), done.dropped_attributes) == (5, 10)
+
+
+@pytest.mark.parametrize("limit", ["0", "1", "16", "17", "18"])
+@pytest.mark.parametrize("name", ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_SPAN_LINK_COUNT_LIMIT"])
+def test_a_limit_holds_as_in_a_span_of_the_sdk(monkeypatch: pytest.MonkeyPatch, name: str, limit: str) -> None:
+    """Of the attributes that the SDK's span is given one by one, too."""
+    retry = replace(ATTEMPT, attempt_number=2)
+    whole = Recorder()
+    with whole.tracing.delivery_span(lambda: retry, PUBLISHER, continue_trace=False) as span:
+        span.answered(500, outcome="retry")
+    assert len(whole.only().attributes or {}) == ATTRIBUTES_MOST
+    monkeypatch.setenv(name, limit)
+    ours, sdks = Recorder(), InMemorySpanExporter()
+    with ours.tracing.delivery_span(lambda: retry, PUBLISHER, continue_trace=False) as span:
+        span.answered(500, outcome="retry")
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(sdks))
+    made = provider.get_tracer("test").start_span("POST", links=whole.only().links)
+    made.set_attributes(whole.only().attributes or {})
+    made.end()
+    (other,), mine = sdks.get_finished_spans(), ours.only()
+    assert mine.attributes == other.attributes
+    assert (mine.dropped_attributes, mine.dropped_links) == (other.dropped_attributes, other.dropped_links)
+    assert len(mine.links) == len(other.links)
 
 
 def test_a_retry_tells_its_resend_count(recorder: Recorder) -> None:
