@@ -14,7 +14,7 @@ import pytest
 from webhooks.v1 import tenant_pb2
 
 from tests.support.callers import CALL_TIMEOUT_S, WAIT_S, Caller, calling
-from tests.support.cli import CliResult, run_cli
+from tests.support.cli import CliResult, interruptible_cli, run_cli
 from tests.support.postgres import TestDatabase
 from tests.support.process import Served, free_ports, processes
 from tests.support.waiting import until
@@ -72,14 +72,10 @@ async def test_a_tenant_that_is_kept_can_be_looked_at(running: tuple[Served, Cal
 
 async def test_ctrl_c_ends_the_load_and_leaves_nothing_behind(running: tuple[Served, Caller]) -> None:
     served, caller = running
-    command = [sys.executable, "-m", "dispatcher", "bench", "--seconds", "600"]
+    target = f"127.0.0.1:{served.grpc_port}"
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = await asyncio.create_subprocess_exec(
-        *command,
-        "--target",
-        f"127.0.0.1:{served.grpc_port}",
-        env=environ,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever runs the tests may ignore it
+        *interruptible_cli("bench", "--seconds", "600", "--target", target), env=environ
     )
     try:
         await until(lambda: tenants(caller), WAIT_S)

@@ -15,7 +15,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 from webhooks.v1 import event_pb2, publisher_pb2
 
-from tests.benchmarks.seeding import DATA_BYTES, TENANT, type_of
+from tests.benchmarks.seeding import DATA, TENANT, type_of
 
 PUBLISH = "/webhooks.v1.PublisherService/Publish"
 CHECK = "/grpc.health.v1.Health/Check"
@@ -23,10 +23,7 @@ CHECK = "/grpc.health.v1.Health/Check"
 
 def request_of(batch: int, first: int) -> bytes:
     """A request with so many events; each goes to one endpoint, the next one's."""
-    events = [
-        event_pb2.Event(type=type_of(first + number), data=b'{"note":"'.ljust(DATA_BYTES - 2, b"x") + b'"}')
-        for number in range(batch)
-    ]
+    events = [event_pb2.Event(type=type_of(first + number), data=DATA) for number in range(batch)]
     return publisher_pb2.PublishRequest(parent=f"tenants/{TENANT}", events=events).SerializeToString()
 
 

@@ -146,20 +146,15 @@ async def deliver(rig: Rig, shape: Shape, *, meanwhile: Meanwhile | None = None,
         assert rig.server.pid is not None
         meter = Meter(connection, {"receiver": rig.receiver.pid, "database": rig.server.pid})
         await meter.begin()
-        served = rig.dispatcher(database, **shape.variables)
         begun = time.time()
         async with contextlib.AsyncExitStack() as stack:
             if meanwhile is not None:
                 await stack.enter_async_context(meanwhile(database.dsn))
-            served.start()
-            pin(served.pid, measured_cores() if is_pinned else all_cores())
-            try:
-                meter.watch("dispatcher", served.pid)
-                await all_delivered(connection, shape.count)
-                await meter.end()
-            finally:
-                served.terminate()
-                await served.exit_code(30)
+            cores = measured_cores() if is_pinned else all_cores()
+            served = await stack.enter_async_context(rig.dispatching(database, cores=cores, **shape.variables))
+            meter.watch("dispatcher", served.pid)
+            await all_delivered(connection, shape.count)
+            await meter.end()
         cost = await meter.cost()
         row = await connection.fetchrow(SELECT_RATE)
         assert row["attempts"] == row["delivered"] == shape.count, dict(row)

@@ -9,11 +9,10 @@ from webhooks.v1 import event_pb2, publisher_pb2, publisher_pb2_grpc
 from tests.benchmarks.publishing import BATCH, TIMEOUT_S
 from tests.benchmarks.report import Row, Sense, Target
 from tests.benchmarks.rig import Rig
-from tests.benchmarks.seeding import DATA_BYTES, TENANT, seed_endpoints, type_of
+from tests.benchmarks.seeding import DATA, TENANT, seed_endpoints, type_of
 from tests.benchmarks.sizes import Sizes
 
 TO_ALL = "bench.all"
-DATA = b'{"note":"'.ljust(DATA_BYTES - 2, b"x") + b'"}'
 ADD_PATTERN = "UPDATE endpoint SET event_types = event_types || $1::text, state = 'PAUSED'"
 RESET = "SELECT pg_stat_statements_reset()"
 SQL_TIME_US = """

@@ -9,8 +9,8 @@ import statistics
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from tests.benchmarks.processes import ROOT, clean_environ, measured_cores, pin, python
-from tests.benchmarks.publishing import TIMEOUT_S, ended
+from tests.benchmarks.processes import ROOT, clean_environ, ended_output, measured_cores, pin, python
+from tests.benchmarks.publishing import TIMEOUT_S
 from tests.benchmarks.report import Row, Sense, Target
 from tests.benchmarks.rig import Rig
 from tests.benchmarks.seeding import TYPES, seed_endpoints, type_of
@@ -70,14 +70,10 @@ async def _once(rig: Rig, sizes: Sizes, endpoints: int = TYPES, *, hanging: int 
         urls = [arrivals.url_of("hang")] * hanging + [arrivals.url_of("in")] * (endpoints - hanging)
         await seed_endpoints(connection, urls, patterns=[type_of(number, endpoints) for number in range(endpoints)])
         said = await _run("alone", database.dsn, arrivals.url_of("in"), str(ALONE), measured=True)
-        served = rig.dispatcher(database, DISPATCHER_DELIVERY_DRAIN_S="0.5")
-        await served.started()
-        pin(served.pid, measured_cores())
-        try:
+        async with rig.dispatching(database, DISPATCHER_DELIVERY_DRAIN_S="0.5") as served:
+            await asyncio.to_thread(served.wait_ready)
             await _run("offer", str(served.grpc_port), str(RATE_PER_S), str(sizes.latency_s), str(endpoints))
             await asyncio.sleep(1.0)  # the last ones arrive; what is lost fails below
-        finally:
-            await ended(served)
     expected = RATE_PER_S * sizes.latency_s * (endpoints - hanging) // endpoints
     assert len(arrivals.took_ms) >= expected, f"{len(arrivals.took_ms)} of {expected} arrived within a second"
     return said["took_ms"][WARM_UP:], arrivals.took_ms[WARM_UP:]
@@ -94,9 +90,7 @@ async def _receiving() -> AsyncIterator[Arrivals]:
     try:
         yield arrivals
     finally:
-        process.terminate()
-        out, _ = await process.communicate()
-        arrivals.took_ms = json.loads(out)["took_ms"]
+        arrivals.took_ms = json.loads(await ended_output(process))["took_ms"]
 
 
 async def _run(*arguments: str, measured: bool = False) -> dict[str, list[float]]:

@@ -14,15 +14,8 @@ from typing import Any, Protocol
 
 import aiohttp
 import grpc.aio
-from webhooks.v1 import (
-    endpoint_pb2,
-    endpoint_pb2_grpc,
-    event_pb2,
-    publisher_pb2,
-    publisher_pb2_grpc,
-    tenant_pb2,
-    tenant_pb2_grpc,
-)
+
+from tests.support.callers import Caller, event
 
 CALL_TIMEOUT_S = 30.0
 EVENT_TYPE = "bench.load"
@@ -121,25 +114,16 @@ class Dispatcher:
     """A tenant of its own, an endpoint and an event type each, over gRPC without TLS."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._tenants: Any = tenant_pb2_grpc.TenantServiceStub(channel)
-        self._endpoints: Any = endpoint_pb2_grpc.EndpointServiceStub(channel)
-        self._publisher: Any = publisher_pb2_grpc.PublisherServiceStub(channel)
+        self._caller = Caller(channel, channel)
         self._tenant = f"bench-{secrets.token_hex(4)}"
 
     async def add_endpoint(self, number: int, url: str) -> None:
         if number == 0:
-            tenant = tenant_pb2.CreateTenantRequest(tenant_id=self._tenant, tenant=tenant_pb2.Tenant())
-            await self._tenants.CreateTenant(tenant, timeout=CALL_TIMEOUT_S, wait_for_ready=True)
-        target = endpoint_pb2.HttpTarget(url=url)
-        endpoint = endpoint_pb2.Endpoint(http=target, event_types=[f"{EVENT_TYPE}{number}"])
-        parent = f"tenants/{self._tenant}"
-        request = endpoint_pb2.CreateEndpointRequest(parent=parent, endpoint_id=f"e{number}", endpoint=endpoint)
-        await self._endpoints.CreateEndpoint(request, timeout=CALL_TIMEOUT_S)
+            await self._caller.tenant(self._tenant)
+        await self._caller.endpoint(f"e{number}", url, tenant=self._tenant, event_types=[f"{EVENT_TYPE}{number}"])
 
     async def publish(self, number: int, data: Mapping[str, Any]) -> None:
-        event = event_pb2.Event(type=f"{EVENT_TYPE}{number}", data=json.dumps(data).encode())
-        request = publisher_pb2.PublishRequest(parent=f"tenants/{self._tenant}", events=[event])
-        await self._publisher.Publish(request, timeout=CALL_TIMEOUT_S)
+        await self._caller.publish(event("", json.dumps(data).encode(), f"{EVENT_TYPE}{number}"), tenant=self._tenant)
 
 
 @asynccontextmanager

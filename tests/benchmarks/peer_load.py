@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import json
 import sys
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,10 +22,10 @@ from typing import Any
 import aiohttp
 import grpc
 
-from dispatcher.cli.load import Load, Verdict, judge, publish_all, settled
+from dispatcher.cli.load import Load, Verdict, judge, publish_all, settle
 from dispatcher.embedded.load_receiver import Receipt
 from tests.benchmarks.peer_adapters import CONNECT, Peer, Server
-from tests.benchmarks.processes import ROOT, clean_environ, cpu_s, python
+from tests.benchmarks.processes import ROOT, clean_environ, cpu_s, ended_output, python
 from tests.support.process import free_ports
 
 SATURATION = "max"
@@ -53,13 +52,13 @@ async def run(peer: Peer, load: Load, pids: Mapping[str, int]) -> PeerVerdict:
     async with _receiver() as receiving:
         for number in range(load.endpoints):
             await peer.add_endpoint(number, receiving.url(number))
-        before, begun_s = {name: cpu_s(pid) for name, pid in pids.items()}, time.monotonic()
+        before = {name: cpu_s(pid) for name, pid in pids.items()}
         published = await publish_all(peer.publish, load, REFUSALS)
-        received_s = await settled(receiving.count, published.count, load.settle_s) - begun_s
+        await settle(receiving.count, published.expected, load.settle_s)
         cpu = {name: (cpu_s(pid) - before[name]) / max(1, published.count) * 1e6 for name, pid in pids.items()}
     for error in published.errors:
         print(f"refused: {error}", file=sys.stderr)
-    return PeerVerdict(judge(load, published, receiving.receipts, received_s), cpu)
+    return PeerVerdict(judge(load, published, receiving.receipts), cpu)
 
 
 class Receiving:
@@ -93,8 +92,7 @@ async def _receiver() -> AsyncIterator[Receiving]:
                     await asyncio.sleep(0.02)
             yield receiving
         finally:
-            process.terminate()
-            out, _ = await process.communicate()
+            out = await ended_output(process)
     receiving.receipts = [Receipt(*each) for each in json.loads(out)["receipts"]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -42,6 +43,14 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.01)
         else:
             return
+
+
+async def ended_output(process: asyncio.subprocess.Process) -> bytes:
+    """End a process by SIGTERM, if it has not ended by itself, and what it has printed."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    out, _ = await process.communicate()
+    return out
 
 
 def measured_cores() -> set[int]:

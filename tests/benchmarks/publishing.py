@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.benchmarks.processes import ROOT, clean_environ, measured_cores, pin, python
 from tests.benchmarks.report import Row, Sense, Target
-from tests.benchmarks.rig import Meter, Rig, median_costs
+from tests.benchmarks.rig import Meter, Rig, ended, median_costs
 from tests.benchmarks.seeding import seed_endpoints, type_of
 from tests.benchmarks.sizes import Sizes
 from tests.support.postgres import TestDatabase
@@ -65,21 +65,10 @@ async def publishing(rig: Rig) -> AsyncIterator[tuple[TestDatabase, Served, Mete
         patterns = [type_of(number) for number in range(ENDPOINTS)]
         await seed_endpoints(connection, urls, patterns=patterns)
         await connection.execute("UPDATE endpoint SET state = 'PAUSED'")
-        served = rig.dispatcher(database)
-        await served.started()
-        pin(served.pid, measured_cores())
-        assert rig.server.pid is not None
-        try:
+        async with rig.dispatching(database) as served:
+            await asyncio.to_thread(served.wait_ready)
+            assert rig.server.pid is not None
             yield database, served, Meter(connection, {"dispatcher": served.pid, "database": rig.server.pid})
-        finally:
-            if served.is_running():
-                await ended(served)
-
-
-async def ended(served: Served) -> None:
-    """End it in good order."""
-    served.terminate()
-    await served.exit_code(30)
 
 
 async def _call(port: int, kind: str, callers: int, calls: int, batch: int) -> dict[str, Any]:

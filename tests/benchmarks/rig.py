@@ -55,16 +55,27 @@ class Rig:
         return Served(database.dsn, self.folder, variables, base=SETTINGS)
 
     @contextlib.asynccontextmanager
-    async def dispatching(self, database: TestDatabase, **variables: str) -> AsyncIterator[Served]:
-        """One that has just been started on the core of its own, and is ended in good order."""
+    async def dispatching(
+        self, database: TestDatabase, *, cores: set[int] | None = None, **variables: str
+    ) -> AsyncIterator[Served]:
+        """One that has just been started, on the core that is measured or on `cores`; ended if it still runs."""
         served = self.dispatcher(database, **variables)
         served.start()
         try:
-            pin(served.pid, measured_cores())
+            pin(served.pid, measured_cores() if cores is None else cores)
             yield served
         finally:
-            served.terminate()
-            await served.exit_code(ENDED_TIMEOUT_S)
+            if served.is_running():
+                await ended(served)
+
+
+async def ended(served: Served) -> None:
+    """End it in good order; AssertionError where it can't be done in time, and it is killed."""
+    try:
+        served.terminate()
+        await served.exit_code(ENDED_TIMEOUT_S)
+    finally:
+        served.kill()
 
 
 @contextlib.contextmanager

@@ -96,7 +96,7 @@ async def memory_growth(rig: Rig, sizes: Sizes) -> list[Row]:
 
 @contextlib.asynccontextmanager
 async def _backlogged(rig: Rig, shape: Shape) -> AsyncIterator[tuple[Served, asyncpg.Connection, float]]:
-    """A dispatcher that was started just now on a backlog of this shape, which autovacuum has seen; and when."""
+    """A dispatcher that was started just now on a backlog of this shape; and when."""
     async with rig.database() as (database, connection):
         fleet = await seed_endpoints(connection, [rig.receiver.url(f"e/{n}") for n in range(shape.endpoints)])
         await seed_backlog(connection, fleet, shape.per_endpoint)

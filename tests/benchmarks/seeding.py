@@ -21,6 +21,7 @@ SECRET_KEYS = f"bench:{base64.b64encode(b'b' * 32).decode()}"
 SIGNING_SECRET = b"a signing secret of 32 bytes ..."
 TENANT = "bench"
 DATA_BYTES = 400
+DATA = b'{"note":"'.ljust(DATA_BYTES - 2, b"x") + b'"}'
 KEYS_PER_ENDPOINT = 10
 
 TYPES = 10

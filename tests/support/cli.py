@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,13 @@ class CliResult:
     @property
     def json(self) -> Any:
         return json.loads(self.out)
+
+
+def interruptible_cli(*arguments: str) -> list[str]:
+    """The command of a process that runs `dispatcher ARGUMENTS` and heeds SIGINT, though whoever runs the tests may
+    ignore it. Nothing is done between fork and exec: gRPC's threads of this process would not bear it."""
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    return [sys.executable, "-c", f"{program}from dispatcher.cli.main import main; main()", *arguments]
 
 
 def run_cli(*arguments: str) -> CliResult:

@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import json
 import secrets
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -19,15 +18,17 @@ from dispatcher.cli import access as options
 from dispatcher.cli.access import Access
 from dispatcher.cli.failure import ExitCode, UsageError
 from dispatcher.cli.output import print_json, print_note, print_resource
-from dispatcher.cli.status import ServiceError
+from dispatcher.cli.status import Code, ServiceError
 
 if TYPE_CHECKING:
     from dispatcher.cli.client import Client
-    from dispatcher.cli.load import Load, Verdict
+    from dispatcher.cli.load import Load, Published, Verdict
 
 SATURATION = "max"
 EVENT_TYPE = "bench.load"
 ENDPOINTS_MAX = 256
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - to refuse them
+DELETE_ENDPOINT = "EndpointService.DeleteEndpoint"
 
 
 def bench(
@@ -58,24 +59,38 @@ def bench(
 
     Makes a tenant of its own (bench-…) with one endpoint for each publisher, all of which call a receiver that this
     command is; removes them in the end. The service must be allowed to reach the receiver
-    (DISPATCHER_EGRESS_ALLOWED_NETWORKS). Exit code 1 where something was lost or out of order.
+    (DISPATCHER_EGRESS_ALLOWED_NETWORKS). A load ends after a million calls at the latest. Exit code 1 where something
+    was lost or out of order, or could not be removed; killed, the command leaves its tenant behind.
     """
     from dispatcher.cli.load import Load
-    from dispatcher.config.groups import split_address
 
     try:
-        host, port = split_address(listen)
         load = Load(endpoints, None if rate == SATURATION else _positive(rate), seconds, settle_s)
     except ValueError as error:
-        raise UsageError(f"--listen, --rate: {error}") from error
-    with Access(target, timeout_s).client() as client:
-        verdict = asyncio.run(_run(client, load, (host, port), url, keep=keep))
+        raise UsageError(f"--rate: {error}") from error
+    access = Access(target, timeout_s)
+    with access.client() as client, LoadTenant(client, keep=keep) as tenant:
+        verdict = asyncio.run(_run(access, tenant, load, _address(listen, url), url))
     if as_json:
         print_json(asdict(verdict))
     else:
         print_resource("The load, and what became of it", {name: _shown(v) for name, v in asdict(verdict).items()})
-    if not verdict.is_kept:
+    if tenant.is_left or not verdict.is_kept:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _address(listen: str, url: str | None) -> tuple[str, int]:
+    from dispatcher.config.groups import split_address
+
+    try:
+        host, port = split_address(listen)
+    except ValueError as error:
+        raise UsageError(f"--listen: {error}") from error
+    if url is None and host in EVERYWHERE:
+        raise UsageError(
+            f"--url is needed: {listen} stands for all addresses of this host, and the service must be told one"
+        )
+    return host, port
 
 
 def _positive(text: str) -> float:
@@ -94,51 +109,86 @@ def _shown(value: float | int | None) -> str:  # noqa: PYI041 - a count is shown
             return f"{value:,.2f}"
 
 
-async def _run(client: Client, load: Load, listen: tuple[str, int], url: str | None, *, keep: bool) -> Verdict:
-    from dispatcher.cli.load import judge, publish_all, settled
+async def _run(access: Access, tenant: LoadTenant, load: Load, listen: tuple[str, int], url: str | None) -> Verdict:
+    from dispatcher.cli.load import judge, publish_all, settle
     from dispatcher.embedded.load_receiver import LoadReceiver
 
-    async with LoadReceiver(*listen) as receiver:
-        base = (url or f"http://{listen[0]}:{receiver.port}").rstrip("/")
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            receiver = await stack.enter_async_context(LoadReceiver(*listen))
+        except OSError as error:
+            raise UsageError(f"--listen: cannot listen on {listen[0]}, port {listen[1]}: {error.strerror}") from error
 
         async def count() -> int:
             return receiver.distinct
 
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(load.endpoints) as threads, _tenant(client, load.endpoints, base, keep=keep) as tenant:
-
-            async def publish(endpoint: int, data: Mapping[str, Any]) -> None:
-                await loop.run_in_executor(threads, partial(_publish, client, tenant, endpoint, data))
-
-            begun_s = time.monotonic()
-            published = await publish_all(publish, load, (ServiceError,))
-            received_s = await settled(count, published.count, load.settle_s) - begun_s
-        for error in published.errors:
-            print_note(f"refused: {error}")
-        return judge(load, published, receiver.receipts, received_s)
+        host = f"[{listen[0]}]" if ":" in listen[0] else listen[0]
+        tenant.make((url or f"http://{host}:{receiver.port}").rstrip("/"), load.endpoints)
+        published = await _published(access, tenant.name, load, publish_all)
+        await settle(count, published.expected, load.settle_s)
+    for text in published.errors:
+        print_note(f"refused: {text}")
+    return judge(load, published, receiver.receipts)
 
 
-def _publish(client: Client, tenant: str, endpoint: int, data: Mapping[str, Any]) -> None:
-    event = {"type": f"{EVENT_TYPE}{endpoint}", "dataText": json.dumps(data)}
-    client.call("PublisherService.Publish", {"parent": tenant, "events": [event]})
+async def _published(access: Access, tenant: str, load: Load, publish_all: Any) -> Published:
+    """On a channel of its own: closed, it ends the calls that are on their way, and their threads with them."""
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(load.endpoints) as threads, access.client() as client:
+
+        async def publish(endpoint: int, data: Mapping[str, Any]) -> None:
+            event = {"type": f"{EVENT_TYPE}{endpoint}", "dataText": json.dumps(data)}
+            request = {"parent": tenant, "events": [event]}
+            await loop.run_in_executor(threads, client.call, "PublisherService.Publish", request)
+
+        published: Published = await publish_all(publish, load, (ServiceError,))
+        return published
 
 
-@contextlib.contextmanager
-def _tenant(client: Client, endpoints: int, base: str, *, keep: bool) -> Iterator[str]:
-    """A tenant of this run, with an endpoint and an event type for each publisher."""
-    name = f"bench-{secrets.token_hex(4)}"
-    tenant = f"tenants/{name}"
-    made: list[str] = []
-    client.call("TenantService.CreateTenant", {"tenantId": name, "tenant": {"displayName": "dispatcher bench"}})
-    try:
+class LoadTenant:
+    """A tenant for one run with an endpoint and an event type for each publisher; a context manager, which removes all.
+
+    What can't be removed is told by name, and `is_left` says so. A process that is killed leaves its tenant behind.
+    """
+
+    def __init__(self, client: Client, *, keep: bool) -> None:
+        self._client, self._keep = client, keep
+        self._id = f"bench-{secrets.token_hex(4)}"
+        self._asked: list[str] = []
+        self.name = f"tenants/{self._id}"
+        self.is_left = False
+
+    def make(self, base: str, endpoints: int) -> None:
+        """Tenant and endpoints; what was asked for may be there, whatever was answered."""
+        self._asked.append(self.name)
+        tenant = {"displayName": "dispatcher bench"}
+        self._client.call("TenantService.CreateTenant", {"tenantId": self._id, "tenant": tenant})
         for number in range(endpoints):
+            self._asked.append(f"{self.name}/endpoints/e{number}")
             endpoint = {"http": {"url": f"{base}/e/{number}"}, "eventTypes": [f"{EVENT_TYPE}{number}"]}
-            request = {"parent": tenant, "endpointId": f"e{number}", "endpoint": endpoint}
-            client.call("EndpointService.CreateEndpoint", request)
-            made.append(f"{tenant}/endpoints/e{number}")
-        yield tenant
-    finally:
-        if not keep:
-            for endpoint_name in made:
-                client.call("EndpointService.DeleteEndpoint", {"name": endpoint_name, "force": True})
-            client.call("TenantService.DeleteTenant", {"name": tenant})
+            request = {"parent": self.name, "endpointId": f"e{number}", "endpoint": endpoint}
+            self._client.call("EndpointService.CreateEndpoint", request)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._keep:
+            return
+        try:
+            for name in reversed(self._asked):
+                self._remove(name)
+        except KeyboardInterrupt:
+            print_note(f"left behind: {self.name}")
+            raise
+
+    def _remove(self, name: str) -> None:
+        method, more = ("TenantService.DeleteTenant", {}) if name == self.name else (DELETE_ENDPOINT, {"force": True})
+        try:
+            self._client.call(method, {"name": name, **more})
+        except ServiceError as error:
+            if error.status.code is not Code.NOT_FOUND:
+                self.is_left = True
+                print_note(f"left behind: {name}: {error}")

@@ -12,21 +12,26 @@ from aiohttp import web
 
 BODY_BYTES_MAX = 1024 * 1024
 SHUTDOWN_TIMEOUT_S = 1.0
+RECEIPTS_MAX = 2_000_000
+"""Webhooks that are kept, with their copies; some 300 bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """One webhook: the `number`-th event of its endpoint (from 0), and how long it took since its publishing began."""
+    """One webhook: the `number`-th event of its endpoint (from 0), when its publishing began and when it came, both by
+    the monotonic clock in ns."""
 
     endpoint: int
     number: int
-    latency_ms: float
+    sent_ns: int
+    received_ns: int
 
 
 class LoadReceiver:
     """POST /e/{endpoint} takes a JSON object with `number` and `sent_ns`, the monotonic clock of this machine.
 
-    GET /count says how many different events have come. Use it as an async context manager; `port` 0 means any.
+    GET /count says how many different events have come. Use it as an async context manager, which raises OSError where
+    it can't listen; `port` 0 means any. Beyond RECEIPTS_MAX it answers 503.
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -50,7 +55,11 @@ class LoadReceiver:
 
     async def __aenter__(self) -> Self:
         await self._runner.setup()
-        await web.TCPSite(self._runner, self._host, self._port).start()
+        try:
+            await web.TCPSite(self._runner, self._host, self._port).start()
+        except OSError:
+            await self._runner.cleanup()
+            raise
         return self
 
     async def __aexit__(
@@ -62,11 +71,12 @@ class LoadReceiver:
         now_ns = time.monotonic_ns()
         try:
             data = json.loads(await request.read())
-            receipt = Receipt(
-                int(request.match_info["endpoint"]), int(data["number"]), (now_ns - int(data["sent_ns"])) / 1e6
-            )
+            endpoint = int(request.match_info["endpoint"])
+            receipt = Receipt(endpoint, int(data["number"]), int(data["sent_ns"]), now_ns)
         except (ValueError, TypeError, KeyError) as error:
             raise web.HTTPBadRequest(text="not an event of this load") from error
+        if len(self.receipts) >= RECEIPTS_MAX:
+            raise web.HTTPServiceUnavailable(text="no more is kept")
         self._seen.add((receipt.endpoint, receipt.number))
         self.receipts.append(receipt)
         return web.Response(status=204)

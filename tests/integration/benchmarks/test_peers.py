@@ -15,7 +15,6 @@ from aiohttp import web
 
 from dispatcher.cli.load import Verdict
 from tests.benchmarks import peer_load
-from tests.support.node import QUICK
 from tests.support.postgres import TestDatabase
 from tests.support.process import free_ports, processes
 
@@ -25,7 +24,6 @@ COUNT = 40
 
 
 async def test_a_load_on_dispatcher_is_delivered_whole_and_in_order(database: TestDatabase, tmp_path: Path) -> None:
-    assert QUICK["DISPATCHER_AUTH_MODE"] == "none"
     with processes(database.dsn, tmp_path) as (served,):
         address = f"127.0.0.1:{served.grpc_port}"
         (told,) = await peer_load.main(["dispatcher", address, *SMALL, "--pids", f"serve={served.pid}"])
