@@ -13,8 +13,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 from dispatcher.delivery.admissions import Admissions
 from dispatcher.delivery.endpoint import EndpointRuntime
@@ -260,6 +262,12 @@ class Board:
             self._note(self.unconfigured, key)
         else:
             self.runtimes.pop(key, None)
+
+    def forget_tenants(self, tenants: AbstractSet[UUID]) -> None:
+        """Tenants changed, and with each the configuration of all its endpoints."""
+        if tenants:
+            for key in [key for key in self.lanes.keys() | self.runtimes.keys() if key.tenant_id in tenants]:
+                self.forget_runtime(key)
 
     def hold_until_read(self, key: EndpointKey) -> None:
         """The endpoint is disabled, or has changed: nothing starts until what is on record now has been read."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
+from uuid import UUID
 
 from dispatcher.delivery.board import Board
 from dispatcher.errors import UnavailableError
@@ -21,6 +23,8 @@ from dispatcher.store import backlog, listen, runtime
 from dispatcher.store.database import Database
 
 log = logging.getLogger(__name__)
+
+K = TypeVar("K")
 
 
 COMMAND_HINT = 0
@@ -52,7 +56,8 @@ class Watch:
         self._options = options
         self._swept: datetime | None = None
         self._polled: datetime | None = None
-        self._changed: dict[EndpointKey, datetime] = {}
+        self._changed: Mapping[EndpointKey, datetime] = {}
+        self._changed_tenants: Mapping[UUID, datetime] = {}
         self._sweep_now = asyncio.Event()
         self._poll_now = asyncio.Event()
         self._probed = -1
@@ -125,11 +130,12 @@ class Watch:
             self._polled = None
             return
         since = await self._since(self._polled)
-        started, changed = await runtime.changed_endpoints(self._database, partitions, since)
-        self._polled = started
-        for key in changed.keys() - {k for k, time in self._changed.items() if changed.get(k) == time}:
+        changes = await runtime.changes_since(self._database, partitions, since)
+        self._polled = changes.start
+        for key in _new(changes.endpoints, self._changed):
             self._board.forget_runtime(key)
-        self._changed = changed
+        self._board.forget_tenants(_new(changes.tenants, self._changed_tenants))
+        self._changed, self._changed_tenants = changes.endpoints, changes.tenants
         self._board.retry_unconfigured()
         self._board.retry_aside()
         await self._execute_commands()
@@ -137,3 +143,8 @@ class Watch:
     async def _since(self, last: datetime | None) -> datetime:
         start = last or await self._database.fetchval("SELECT clock_timestamp()")
         return start - timedelta(seconds=self._options.look_back_s)
+
+
+def _new(changed: Mapping[K, datetime], known: Mapping[K, datetime]) -> set[K]:
+    """Within the look-back each change is found again and again: what is not known yet, with its time."""
+    return {key for key, time in changed.items() if known.get(key) != time}

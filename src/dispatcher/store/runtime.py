@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -114,44 +115,40 @@ FROM unnest($1::smallint[]) p(partition)
 CROSS JOIN LATERAL (
     SELECT e.tenant_id, e.endpoint_id, e.update_time FROM endpoint e
     WHERE e.partition = p.partition AND e.update_time >= $2 OFFSET 0
-) e
-UNION ALL
-SELECT e.tenant_id, e.endpoint_id, t.update_time
-FROM tenant t
-CROSS JOIN LATERAL (
-    SELECT e.tenant_id, e.endpoint_id FROM endpoint e
-    WHERE e.tenant_id = t.tenant_id AND e.partition = ANY ($1::smallint[]) OFFSET 0
-) e
-WHERE t.update_time >= $2"""
-
-
-# The same in two statements, since Citus takes no lateral over several tenants; without its plan's guarantee.
+) e"""
+# The same for Citus, which takes no lateral over several tenants; without its plan's guarantee.
 CHANGED_HERE = """
 SELECT e.tenant_id, e.endpoint_id, e.update_time FROM endpoint e
 WHERE e.partition = ANY ($1::smallint[]) AND e.update_time >= $2"""
-CHANGED_WITH_TENANT = """
-SELECT e.tenant_id, e.endpoint_id, t.update_time
-FROM tenant t JOIN endpoint e ON e.tenant_id = t.tenant_id
-WHERE t.update_time >= $2 AND e.partition = ANY ($1::smallint[])"""
+CHANGED_TENANTS = "SELECT tenant_id, update_time FROM tenant WHERE update_time >= $1"
 
 
-async def changed_endpoints(
-    db: Database, partitions: Sequence[int], since: datetime
-) -> tuple[datetime, dict[EndpointKey, datetime]]:
-    """Endpoints of these partitions that were changed or deleted since then, or whose tenant was (and when), and the
-    database's time at the start.
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What was changed or deleted, and when: endpoints of some partitions, tenants anywhere. `start` is the database's
+    time before it was read."""
 
-    Look-back is the caller's affair: an update carries the time of its statement and shows when it commits.
+    start: datetime
+    endpoints: Mapping[EndpointKey, datetime]
+    tenants: Mapping[uuid.UUID, datetime]
+
+
+async def changes_since(db: Database, partitions: Sequence[int], since: datetime) -> Changes:
+    """What these partitions' owner may have read before it changed. Raises UnavailableError.
+
+    Look-back is the caller's affair: an update carries the time of its statement and shows when it commits. A changed
+    tenant stands for all its endpoints, which may be very many: they are not read.
     """
     async with probing(db) as connection:
         start: datetime = await connection.fetchval(CHANGE_TIME)
-        texts = (CHANGED_HERE, CHANGED_WITH_TENANT) if is_one_tenant(connection) else (CHANGED_ENDPOINTS,)
-        rows = [row for text in texts for row in await connection.fetch(text, list(partitions), since)]
-    changed: dict[EndpointKey, datetime] = {}
-    for row in rows:
-        key = EndpointKey(row["tenant_id"], row["endpoint_id"])
-        changed[key] = max(row["update_time"], changed.get(key, row["update_time"]))
-    return start, changed
+        text = CHANGED_HERE if is_one_tenant(connection) else CHANGED_ENDPOINTS
+        endpoints = await connection.fetch(text, list(partitions), since)
+        tenants = await connection.fetch(CHANGED_TENANTS, since)
+    return Changes(
+        start,
+        {EndpointKey(row["tenant_id"], row["endpoint_id"]): row["update_time"] for row in endpoints},
+        {row["tenant_id"]: row["update_time"] for row in tenants},
+    )
 
 
 def _known(row: asyncpg.Record) -> EndpointRuntimeRow | None:

@@ -79,10 +79,23 @@ async def test_settings_come_by_revision_from_the_lowest_row_that_is_left(
 async def test_changed_endpoints_are_found_by_partition_and_time(db: Database, connection: asyncpg.Connection) -> None:
     tenant_id = await add_tenant(connection)
     old, _elsewhere = await add_endpoint(connection, tenant_id, 7), await add_endpoint(connection, tenant_id, 9)
-    start, _ = await runtime.changed_endpoints(db, [7], datetime.now(UTC))
+    start = (await runtime.changes_since(db, [7], datetime.now(UTC))).start
     new = await add_endpoint(connection, tenant_id, 8)
-    assert (await runtime.changed_endpoints(db, [7, 8], start))[1].keys() == {new}
-    assert (await runtime.changed_endpoints(db, [7, 8], start - timedelta(hours=1)))[1].keys() == {old, new}
+    assert (await runtime.changes_since(db, [7, 8], start)).endpoints.keys() == {new}
+    long_ago = start - timedelta(hours=1)
+    assert (await runtime.changes_since(db, [7, 8], long_ago)).endpoints.keys() == {old, new}
+
+
+async def test_a_changed_tenant_is_found_without_its_endpoints(db: Database, connection: asyncpg.Connection) -> None:
+    tenant_id, other = await add_tenant(connection), await add_tenant(connection, "other")
+    await add_endpoint(connection, tenant_id, 7)
+    await connection.execute("UPDATE tenant SET update_time = now() - interval '1 hour'")
+    await connection.execute("UPDATE endpoint SET update_time = now() - interval '1 hour'")
+    start = (await runtime.changes_since(db, [7], datetime.now(UTC))).start
+    await connection.execute("UPDATE tenant SET update_time = clock_timestamp() WHERE tenant_id = $1", tenant_id)
+    changes = await runtime.changes_since(db, [7], start)
+    assert (changes.tenants.keys(), changes.endpoints) == ({tenant_id}, {})
+    assert (await runtime.changes_since(db, [7], start - timedelta(hours=2))).tenants.keys() == {tenant_id, other}
 
 
 def instance_of(**changes: object) -> Instance:

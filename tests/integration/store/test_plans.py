@@ -100,7 +100,7 @@ def written(
     yield "runtime", runtime.LOAD_RUNTIME, [tenants, three]
     yield "changed", runtime.CHANGED_ENDPOINTS, [list(range(256)), last_day]
     yield "changed, one tenant", runtime.CHANGED_HERE, [list(range(256)), last_day]
-    yield "changed tenants, one tenant", runtime.CHANGED_WITH_TENANT, [list(range(256)), last_day]
+    yield "changed tenants", runtime.CHANGED_TENANTS, [last_day]
     day = [start, start + timedelta(days=1)]
     yield "unsettled", upkeep.FIND_UNSETTLED, [tenant_id, uuid.UUID(int=0), *day, 1000]
     yield "unsettled, page", upkeep.PAGE_OF_ENDPOINTS, [tenant_id, uuid.UUID(int=0), 1000]

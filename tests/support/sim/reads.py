@@ -11,7 +11,7 @@ from dispatcher.model import (
     Payload,
 )
 from dispatcher.store.backlog import EndpointPosition, PayloadKey, RowsWanted
-from dispatcher.store.runtime import EndpointRuntimeRow
+from dispatcher.store.runtime import Changes, EndpointRuntimeRow
 from tests.support.sim.database import SimDatabase
 from tests.support.sim.world import StoredRow, World
 
@@ -124,17 +124,15 @@ async def load_runtime(db: SimDatabase, keys: Sequence[EndpointKey]) -> list[End
     return await world.ask(db.process, lambda: [one(key) for key in asked])
 
 
-async def changed_endpoints(
-    db: SimDatabase, partitions: Sequence[int], since: datetime
-) -> tuple[datetime, dict[EndpointKey, datetime]]:
+async def changes_since(db: SimDatabase, partitions: Sequence[int], since: datetime) -> Changes:
     world, asked = db.world, set(partitions)
 
-    def action() -> tuple[datetime, dict[EndpointKey, datetime]]:
+    def action() -> Changes:
         changed = {
             key: world.time_of(endpoint.updated_at)
             for key, endpoint in world.endpoints.items()
             if key.partition in asked and world.time_of(endpoint.updated_at) >= since
         }
-        return world.now(), changed
+        return Changes(world.now(), changed, {})
 
     return await world.ask(db.process, action)

@@ -398,7 +398,7 @@ PLACES: tuple[tuple[Any, str, Any], ...] = (
     (backlog, "fetch_payloads", reads.fetch_payloads),
     (backlog, "sweep", reads.sweep),
     (runtime, "load_runtime", reads.load_runtime),
-    (runtime, "changed_endpoints", reads.changed_endpoints),
+    (runtime, "changes_since", reads.changes_since),
     (attempts, "append", append),
     (attempts, "append_again", append_again),
     (decisions, "commit", commit),

@@ -104,6 +104,28 @@ def test_a_change_that_comes_while_the_configuration_is_read_is_not_lost() -> No
     assert KEY in on.unconfigured
 
 
+def test_a_changed_tenant_has_all_its_endpoints_read_anew_and_nobody_elses() -> None:
+    on = board()
+    on.offer([row(1)])
+    on.configure(runtime())
+    on.unconfigured.clear()
+    on.forget_tenants({UUID(int=99)})
+    assert not on.unconfigured
+    on.forget_tenants({KEY.tenant_id})
+    assert KEY in on.unconfigured
+
+
+def test_a_changed_tenants_configuration_is_not_kept_for_an_endpoint_at_rest() -> None:
+    on = board()
+    on.offer([row(1, settled=True)])
+    on.unconfigured.clear()  # the feeder reads
+    on.configure(runtime())
+    on.settled(on.lanes[KEY])
+    assert KEY in on.runtimes
+    on.forget_tenants({KEY.tenant_id})
+    assert KEY not in on.runtimes
+
+
 def test_a_configuration_read_for_a_lane_that_has_gone_is_not_kept() -> None:
     """Its endpoint may have changed, and was not noted: there was neither lane nor configuration."""
     on = board()
