@@ -109,9 +109,9 @@ test-chaos: $(TEST_READY) ## Three dispatchers and PostgreSQL under 40 faults, t
 BENCH_ARGS ?=
 BENCH = PYTHONPATH=src:src/generated:. $(BIN)/python -m tests.benchmarks
 .PHONY: bench bench-full bench-guard
-bench: $(TEST_READY) ## Measure in short sizes against baselines of the same run (BENCH_ARGS=); ~20 min
+bench: $(TEST_READY) ## Measure in short sizes against baselines of the same run (BENCH_ARGS=); ~10 min
 	@$(BENCH) $(BENCH_ARGS)
-bench-full: $(TEST_READY) ## The same in the sizes to publish; hours, not run whole yet
+bench-full: $(TEST_READY) ## The same in the sizes to publish; ~1 hour
 	@$(BENCH) --full $(BENCH_ARGS)
 bench-guard: $(TEST_READY) ## Fail if delivery has lost more than 30 % of its ratio on record
 	@$(BENCH).guard

@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import asyncpg
@@ -19,6 +18,7 @@ from tests.benchmarks.rig import POLL_S, Cost, Meter, Rig, median_costs
 from tests.benchmarks.seeding import KEYS_PER_ENDPOINT, seed_backlog, seed_endpoints
 from tests.benchmarks.sinks import counting_sink
 from tests.benchmarks.sizes import Sizes
+from tests.support.postgres import TestDatabase
 
 DELIVERED_TIMEOUT_S = 600.0
 POSTING_TIMEOUT_S = 120.0
@@ -131,27 +131,29 @@ SELECT count(*) AS attempts, count(DISTINCT (endpoint_id, seq)) FILTER (WHERE ou
 FROM attempt"""
 
 
-Meanwhile = Callable[[str], AbstractAsyncContextManager[None]]
-"""What goes on during a run, on the database of that address."""
+Backlog = tuple[TestDatabase, asyncpg.Connection]
 
 
-async def deliver(rig: Rig, shape: Shape, *, meanwhile: Meanwhile | None = None, is_pinned: bool = True) -> Delivered:
-    """Deliver a backlog of this shape with one dispatcher that starts on it."""
+@contextlib.asynccontextmanager
+async def backlog(rig: Rig, shape: Shape) -> AsyncIterator[Backlog]:
+    """A database with a backlog of this shape."""
     async with rig.database() as (database, connection):
-        fleet = await seed_endpoints(
-            connection, [rig.receiver.url(f"e/{n}") for n in range(shape.endpoints)], shape.mode
-        )
+        urls = [rig.receiver.url(f"e/{n}") for n in range(shape.endpoints)]
+        fleet = await seed_endpoints(connection, urls, shape.mode)
         keys = KEYS_PER_ENDPOINT if shape.mode is OrderingMode.ORDERED_BY_KEY else 0
         await seed_backlog(connection, fleet, shape.per_endpoint, keys=keys)
+        yield database, connection
+
+
+async def deliver(rig: Rig, shape: Shape, *, is_pinned: bool = True) -> Delivered:
+    """Deliver a backlog of this shape with one dispatcher that starts on it."""
+    async with backlog(rig, shape) as (database, connection):
         assert rig.server.pid is not None
         meter = Meter(connection, {"receiver": rig.receiver.pid, "database": rig.server.pid})
         await meter.begin()
         begun = time.time()
-        async with contextlib.AsyncExitStack() as stack:
-            if meanwhile is not None:
-                await stack.enter_async_context(meanwhile(database.dsn))
-            cores = measured_cores() if is_pinned else all_cores()
-            served = await stack.enter_async_context(rig.dispatching(database, cores=cores, **shape.variables))
+        cores = measured_cores() if is_pinned else all_cores()
+        async with rig.dispatching(database, cores=cores, **shape.variables) as served:
             meter.watch("dispatcher", served.pid)
             await all_delivered(connection, shape.count)
             await meter.end()

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import asyncpg
 
-from tests.benchmarks.delivering import SAMPLED, SELECT_RATE, Shape, all_delivered
+from tests.benchmarks.delivering import SAMPLED, Backlog, Shape, all_delivered, backlog
 from tests.benchmarks.processes import memory_mb, peak_memory_mb
 from tests.benchmarks.report import Row, Sense, Target
 from tests.benchmarks.rig import Meter, Rig, median_costs
-from tests.benchmarks.seeding import seed_backlog, seed_endpoints
 from tests.benchmarks.sizes import Sizes
-from tests.support.process import Served
 
+FIRST_SINCE = "SELECT min(time) FROM attempt WHERE time >= $1 -- bench: not counted"
 SMALL_BACKLOG = 50_000
 FEW_ENDPOINTS = 20
 """Of which a process keeps only some rows each, so that it reads on all the time in a small backlog too."""
@@ -42,11 +40,16 @@ class Stretch:
 
 
 async def backlog_cost(rig: Rig, sizes: Sizes) -> list[Row]:
-    """The same stretch of work at the head of a large backlog and of a small one, neither of which fits into memory."""
-    large, small = [], []
-    for _ in range(sizes.repeat):
-        small.append(await _stretch(rig, Shape(FEW_ENDPOINTS, SMALL_BACKLOG // FEW_ENDPOINTS)))
-        large.append(await _stretch(rig, Shape(FEW_ENDPOINTS, sizes.backlog // FEW_ENDPOINTS)))
+    """The same stretch of work at the head of a large backlog and of a small one, neither of which fits into memory.
+
+    A large one is seeded once: a stretch takes little of it.
+    """
+    few, small, large = FEW_ENDPOINTS, [], []
+    async with backlog(rig, Shape(few, sizes.backlog // few)) as pending:
+        for _ in range(sizes.repeat):
+            async with backlog(rig, Shape(few, SMALL_BACKLOG // few)) as fewer_pending:
+                small.append(await _stretch(rig, fewer_pending))
+            large.append(await _stretch(rig, pending))
     note = f"{sizes.backlog:,} pending against {SMALL_BACKLOG:,}"
     costs = median_costs([run.costs for run in large])
     cpu, baselines = [run.cpu_us for run in large], [run.cpu_us for run in small]
@@ -55,8 +58,8 @@ async def backlog_cost(rig: Rig, sizes: Sizes) -> list[Row]:
 
 async def backlog_start(rig: Rig, sizes: Sizes) -> list[Row]:
     """From the process's start on a large backlog to the first delivery, and the most memory that it takes."""
-    shape = Shape(sizes.endpoints, sizes.backlog // sizes.endpoints)
-    runs = [await _stretch(rig, shape) for _ in range(sizes.repeat)]
+    async with backlog(rig, Shape(sizes.endpoints, sizes.backlog // sizes.endpoints)) as pending:
+        runs = [await _stretch(rig, pending) for _ in range(sizes.repeat)]
     note = f"{sizes.backlog:,} pending"
     starts, peaks = [run.start_s for run in runs], [run.peak_memory_mb for run in runs]
     return [
@@ -65,18 +68,22 @@ async def backlog_start(rig: Rig, sizes: Sizes) -> list[Row]:
     ]
 
 
-async def _stretch(rig: Rig, shape: Shape) -> Stretch:
-    async with _backlogged(rig, shape) as (served, connection, begun):
-        assert rig.server.pid is not None
+async def _stretch(rig: Rig, pending: Backlog) -> Stretch:
+    database, connection = pending
+    assert rig.server.pid is not None
+    done = await _recorded(connection)
+    await connection.execute("CHECKPOINT")
+    begun = time.time()
+    async with rig.dispatching(database, **SAMPLED) as served:
         pids = {"dispatcher": served.pid, "receiver": rig.receiver.pid, "database": rig.server.pid}
         meter = Meter(connection, pids)
-        await all_delivered(connection, WARM_UP)
+        await all_delivered(connection, done + WARM_UP)
         await meter.begin(checkpoint=False)
         before = await _recorded(connection)
-        await all_delivered(connection, WARM_UP + COUNTED)
+        await all_delivered(connection, done + WARM_UP + COUNTED)
         await meter.end()
         after, peak = await _recorded(connection), peak_memory_mb(served.pid)
-        first = (await connection.fetchrow(SELECT_RATE))["first"]
+        first = await connection.fetchval(FIRST_SINCE, datetime.fromtimestamp(begun, UTC))
         costs = (await meter.cost()).per_event(after - before)
     cpu = {name: each for name, each in costs.items() if name.endswith("_cpu_us")}  # the rest is told at the end only
     return Stretch(cpu, first.timestamp() - begun, peak)
@@ -85,25 +92,13 @@ async def _stretch(rig: Rig, shape: Shape) -> Stretch:
 async def memory_growth(rig: Rig, sizes: Sizes) -> list[Row]:
     """Resident memory after all deliveries against that after a tenth of them."""
     shape = Shape(sizes.endpoints, sizes.growth // sizes.endpoints)
-    async with _backlogged(rig, shape) as (served, connection, _):
+    async with backlog(rig, shape) as (database, connection), rig.dispatching(database, **SAMPLED) as served:
         await all_delivered(connection, round(shape.count * EARLY))
         early = memory_mb(served.pid)
         await all_delivered(connection, shape.count)
         late = memory_mb(served.pid)
     note = f"after {shape.count:,} deliveries against {round(shape.count * EARLY):,}"
     return [Row("memory_growth", "MB", [late], Target(Sense.AT_MOST, 1.05), [early], note=note)]
-
-
-@contextlib.asynccontextmanager
-async def _backlogged(rig: Rig, shape: Shape) -> AsyncIterator[tuple[Served, asyncpg.Connection, float]]:
-    """A dispatcher that was started just now on a backlog of this shape; and when."""
-    async with rig.database() as (database, connection):
-        fleet = await seed_endpoints(connection, [rig.receiver.url(f"e/{n}") for n in range(shape.endpoints)])
-        await seed_backlog(connection, fleet, shape.per_endpoint)
-        await connection.execute("CHECKPOINT")
-        begun = time.time()
-        async with rig.dispatching(database, **SAMPLED) as served:
-            yield served, connection, begun
 
 
 async def _recorded(connection: asyncpg.Connection) -> int:

@@ -13,13 +13,13 @@ class Sizes:
     posts: int
     endpoints: int
     events_per_endpoint: int
-    events: int = 100_000
-    calls: int = 10_000
-    latency_s: int = 10
+    events: int = 50_000
+    calls: int = 5_000
+    latency_s: int = 6
     held_s: int = 60
     backlog: int = 500_000
     idle_endpoints: int = 100_000
-    idle_s: int = 20
+    idle_s: int = 10
     fan_out: int = 10_000
     growth: int = 300_000
 
@@ -28,15 +28,15 @@ class Sizes:
         return replace(self, repeat=times)
 
 
-SHORT = Sizes(repeat=3, posts=10_000, endpoints=1000, events_per_endpoint=60)
+SHORT = Sizes(repeat=3, posts=6_000, endpoints=1000, events_per_endpoint=40)
 FULL = Sizes(
-    repeat=5,
+    repeat=3,
     posts=30_000,
     endpoints=1000,
     events_per_endpoint=100,
     events=300_000,
     calls=30_000,
-    latency_s=60,
+    latency_s=20,
     held_s=600,
     backlog=5_000_000,
     idle_s=60,
