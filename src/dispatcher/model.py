@@ -453,6 +453,18 @@ class Instance:
     partitions: int
     in_flight: int
     delivered_total: int
+    due_backlog: int = 0
+    due_age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FleetLoad:
+    """What the running instances have before them: how many they are, the deliveries that are due, and the age of the
+    oldest. An instance that drains is no help."""
+
+    instance_count: int
+    due_backlog: int
+    due_age_s: float
 
 
 @dataclass(frozen=True, slots=True)

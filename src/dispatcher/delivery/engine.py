@@ -147,8 +147,8 @@ class Engine:
             on_taken_over=self.watch.sweep_soon,
             drain_s=settings.drain_s,
         )
-        self._hints = HintSender(database, self.keeper.owner_of, self.keeper.instance_id)
         self._add_slow_loops(database, settings)
+        self._hints = HintSender(database, self.keeper.owner_of, self.keeper.instance_id)
         self._follow_gauges()
 
     def _make_flusher(self, delivery: DeliverySettings) -> Flusher:
@@ -193,6 +193,8 @@ class Engine:
             parts.instruments,
             interval_s=settings.observability.metrics_backlog_interval_s,
             worst_max=settings.observability.metrics_endpoints_worst_max,
+            due_rows_max=settings.observability.due_endpoint_rows_max,
+            clock=parts.clocks.monotonic,
             wall_clock=parts.clocks.wall,
         )
         self._backlog_watch = BacklogWatch(
@@ -312,6 +314,8 @@ class Engine:
             partitions=len(self.board.epochs),
             in_flight=self.sending.in_flight,
             delivered_total=self.sending.delivered_total,
+            due_backlog=self._meter.due.count,
+            due_age_s=self._meter.due.age_s,
         )
 
     # -- what the parts call ---------------------------------------------------------------------------------------

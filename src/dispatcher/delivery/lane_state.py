@@ -11,7 +11,9 @@ from dispatcher.delivery.orders import Order, SerialOrder
 from dispatcher.delivery.payloads import PayloadBudget, PayloadStore
 from dispatcher.delivery.slots import (
     ACKNOWLEDGED,
+    IN_FLIGHT,
     SETTLED,
+    WAITING,
     Slot,
     SlotState,
 )
@@ -186,6 +188,24 @@ class LaneState:
             return self._held.slots[min(aside)].row
         slot = self._slots.get(self._acknowledged_through + 1)
         return None if slot is None else slot.row
+
+    def is_held_back(self, now: float) -> bool:
+        """Nothing may start, however idle the process is: paused, shut by its gate, or not configured yet."""
+        is_shut = self._gate_due is not None and self._gate_due > now
+        return self.paused or self.needs_held or not self._modes or is_shut
+
+    @property
+    def oldest_untried(self) -> OutboxRow | None:
+        """The lowest row of the window whose first attempt may start or has not ended; None where all that is in
+        memory failed or waits for what did. Of a serial lane that is its head or nothing."""
+        for seq in range(self._acknowledged_through + 1, self._admitted_through + 1):
+            slot = self._slots[seq]
+            is_open = slot.state is IN_FLIGHT or (slot.state is WAITING and not self._order.waits_for_another(slot))
+            if is_open and not slot.row.attempts:
+                return slot.row
+            if slot.state < ACKNOWLEDGED and self.is_serial:
+                return None
+        return None
 
     @property
     def is_halted(self) -> bool:

@@ -108,6 +108,14 @@ BACKLOG = Metric("dispatcher.backlog", Kind.GAUGE, "{delivery}", "Unsettled deli
 BACKLOG_AGE = Metric(
     "dispatcher.backlog.age", Kind.GAUGE, "s", "Age of the oldest undelivered event of the partitions owned here."
 )
+BACKLOG_DUE = Metric(
+    "dispatcher.backlog.due",
+    Kind.GAUGE,
+    "{delivery}",
+    "Deliveries of the partitions owned here that more instances could make sooner: not of endpoints that are paused, "
+    "halted, slow, limited or back off; of one endpoint DISPATCHER_DUE_ENDPOINT_ROWS_MAX at most.",
+)
+BACKLOG_DUE_AGE = Metric("dispatcher.backlog.due.age", Kind.GAUGE, "s", "Age of the oldest of them.")
 ENDPOINT_BACKLOG = Metric(
     "dispatcher.endpoint.backlog",
     Kind.GAUGE,

@@ -123,6 +123,8 @@ class Instruments:
         self.payload_bytes = Gauge(meter, catalog.PAYLOAD_BYTES)
         self.backlog = Gauge(meter, catalog.BACKLOG)
         self.backlog_age_s = Gauge(meter, catalog.BACKLOG_AGE)
+        self.backlog_due = Gauge(meter, catalog.BACKLOG_DUE)
+        self.backlog_due_age_s = Gauge(meter, catalog.BACKLOG_DUE_AGE)
         self.flush_lag_s = Gauge(meter, catalog.FLUSH_LAG)
         self.partitions_owned = Gauge(meter, catalog.PARTITIONS_OWNED)
         self._endpoint_backlog = Gauge(meter, catalog.ENDPOINT_BACKLOG)
