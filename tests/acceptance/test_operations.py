@@ -188,3 +188,18 @@ async def test_what_was_given_up_is_sent_again_and_the_past_replayed(served: Ser
         counted, started = replayed.index('"matchedCount": "1"'), replayed.index('"matchedCount": "4"')
         assert counted < replayed.index('"state": "STATE_RUNNING"', counted) < started, "the answer to the call itself"
         assert replayed.count('"name": "tenants/acme/replays/inc-18"') == 3
+
+
+@needs_grpcurl
+async def test_a_payload_is_removed_and_the_audit_tells_who_did_it(served: Served) -> None:
+    async with Receiver() as receiver:
+        shop = Shop(served, receiver)
+        shop.is_down = False
+        await shop.open()
+        await receiver.wait_for(1, timeout_s=LIMIT_S)
+        await run_until("stuck", served, '"settledSequence": "1"')
+        removed = await run_page("expunge", served, {"events/evt-17": "events/order-16-paid"})
+        assert '"expungeTime"' in removed
+        told = await run_page("audit", served)
+    for expected in ("DeliveryService/ExpungeEvent", "EndpointService/CreateEndpoint", '"anonymous"', '"PHASE_ENDED"'):
+        assert expected in told
