@@ -1,5 +1,7 @@
 # The image of `dispatcher serve`: only the service and its interpreter, for a numeric user and a read-only root file
-# system (/tmp must be writable for `--workers`). The base is an argument; for production say it by its digest:
+# system (/tmp must be writable for `--workers`). The health check is for gRPC in clear on port 50051; elsewhere say
+# DISPATCHER_CLIENT_TARGET and DISPATCHER_CLIENT_…, or leave it to probes of /readyz. The base is an argument; for
+# production say it by its digest:
 #
 #   docker build --build-arg PYTHON_IMAGE=python@sha256:… --build-arg REVISION="$(git rev-parse HEAD)" -t dispatcher .
 #

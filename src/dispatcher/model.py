@@ -459,10 +459,10 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class FleetLoad:
-    """What the running instances have before them: how many they are, the deliveries that are due, and the age of the
-    oldest. An instance that drains is no help."""
+    """What the running instances keep waiting: on how many hosts (pods) they run that do not drain, the deliveries that
+    are due, and for how long the one that waits longest has been."""
 
-    instance_count: int
+    host_count: int
     due_backlog: int
     due_age_s: float
 

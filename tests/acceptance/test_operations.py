@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+import asyncpg
 import pytest
 from webhooks.v1 import (
     dead_letter_pb2,
@@ -191,13 +192,17 @@ async def test_what_was_given_up_is_sent_again_and_the_past_replayed(served: Ser
 
 
 @needs_grpcurl
-async def test_a_payload_is_removed_and_the_audit_tells_who_did_it(served: Served) -> None:
+async def test_the_last_sequence_is_read_a_payload_removed_and_who_did_it_told(served: Served) -> None:
     async with Receiver() as receiver:
         shop = Shop(served, receiver)
         shop.is_down = False
         await shop.open()
         await receiver.wait_for(1, timeout_s=LIMIT_S)
         await run_until("stuck", served, '"settledSequence": "1"')
+        connection = await asyncpg.connect(served.dsn)
+        (row,) = await connection.fetch(commands("sequences", PAGE))
+        await connection.close()
+        assert tuple(row) == ("acme", "billing", 1)
         removed = await run_page("expunge", served, {"events/evt-17": "events/order-16-paid"})
         assert '"expungeTime"' in removed
         told = await run_page("audit", served)

@@ -1,13 +1,14 @@
-"""KEDA's external scaler: how many instances the fleet's load wants. Any instance answers for all of them.
+"""KEDA's external scaler: how many pods the fleet wants. Any instance answers for all of them.
 
-KEDA divides each value by its target, and the largest quotient is the number of instances wanted (`AverageValue`, the
+KEDA divides each value by its target, and the largest quotient is the number of pods wanted (`AverageValue`, the
 default of a trigger):
 
-    due_backlog      deliveries that are due                           / dueBacklogPerInstance
-    oldest_due_age   age in s of the oldest of them, times instances   / oldestDueAgeMaxS
+    due_backlog      deliveries that the fleet keeps waiting                  / dueBacklogPerInstance
+    oldest_due_age   for how long (s), at most twice the target, times pods   / oldestDueAgeMaxS
 
-The second asks for as many times the present fleet as deliveries are late. A port of its own, in clear and for
-everybody: KEDA stands outside of the mesh, and nothing but these two numbers is told.
+The second asks for as many times the present fleet as it keeps deliveries waiting too long, for twice of it at most at
+a time. A port of its own, in clear and for everybody: KEDA stands outside of the mesh, and nothing but these two
+numbers is told.
 """
 
 from __future__ import annotations
@@ -29,12 +30,25 @@ from dispatcher.api.errors import to_status, trailers
 from dispatcher.api.interceptors import Context
 from dispatcher.api.server import bind, server_options
 from dispatcher.config import Settings
-from dispatcher.errors import DispatcherError, FieldViolation, InvalidRequestError, NotFoundError
+from dispatcher.errors import (
+    DispatcherError,
+    FieldViolation,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
 from dispatcher.model import FleetLoad
 from dispatcher.security.access import Access
 
 CALLS_MAX = 128
 """Calls at once, streams included; beyond it RESOURCE_EXHAUSTED."""
+STREAMS_MAX = 64
+"""Of them streams, so that those who only hold one open leave room for those who ask."""
+MESSAGE_BYTES_MAX = 64 * 1024
+GROWTH_MAX = 2.0
+"""The age asks for so many times the present fleet at most at a time: it falls only once new pods have worked."""
+TARGET_MAX = 1e12
 STOP_GRACE_S = 0.5
 DUE_BACKLOG = "due_backlog"
 OLDEST_DUE_AGE = "oldest_due_age"
@@ -48,28 +62,28 @@ ReadLoad: TypeAlias = Callable[[], Awaitable[FleetLoad]]
 log = logging.getLogger(__name__)
 
 
-def value_of(metric: str, load: FleetLoad) -> float:
-    """What KEDA is told of a metric. Raises NotFoundError for none of ours."""
+def value_of(metric: str, load: FleetLoad, metadata: Mapping[str, str]) -> float:
+    """What KEDA is told of a metric. Raises NotFoundError for none of ours, InvalidRequestError."""
     match metric:
         case "due_backlog":
             return float(load.due_backlog)
         case "oldest_due_age":
-            return load.due_age_s * load.instance_count
+            return min(load.due_age_s, GROWTH_MAX * target_of(metric, metadata)) * load.host_count
         case _:
             raise NotFoundError("externalscaler/Metric", metric)
 
 
 def target_of(metric: str, metadata: Mapping[str, str]) -> float:
-    """The value at which one instance has enough to do. Raises InvalidRequestError."""
+    """The value that is worth one pod. Raises InvalidRequestError."""
     name, default = TARGETS[metric]
     text = metadata.get(name)
     if text is None:
         return default
     with contextlib.suppress(ValueError):
         target = float(text)
-        if math.isfinite(target) and target > 0:
+        if 0 < target <= TARGET_MAX:
             return target
-    raise InvalidRequestError([FieldViolation(f"scaler_metadata[{name}]", "must be a number above 0")])
+    raise InvalidRequestError([FieldViolation(f"scaler_metadata[{name}]", "must be a number above 0, at most 1e12")])
 
 
 class RecentLoad:
@@ -80,16 +94,24 @@ class RecentLoad:
         self._interval_s = interval_s
         self._clock = clock
         self._reading = asyncio.Lock()
-        self._load: FleetLoad | None = None
+        self._found: FleetLoad | UnavailableError | None = None
         self._read_at = 0.0
 
     async def get(self) -> FleetLoad:
-        """Raises UnavailableError: nothing is told that is older."""
+        """Raises UnavailableError: nothing is told that is older. That the database was away is told as long."""
         async with self._reading:
-            if self._load is None or self._clock() - self._read_at >= self._interval_s:
-                self._load, self._read_at = None, self._clock()
-                self._load = await self._read()
-            return self._load
+            if self._found is None or self._clock() - self._read_at >= self._interval_s:
+                self._found = await self._look()
+                self._read_at = self._clock()
+            if isinstance(self._found, UnavailableError):
+                raise self._found
+            return self._found
+
+    async def _look(self) -> FleetLoad | UnavailableError:
+        try:
+            return await self._read()
+        except UnavailableError as error:
+            return error
 
 
 class ScalerServicer(keda_grpc.ExternalScalerServicer):
@@ -100,6 +122,7 @@ class ScalerServicer(keda_grpc.ExternalScalerServicer):
         self._load = load
         self._interval_s = interval_s
         self._stopping = asyncio.Event()
+        self._streams = 0
 
     def stop(self) -> None:
         """End the streams."""
@@ -113,7 +136,7 @@ class ScalerServicer(keda_grpc.ExternalScalerServicer):
         self, request: keda.ScaledObjectRef, context: Context
     ) -> AsyncIterator[keda.IsActiveResponse]:
         told = None
-        async with answered(context):
+        async with answered(context), self._stream():
             while not self._stopping.is_set():
                 is_active = await self._is_active()
                 if is_active is not told:
@@ -131,9 +154,19 @@ class ScalerServicer(keda_grpc.ExternalScalerServicer):
     async def GetMetrics(self, request: keda.GetMetricsRequest, context: Context) -> keda.GetMetricsResponse:
         async with answered(context):
             metric = metric_named(request.metricName)
-            value = value_of(metric, await self._load.get())
+            value = value_of(metric, await self._load.get(), request.scaledObjectRef.scalerMetadata)
             told = keda.MetricValue(metricName=request.metricName, metricValue=math.ceil(value), metricValueFloat=value)
             return keda.GetMetricsResponse(metricValues=[told])
+
+    @contextlib.asynccontextmanager
+    async def _stream(self) -> AsyncIterator[None]:
+        if self._streams >= STREAMS_MAX:
+            raise OverloadedError("too many streams are open", retry_after_s=self._interval_s, reason="STREAMS_MAX")
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
 
     async def _is_active(self) -> bool:
         return (await self._load.get()).due_backlog > 0
@@ -176,8 +209,9 @@ class ScalerServer:
         address = self._settings.scaler_listen
         if address is None:
             return self
-        options = server_options(self._settings, shares_port=self._shares_port)
-        server = grpc.aio.server(options=options, maximum_concurrent_rpcs=CALLS_MAX)
+        small = {"grpc.max_receive_message_length": MESSAGE_BYTES_MAX}
+        options = dict(server_options(self._settings, shares_port=self._shares_port)) | small
+        server = grpc.aio.server(options=list(options.items()), maximum_concurrent_rpcs=CALLS_MAX)
         keda_grpc.add_ExternalScalerServicer_to_server(self._servicer, server)
         self.port = bind(server, address, Access())
         await server.start()

@@ -21,7 +21,8 @@ def health(
     target: Target = None,
     timeout: Timeout = None,
 ) -> None:
-    """Ask grpc.health.v1 whether the service takes calls. Exit code 0 where it does, 3 where it does not."""
+    """Ask grpc.health.v1 whether the service takes calls. Exit code 0 where it does, 3 where it does not or is not
+    there, 4 for a service that it does not have."""
     with Access(target, timeout).client() as client:
         status = client.health(service)
     print(status)

@@ -138,9 +138,9 @@ class ListenSettings(Group):
     admin_listen: Address = _plain("127.0.0.1:50052", "Operators' gRPC API (webhooks.admin.v1).")
     ops_listen: Address = _plain("0.0.0.0:8080", "HTTP: /metrics, /livez, /readyz.")
     scaler_listen: Address | None = _plain(
-        None, "KEDA's external scaler: gRPC in clear, for everybody, which tells the fleet's load. Unset: none."
+        None, "KEDA's external scaler: gRPC in clear, for everybody, which tells what the fleet keeps waiting."
     )
-    scaler_interval_s: float = _time_s(2.0, 0.1, 300, "That load is read no more often.")
+    scaler_interval_s: float = _time_s(2.0, 0.1, 300, "That is read from the database no more often.")
     grpc_message_bytes_max: int = _count(16 * MIB, 64 * KIB, 256 * MIB, "Largest gRPC message read or written.")
     grpc_metadata_bytes_max: int = _count(16 * KIB, 1 * KIB, 1 * MIB, "Largest metadata of one call.")
     grpc_connection_age_s: float = _time_s(
@@ -385,7 +385,7 @@ class ObservabilitySettings(Group):
     )
     metrics_backlog_interval_s: float = _time_s(10.0, 0.5, 600, "How often backlog gauges are measured.")
     due_endpoint_rows_max: int = _count(
-        1000, 1, 1_000_000, "What one endpoint may add to the due backlog: more instances don't make one faster."
+        100, 1, 1_000_000, "What one endpoint may add to the due backlog: more instances don't make one faster."
     )
     telemetry_flush_timeout_s: float = _time_s(3.0, 0, 60, "Longest wait for the last export on shutdown.")
 

@@ -11,9 +11,7 @@ from dispatcher.delivery.orders import Order, SerialOrder
 from dispatcher.delivery.payloads import PayloadBudget, PayloadStore
 from dispatcher.delivery.slots import (
     ACKNOWLEDGED,
-    IN_FLIGHT,
     SETTLED,
-    WAITING,
     Slot,
     SlotState,
 )
@@ -36,6 +34,7 @@ class LaneState:
         "_highest_known",
         "_in_flight",
         "_in_flight_max",
+        "_limited_at",
         "_limits",
         "_missing_highest",
         "_mode",
@@ -78,6 +77,7 @@ class LaneState:
         self.needs_held = needs_held
         self._held = Held()
         self._gate_due: float | None = None
+        self._limited_at: float | None = None
         self._limits = limits
         self._modes: dict[int, ModeSettings] = {}
         self._in_flight_max = 1
@@ -189,23 +189,17 @@ class LaneState:
         slot = self._slots.get(self._acknowledged_through + 1)
         return None if slot is None else slot.row
 
-    def is_held_back(self, now: float) -> bool:
-        """Nothing may start, however idle the process is: paused, shut by its gate, or not configured yet."""
-        is_shut = self._gate_due is not None and self._gate_due > now
-        return self.paused or self.needs_held or not self._modes or is_shut
+    def front(self, now: float) -> list[OutboxRow]:
+        """The rows that could start at `now` if there was a place for them (and their payload had been read)."""
+        if self.paused or self.needs_held or not self._modes:
+            return []
+        rows = [slot.row for slot in self._order.front(now)]
+        is_shut = bool(rows) and self.gate is not None and self.gate.opens_at(now, rows[0].time) > now
+        return [] if is_shut else rows
 
-    @property
-    def oldest_untried(self) -> OutboxRow | None:
-        """The lowest row of the window whose first attempt may start or has not ended; None where all that is in
-        memory failed or waits for what did. Of a serial lane that is its head or nothing."""
-        for seq in range(self._acknowledged_through + 1, self._admitted_through + 1):
-            slot = self._slots[seq]
-            is_open = slot.state is IN_FLIGHT or (slot.state is WAITING and not self._order.waits_for_another(slot))
-            if is_open and not slot.row.attempts:
-                return slot.row
-            if slot.state < ACKNOWLEDGED and self.is_serial:
-                return None
-        return None
+    def was_limited(self, since: float) -> bool:
+        """Whether its gate has kept a row from its start since then: a rate, Retry-After, a circuit."""
+        return self._limited_at is not None and self._limited_at >= since
 
     @property
     def is_halted(self) -> bool:

@@ -1,8 +1,12 @@
 """Backlog gauges, read from memory every few seconds: how much waits, how long, and the worst endpoints by name.
 
 An endpoint's backlog is what is known to be committed above what is done; its age is that of its lowest row that is
-not, where that row is in memory. What is *due* of it is what another instance could help with: not that of endpoints
-which are paused, halted, slow, back off or are limited, and of each endpoint no more than a share.
+not, where that row is in memory.
+
+What is *due* of it is what this process keeps waiting, so that another one would help: it has no place for it (all
+attempts in flight that it, the tenant, or its slow endpoints may have), or no time (its core is busy). What waits for
+its receiver, for a retry, a limit or an operator is not due. An endpoint adds no more than a share to the count, and to
+the age only the time for which it has been found waiting at every look, however old its events are.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from dataclasses import dataclass
 
 from dispatcher.delivery.board import Board
 from dispatcher.delivery.lane import Lane
+from dispatcher.model import EndpointKey, OutboxRow
 from dispatcher.telemetry import Instruments
 
 
@@ -29,13 +34,17 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Deliveries that could be made now if there were more hands, and the age in seconds of the oldest."""
+    """Deliveries that this process keeps waiting, and for how long (s) it has the one that waits longest."""
 
     count: int
     age_s: float
 
 
 NOTHING_DUE = Due(0, 0.0)
+BUSY_SHARE = 0.8
+"""A process is one event loop: at this share of a core everything waits for it."""
+LIMITED_FOR_S = 60.0
+"""An endpoint that its limits held up so lately goes as fast as they let it."""
 
 
 class BacklogMeter:
@@ -52,6 +61,7 @@ class BacklogMeter:
         due_rows_max: int,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
         self._board = board
         self._instruments = instruments
@@ -60,6 +70,8 @@ class BacklogMeter:
         self._due_rows_max = due_rows_max
         self._clock = clock
         self._wall_clock = wall_clock
+        self._busyness = Busyness(cpu_clock)
+        self._due_since: dict[EndpointKey, float] = {}
         self.due = NOTHING_DUE
 
     async def run(self) -> None:
@@ -80,10 +92,27 @@ class BacklogMeter:
         self._instruments.worst_endpoints([(*self._names(b.lane), b.count, b.age_s) for b in worst])
 
     def _measure_due(self, now_s: float) -> Due:
-        board, clock_s = self._board, self._clock()
-        lanes = [lane for lane in board.lanes.values() if not board.scheduler.is_slow(lane)]
-        dues = [due_of(lane, clock_s, now_s, self._due_rows_max) for lane in lanes]
-        return Due(sum(due.count for due in dues), max((due.age_s for due in dues), default=0.0))
+        clock_s, before = self._clock(), self._due_since
+        is_busy = self._busyness.look(clock_s) >= BUSY_SHARE
+        self._due_since = {}
+        count, age_s = 0, 0.0
+        for lane in self._board.lanes.values():
+            rows = self._kept_waiting(lane, clock_s, is_busy=is_busy)
+            if rows:
+                since_s = self._due_since[lane.key] = before.get(lane.key, clock_s)
+                count += due_count(lane, len(rows), self._due_rows_max)
+                age_s = max(age_s, min(now_s - rows[0].time.timestamp(), clock_s - since_s))
+        return Due(count, age_s)
+
+    def _kept_waiting(self, lane: Lane, clock_s: float, *, is_busy: bool) -> list[OutboxRow]:
+        """What could start, or is in flight while nobody has time for it; nothing where the lane waits for others."""
+        scheduler = self._board.scheduler
+        if scheduler.waits_for_place(lane):
+            return lane.front(clock_s)
+        if not is_busy or scheduler.is_slow(lane) or lane.was_limited(clock_s - LIMITED_FOR_S):
+            return []
+        in_flight = [lane.blocked_by] if lane.in_flight and lane.blocked_by is not None else []
+        return in_flight + lane.front(clock_s)
 
     def _names(self, lane: Lane) -> tuple[str, str]:
         runtime = self._board.runtimes.get(lane.key)
@@ -101,13 +130,23 @@ def backlog_of(lane: Lane, now_s: float) -> Backlog | None:
     return Backlog(lane, count, 0.0 if oldest is None else max(0.0, now_s - oldest.time.timestamp()))
 
 
-def due_of(lane: Lane, clock_s: float, now_s: float, rows_max: int) -> Due:
-    """What of one lane is due, by the monotonic and the wall clock; `rows_max` at most, since it is one lane."""
-    count = lane.highest_known - lane.acknowledged_through
-    if count <= 0 or lane.is_held_back(clock_s):
-        return NOTHING_DUE
-    oldest = lane.oldest_untried
-    if oldest is not None:
-        return Due(min(count, rows_max), max(0.0, now_s - oldest.time.timestamp()))
-    is_unread = lane.tail <= lane.acknowledged_through
-    return Due(min(count, rows_max), 0.0) if is_unread else NOTHING_DUE
+def due_count(lane: Lane, front: int, rows_max: int) -> int:
+    """Of a lane with so many rows at its front: those behind them follow where there is one line, and so may those that
+    are not read yet; `rows_max` at most, since more instances don't make one endpoint faster."""
+    behind = lane.unsettled - front if lane.is_serial else lane.highest_known - lane.tail
+    return min(front + behind, rows_max)
+
+
+class Busyness:
+    """How much of a core the process has used since the last look."""
+
+    def __init__(self, cpu_clock: Callable[[], float]) -> None:
+        self._cpu_clock = cpu_clock
+        self._last: tuple[float, float] | None = None
+
+    def look(self, clock_s: float) -> float:
+        """0 at the first look."""
+        last, self._last = self._last, (clock_s, self._cpu_clock())
+        if last is None or clock_s <= last[0]:
+            return 0.0
+        return (self._last[1] - last[1]) / (clock_s - last[0])

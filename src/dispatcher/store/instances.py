@@ -53,8 +53,9 @@ async def read_all(db: Database) -> list[Instance]:
     return [_instance(row) for row in await db.fetch(READ, None)]
 
 
+# The workers of one `serve` are instances at one address.
 FLEET_LOAD = """
-SELECT count(*) FILTER (WHERE NOT draining) AS instances,
+SELECT count(DISTINCT address) FILTER (WHERE NOT draining) AS hosts,
        coalesce(sum(due_backlog), 0)::bigint AS due_backlog, coalesce(max(due_age_s), 0) AS due_age_s
 FROM instance WHERE heartbeat_time > clock_timestamp() - make_interval(secs => $1)"""
 
@@ -62,7 +63,7 @@ FROM instance WHERE heartbeat_time > clock_timestamp() - make_interval(secs => $
 async def fleet_load(db: Database, ttl_s: float) -> FleetLoad:
     """What the instances whose last heartbeat is less than `ttl_s` old said of their load. Raises UnavailableError."""
     (row,) = await db.fetch(FLEET_LOAD, float(ttl_s))
-    return FleetLoad(row["instances"], row["due_backlog"], row["due_age_s"])
+    return FleetLoad(row["hosts"], row["due_backlog"], row["due_age_s"])
 
 
 REMOVE = "DELETE FROM instance WHERE instance_id = $1"

@@ -112,10 +112,12 @@ BACKLOG_DUE = Metric(
     "dispatcher.backlog.due",
     Kind.GAUGE,
     "{delivery}",
-    "Deliveries of the partitions owned here that more instances could make sooner: not of endpoints that are paused, "
-    "halted, slow, limited or back off; of one endpoint DISPATCHER_DUE_ENDPOINT_ROWS_MAX at most.",
+    "Deliveries that this instance keeps waiting, for want of a place in flight or of CPU; of one endpoint "
+    "DISPATCHER_DUE_ENDPOINT_ROWS_MAX at most. Not those that wait for a receiver, a retry, a limit, an operator.",
 )
-BACKLOG_DUE_AGE = Metric("dispatcher.backlog.due.age", Kind.GAUGE, "s", "Age of the oldest of them.")
+BACKLOG_DUE_AGE = Metric(
+    "dispatcher.backlog.due.age", Kind.GAUGE, "s", "For how long it has kept waiting the one that waits longest."
+)
 ENDPOINT_BACKLOG = Metric(
     "dispatcher.endpoint.backlog",
     Kind.GAUGE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from uuid import UUID
 
 import grpc
 import grpc.aio
@@ -13,6 +14,7 @@ from externalscaler import externalscaler_pb2 as keda
 from externalscaler import externalscaler_pb2_grpc as keda_grpc
 from webhooks.v1 import endpoint_pb2
 
+from dispatcher.api import scaler as scaler_module
 from dispatcher.api.scaler import ScalerServer
 from dispatcher.app import fleet_load
 from dispatcher.errors import UnavailableError
@@ -60,76 +62,85 @@ async def becomes(scaler: keda_grpc.ExternalScalerAsyncStub, due: int) -> None:
     await until(is_so, SEEN_S)
 
 
-async def test_what_is_due_is_told_and_how_late_it_is(database: TestDatabase) -> None:
-    released = asyncio.Event()
+@contextlib.asynccontextmanager
+async def crowded(dsn: str, receiver: Receiver, **variables: str) -> AsyncIterator[tuple[Service, asyncio.Event]]:
+    """A service with one place for attempts, which `busy`'s receiver holds until the event is set."""
+    async with running_service(dsn, **QUICK, in_flight_max="1", **variables) as service:
+        await service.tenant()
+        released = asyncio.Event()
+        receiver.on("busy", Hang(released))
+        await service.endpoint("busy", receiver.url("busy"), event_types=("first",))
+        await service.publish("e0", type="first")
+        await receiver.wait_for(lambda: len(receiver.of("busy")) == 1)
+        yield service, released
+        released.set()
+
+
+async def test_what_waits_for_a_place_is_told_and_for_how_long(database: TestDatabase) -> None:
     async with (
         Receiver() as receiver,
-        running_service(database.dsn, **QUICK) as service,
+        crowded(database.dsn, receiver) as (service, released),
         scaler_of(service) as scaler,
     ):
-        await service.tenant()
         await service.endpoint("a", receiver.url("a"))
-        receiver.on("a", Hang(released))
         assert not (await scaler.IsActive(REF, timeout=5)).result
         await service.publish("e1", "e2", "e3")
         await becomes(scaler, 3)
         assert (await scaler.IsActive(REF, timeout=5)).result
-        assert 0 < await value(scaler, "s0-oldest_due_age") < 2 * SEEN_S
+
+        async def has_waited() -> bool:
+            return await value(scaler, "s0-oldest_due_age") > 0
+
+        await until(has_waited, SEEN_S)
         released.set()
         await becomes(scaler, 0)
         assert await value(scaler, "oldest_due_age") == 0
 
 
 async def test_one_endpoint_adds_no_more_than_its_share(database: TestDatabase) -> None:
-    released = asyncio.Event()
     async with (
         Receiver() as receiver,
-        running_service(database.dsn, **QUICK) as service,
+        crowded(database.dsn, receiver) as (service, _),
         scaler_of(service) as scaler,
     ):
-        await service.tenant()
         for name in ("a", "b"):
             await service.endpoint(name, receiver.url(name))
-            receiver.on(name, Hang(released))
-        await service.publish(*[f"e{n}" for n in range(9)])
+        await service.publish(*[f"e{n}" for n in range(1, 10)])
         await becomes(scaler, 8)
-        released.set()
 
 
 async def test_paused_and_backing_off_work_is_not_due(database: TestDatabase) -> None:
-    released = asyncio.Event()
-    slow_retry = {"retry_min_s": "600", "retry_max_s": "600"}
+    settings = {**QUICK, "in_flight_max": "1", "retry_min_s": "600", "retry_max_s": "600"}
     async with (
         Receiver() as receiver,
-        running_service(database.dsn, **QUICK, **slow_retry) as service,
+        running_service(database.dsn, **settings) as service,
         scaler_of(service) as scaler,
     ):
         await service.tenant()
-        for name in ("paused", "failing", "due"):
-            await service.endpoint(name, receiver.url(name))
+        for name in ("paused", "failing", "busy", "due"):
+            await service.endpoint(name, receiver.url(name), event_types=(name, "order.paid"))
         receiver.on("failing", Answer(500))
-        receiver.on("due", Hang(released))
+        receiver.on("busy", Hang(asyncio.Event()))
         pause = endpoint_pb2.PauseEndpointRequest(name="tenants/acme/endpoints/paused", reason="INC-1")
         await service.endpoints.PauseEndpoint(pause)
-        await service.publish("e1", "e2")
+        await service.publish("e1", type="failing")
+        await service.until_attempts("failing", 1)
+        await service.publish("e2", type="busy")
+        await receiver.wait_for(lambda: len(receiver.of("busy")) == 1)
+        await service.publish("e3", "e4")
         await becomes(scaler, 2)
-        released.set()
-        await becomes(scaler, 0)
-        assert (await service.status("failing")).backlog_count == 2
+        assert (await service.status("failing")).backlog_count == 3
 
 
 async def test_the_stream_tells_each_change(database: TestDatabase) -> None:
-    released = asyncio.Event()
     async with (
         Receiver() as receiver,
-        running_service(database.dsn, **QUICK) as service,
+        crowded(database.dsn, receiver) as (service, released),
         scaler_of(service) as scaler,
     ):
         stream = scaler.StreamIsActive(REF, timeout=3 * SEEN_S)
         assert not (await stream.read()).result
-        await service.tenant()
         await service.endpoint("a", receiver.url("a"))
-        receiver.on("a", Hang(released))
         await service.publish("e1")
         assert (await stream.read()).result
         released.set()
@@ -150,12 +161,16 @@ async def test_a_stream_ends_in_good_order_with_its_server(database: TestDatabas
             assert await stream.code() is grpc.StatusCode.OK
 
 
+def _is_owned_by(service: Service, endpoint: endpoint_pb2.Endpoint) -> bool:
+    return UUID(endpoint.uid).bytes[-1] in service.node.core.engine.board.epochs
+
+
 async def test_every_instance_tells_of_the_whole_fleet(database: TestDatabase) -> None:
     released = asyncio.Event()
     async with (
         Receiver() as receiver,
-        running_service(database.dsn, **QUICK) as one,
-        running_service(database.dsn, **QUICK) as other,
+        running_service(database.dsn, **QUICK, in_flight_max="1") as one,
+        running_service(database.dsn, **QUICK, in_flight_max="1") as other,
         scaler_of(one) as first,
         scaler_of(other) as second,
     ):
@@ -165,15 +180,38 @@ async def test_every_instance_tells_of_the_whole_fleet(database: TestDatabase) -
 
         await until(is_shared, SEEN_S)
         await one.tenant()
-        for number in range(8):
-            await one.endpoint(f"e{number}", receiver.url(f"e{number}"))
-            receiver.on(f"e{number}", Hang(released))
+        names = [f"e{number}" for number in range(8)]
+        made = [await one.endpoint(name, receiver.url(name)) for name in names]
+        for name in names:
+            receiver.on(name, Hang(released))
         await one.publish("e1")
+        places = len({_is_owned_by(one, endpoint) for endpoint in made})  # one each, of those that have endpoints
+        await receiver.wait_for(lambda: len(receiver.requests) == places)
         for scaler in (first, second):
-            await becomes(scaler, 8)
-        age_s, told = one.node.core.engine.describe().due_age_s, await value(first, "oldest_due_age")
-        assert told > age_s  # times two instances, and a little later
+            await becomes(scaler, len(names) - places)
         released.set()
+
+
+async def test_no_more_streams_are_taken_than_leave_room_for_others(
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaler_module, "STREAMS_MAX", 2)
+    async with running_service(database.dsn, **QUICK) as service, scaler_of(service) as scaler:
+        streams = [scaler.StreamIsActive(REF, timeout=SEEN_S) for _ in range(2)]
+        for stream in streams:
+            await stream.read()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await scaler.StreamIsActive(REF, timeout=5).read()
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert not (await scaler.IsActive(REF, timeout=5)).result
+        streams[0].cancel()
+
+        async def is_taken() -> bool:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                return not (await scaler.StreamIsActive(REF, timeout=5).read()).result
+            return False
+
+        await until(is_taken, SEEN_S)
 
 
 async def test_nothing_is_told_while_the_database_is_away(database: TestDatabase) -> None:

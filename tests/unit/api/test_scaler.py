@@ -8,12 +8,12 @@ from dispatcher.api.scaler import DUE_BACKLOG, OLDEST_DUE_AGE, RecentLoad, metri
 from dispatcher.errors import InvalidRequestError, NotFoundError, UnavailableError
 from dispatcher.model import FleetLoad
 
-LOAD = FleetLoad(instance_count=3, due_backlog=12_000, due_age_s=90.0)
+LOAD = FleetLoad(host_count=3, due_backlog=12_000, due_age_s=90.0)
 
 
 def wanted(load: FleetLoad, **metadata: str) -> float:
-    """The instances that KEDA makes of it, before it rounds up."""
-    return max(value_of(metric, load) / target_of(metric, metadata) for metric in (DUE_BACKLOG, OLDEST_DUE_AGE))
+    """The pods that KEDA makes of it, before it rounds up."""
+    return max(value_of(name, load, metadata) / target_of(name, metadata) for name in (DUE_BACKLOG, OLDEST_DUE_AGE))
 
 
 def test_a_backlog_wants_one_instance_for_each_share_of_it() -> None:
@@ -26,11 +26,16 @@ def test_lateness_wants_the_fleet_that_there_is_times_its_ratio() -> None:
     assert wanted(LOAD, oldestDueAgeMaxS="180", dueBacklogPerInstance="1e9") == 1.5
 
 
+def test_however_late_it_is_the_fleet_is_no_more_than_doubled_at_a_time() -> None:
+    assert wanted(FleetLoad(3, 100, 10_800.0)) == 6
+    assert wanted(FleetLoad(3, 100, 10_800.0), oldestDueAgeMaxS="7200") == 4.5
+
+
 def test_what_is_just_in_time_leaves_the_fleet_as_it_is() -> None:
     assert wanted(FleetLoad(7, 100, 60.0)) == 7
 
 
-@pytest.mark.parametrize("text", ["", "no", "0", "-1", "nan", "inf"])
+@pytest.mark.parametrize("text", ["", "no", "0", "-1", "nan", "inf", "1e19"])
 def test_a_target_that_is_no_number_above_zero_is_refused_by_name(text: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         target_of(DUE_BACKLOG, {"dueBacklogPerInstance": text})
@@ -39,7 +44,7 @@ def test_a_target_that_is_no_number_above_zero_is_refused_by_name(text: str) -> 
 
 def test_a_metric_that_is_none_of_ours_is_not_found() -> None:
     with pytest.raises(NotFoundError):
-        value_of("backlog", LOAD)
+        value_of("backlog", LOAD, {})
 
 
 @pytest.mark.parametrize(
@@ -72,13 +77,14 @@ async def test_the_load_is_read_once_in_an_interval_however_many_ask() -> None:
     assert (await load.get()).due_backlog == 2
 
 
-async def test_nothing_old_is_told_while_the_database_is_away_and_it_is_asked_again() -> None:
+async def test_nothing_old_is_told_while_the_database_is_away_and_it_is_asked_no_more_often() -> None:
     reads, now = Reads(), [0.0]
     load = RecentLoad(reads, 2.0, lambda: now[0])
     await load.get()
     now[0], reads.is_away = 2.0, True
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(UnavailableError):
             await load.get()
-    reads.is_away = False
-    assert (await load.get()).due_backlog == 4
+    assert reads.count == 2
+    now[0], reads.is_away = 4.0, False
+    assert (await load.get()).due_backlog == 3

@@ -53,8 +53,8 @@ class Instance(_message.Message):
     delivered_count: _builtins.int
     """The deliveries it has made since it started."""
     due_count: _builtins.int
-    """The deliveries before it that more instances could make sooner: none of endpoints that are paused, halted, slow,
-    limited or back off, and at most 1,000 (a setting of the service) of each other one. Measured every 10 s.
+    """The deliveries that it keeps waiting, for want of a place in flight or of CPU, so that more instances would help: at
+    most 100 (a setting of the service) of each endpoint. Measured every 10 s (a setting, too).
     """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -68,7 +68,7 @@ class Instance(_message.Message):
 
     @_builtins.property
     def oldest_due_age(self) -> _duration_pb2.Duration:
-        """How long the oldest of them has waited."""
+        """For how long it has kept waiting the one that waits longest."""
 
     def __init__(
         self,
