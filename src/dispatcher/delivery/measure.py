@@ -16,6 +16,7 @@ import heapq
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from dispatcher.delivery.board import Board
 from dispatcher.delivery.lane import Lane
@@ -42,9 +43,36 @@ class Due:
 
 NOTHING_DUE = Due(0, 0.0)
 BUSY_SHARE = 0.8
-"""A process is one event loop: at this share of a core everything waits for it."""
+"""A process is one event loop: where it wants this share of a core everything waits for it."""
+SCHEDSTAT = Path("/proc/self/schedstat")
+"""Of Linux: time on a core, time in a run queue (both ns), slices; Documentation/scheduler/sched-stats."""
 LIMITED_FOR_S = 60.0
 """An endpoint that its limits held up so lately goes as fast as they let it."""
+
+
+def core_time_s(schedstat: Path = SCHEDSTAT) -> float:
+    """Seconds that the main thread, which runs the event loop, has had a core or waited for one; where the kernel does
+    not tell, those that the whole process has had one."""
+    try:
+        ran_ns, waited_ns, _ = map(int, schedstat.read_text().split())
+    except (OSError, ValueError):
+        return time.process_time()
+    return (ran_ns + waited_ns) / 1e9
+
+
+class Busyness:
+    """How much of a core the process could have used since the last look: a crowded machine gives it less."""
+
+    def __init__(self, cpu_clock: Callable[[], float]) -> None:
+        self._cpu_clock = cpu_clock
+        self._last: tuple[float, float] | None = None
+
+    def look(self, clock_s: float) -> float:
+        """0 at the first look."""
+        last, self._last = self._last, (clock_s, self._cpu_clock())
+        if last is None or clock_s <= last[0]:
+            return 0.0
+        return (self._last[1] - last[1]) / (clock_s - last[0])
 
 
 class BacklogMeter:
@@ -61,7 +89,7 @@ class BacklogMeter:
         due_rows_max: int,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
-        cpu_clock: Callable[[], float] = time.process_time,
+        cpu_clock: Callable[[], float] = core_time_s,
     ) -> None:
         self._board = board
         self._instruments = instruments
@@ -135,18 +163,3 @@ def due_count(lane: Lane, front: int, rows_max: int) -> int:
     are not read yet; `rows_max` at most, since more instances don't make one endpoint faster."""
     behind = lane.unsettled - front if lane.is_serial else lane.highest_known - lane.tail
     return min(front + behind, rows_max)
-
-
-class Busyness:
-    """How much of a core the process has used since the last look."""
-
-    def __init__(self, cpu_clock: Callable[[], float]) -> None:
-        self._cpu_clock = cpu_clock
-        self._last: tuple[float, float] | None = None
-
-    def look(self, clock_s: float) -> float:
-        """0 at the first look."""
-        last, self._last = self._last, (clock_s, self._cpu_clock())
-        if last is None or clock_s <= last[0]:
-            return 0.0
-        return (self._last[1] - last[1]) / (clock_s - last[0])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID
 
 from dispatcher.delivery.board import Board
 from dispatcher.delivery.lane import Lane, LaneLimits, ModeSettings
-from dispatcher.delivery.measure import BacklogMeter, Due
+from dispatcher.delivery.measure import BacklogMeter, Due, core_time_s
 from dispatcher.delivery.scheduler import SchedulerLimits
 from dispatcher.model import EndpointKey, OrderingMode, OutboxRow, Payload
 from dispatcher.store.backlog import EndpointPosition
@@ -254,3 +256,14 @@ def test_a_busy_process_does_not_answer_for_endpoints_that_fail_are_slow_or_limi
     scene.look()
     assert scene.look(busy=1.0) == Due(0, 0.0)
     assert scene.look(after_s=120, busy=1.0).count == 2, "its limit has long not held it up"
+
+
+def test_the_time_in_a_run_queue_counts_like_that_on_a_core(tmp_path: Path) -> None:
+    told = tmp_path / "schedstat"
+    told.write_text("1500000000 250000000 17\n")
+    assert core_time_s(told) == 1.75
+
+
+def test_where_the_kernel_does_not_tell_it_is_the_time_of_the_process(tmp_path: Path) -> None:
+    before = time.process_time()
+    assert before <= core_time_s(tmp_path / "none") <= time.process_time()
