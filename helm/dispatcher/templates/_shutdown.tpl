@@ -1,0 +1,46 @@
+{{/* How long a pod takes to end. */}}
+
+{{/* A setting of config as a number: (list $ "NAME" default). */}}
+{{- define "dispatcher.seconds" -}}
+{{- $root := index . 0 -}}
+{{- $name := index . 1 -}}
+{{- if hasKey $root.Values.config $name -}}
+{{- float64 (index $root.Values.config $name) -}}
+{{- else -}}
+{{- float64 (index . 2) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The longest drain that is not cut short, in whole seconds: the preStop, calls in flight and the group commit
+     (DISPATCHER_GRPC_DRAIN_S each), attempts in flight, what is to be written, the leases (DISPATCHER_DELIVERY_DRAIN_S
+     each), 5 s of slack and 5 s for a supervisor's killed worker, telemetry's last export by worker and supervisor. A test
+     compares it with the supervisor's own limit. */}}
+{{- define "dispatcher.drainSeconds" -}}
+{{- $grpc := include "dispatcher.seconds" (list . "DISPATCHER_GRPC_DRAIN_S" 10) | float64 -}}
+{{- $delivery := include "dispatcher.seconds" (list . "DISPATCHER_DELIVERY_DRAIN_S" 10) | float64 -}}
+{{- $telemetry := include "dispatcher.seconds" (list . "DISPATCHER_TELEMETRY_FLUSH_TIMEOUT_S" 3) | float64 -}}
+{{- $stop := addf (mulf 2.0 $grpc) (mulf 3.0 $delivery) 10.0 (mulf 2.0 $telemetry) -}}
+{{- addf $stop (float64 .Values.shutdown.preStop.seconds) | ceil | int64 -}}
+{{- end -}}
+
+{{- define "dispatcher.graceSeconds" -}}
+{{- if kindIs "invalid" .Values.shutdown.terminationGracePeriodSeconds -}}
+{{- include "dispatcher.drainSeconds" . | int64 | add1 -}}
+{{- else -}}
+{{- int64 .Values.shutdown.terminationGracePeriodSeconds -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "dispatcher.preStop" -}}
+{{- $action := .Values.shutdown.preStop.action -}}
+{{- if eq $action "auto" -}}
+{{- $action = ternary "sleep" "exec" (semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+{{- if eq $action "sleep" -}}
+sleep:
+  seconds: {{ int64 .Values.shutdown.preStop.seconds }}
+{{- else -}}
+exec:
+  command: [dispatcher, prestop, --sleep-s, {{ int64 .Values.shutdown.preStop.seconds | toString | quote }}]
+{{- end -}}
+{{- end -}}
