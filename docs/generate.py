@@ -7,11 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.chart import render_readme, render_schema
-
 from dispatcher.config import Settings, display, is_secret, variable_of
 from dispatcher.config.groups import GROUPS
 from dispatcher.telemetry.catalog import METRICS, SCHEMA_URL
+from docs.chart import render_readme, render_schema
 
 FOLDER = Path(__file__).resolve().parent
 TELEMETRY_PAGE = """\

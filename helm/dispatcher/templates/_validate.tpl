@@ -23,6 +23,11 @@ config.{{ $name }}: {{ $where }}
 config.{{ $name }}: headers hold credentials; take them from a Secret by extraEnv
 {{- end }}
 {{- end }}
+{{- range .Values.extraEnv }}
+{{- if hasPrefix "DISPATCHER_" .name }}
+extraEnv: {{ .name }} goes into config, or into secrets
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{- define "dispatcher.problems.access" -}}
