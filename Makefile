@@ -70,6 +70,10 @@ IMAGE_BUILD := tests/image/test_build.py
 test-image: $(TEST_READY) ## Follow the steps of the Dockerfile where no container engine runs: needs PyPI
 	@$(BIN)/python -m pytest -q $(IMAGE_BUILD) $(PYTEST_ARGS)
 
+.PHONY: test-chart
+test-chart: $(TEST_READY) ## Render the Helm chart and check what comes out of it; needs `make tools`
+	@$(PYTEST) tests/chart $(PYTEST_ARGS)
+
 .PHONY: test-unit
 test-unit: $(TEST_READY) ## Run the tests that need no database and no socket
 	@$(PYTEST) tests/unit $(PYTEST_ARGS)

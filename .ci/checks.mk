@@ -39,5 +39,5 @@ docs-check: $(RUN_READY) ## Check that the pages made from the code are current
 	@PYTHONPATH=src:src/generated:. $(BIN)/python docs/generate.py --check
 
 .PHONY: tools
-tools: $(TEST_READY) ## Put grpcurl, buf, helm and kubectl into .tools/
+tools: $(TEST_READY) ## Put grpcurl, buf, helm, helm3 and kubectl into .tools/
 	@$(BIN)/python .ci/get_tools.py .tools

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import shutil
+from pathlib import Path
 
 import jsonschema
 import kubernetes_validate
 import pytest
+import yaml
 
 from tests.support.chart import (
     CHART,
@@ -86,6 +89,28 @@ def test_an_unknown_field_of_kubernetes_own_is_found() -> None:
     service["spec"]["sesionAffinity"] = "None"
     with pytest.raises(kubernetes_validate.ValidationError, match="sesionAffinity"):
         kubernetes_validate.validate(service, KUBE_VERSIONS[-1], strict=True)
+
+
+def test_the_package_renders_what_the_folder_does(tmp_path: Path) -> None:
+    packed = run_helm("package", str(CHART), "--destination", str(tmp_path))
+    assert packed.returncode == 0, packed.stderr
+    (archive,) = tmp_path.glob("dispatcher-*.tgz")
+    for name in CI_VALUES:
+        assert render(name, chart=archive).objects == render(name).objects
+
+
+def test_as_part_of_another_chart_it_bears_what_that_adds(tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    shutil.copytree(CHART, parent / "charts" / "dispatcher")
+    dependency = {"name": "dispatcher", "version": "0.1.0", "condition": "dispatcher.enabled"}
+    chart = {"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": [dependency]}
+    (parent / "Chart.yaml").write_text(yaml.safe_dump(chart))
+    own = yaml.safe_load(Path(values_file("minimal")).read_text())
+    values = {"global": {"region": "eu"}, "dispatcher": {**own, "enabled": True}}
+    (parent / "values.yaml").write_text(yaml.safe_dump(values))
+    done = run_helm("template", "d", str(parent))
+    assert done.returncode == 0, done.stderr
+    assert "kind: Deployment" in done.stdout
 
 
 @pytest.mark.parametrize("name", CI_VALUES)
