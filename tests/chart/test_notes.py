@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dispatcher.security.tokens import hash_of
-from tests.chart.test_pods import with_files
 from tests.support.chart import CI_VALUES, needs_helm, notes, render
+from tests.support.chart_pods import with_files
 from tests.support.commands import needs_grpcurl, run_commands
 from tests.support.node import SECRET_KEYS
 from tests.support.postgres import TestDatabase
