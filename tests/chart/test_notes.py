@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dispatcher.config import Settings
 from dispatcher.security.tokens import hash_of
 from tests.support.chart import CI_VALUES, needs_helm, notes, render
 from tests.support.chart_pods import with_files
@@ -74,6 +76,22 @@ def test_the_notes_name_what_was_made_and_how_one_says_who_one_is(name: str) -> 
     assert all(said[name] in line for line in grpcurl)
     has_digest = "@sha256:" in rendered.container["image"]
     assert ("pin image.digest" in text) != has_digest
+
+
+@pytest.mark.parametrize(
+    ("name", "overlay", "expected"),
+    [
+        ("minimal", {}, (2 + 1) * 8),
+        ("production", {}, (12 + 1) * 2 * 6),
+        ("keda", {"maxSurge": "25%", "config": {"DISPATCHER_WORKERS": "3"}}, (20 + 5) * 3 * 8),
+    ],
+)
+def test_the_notes_say_how_many_connections_the_database_must_bear(
+    name: str, overlay: dict[str, Any], expected: int
+) -> None:
+    assert f"it has {expected} connections to the database" in notes(name, overlay)
+    defaults = (Settings.model_fields["workers"].default, Settings.model_fields["database_pool_size_max"].default)
+    assert defaults == (1, 8)
 
 
 def test_the_notes_warn_of_what_is_open() -> None:

@@ -12,6 +12,18 @@ scaleDown:
     - {type: Pods, value: 1, periodSeconds: 60}
 {{- end -}}
 
+{{/* Connections to the database at most: those of all pods, a roll-out's among them. */}}
+{{- define "dispatcher.connections" -}}
+{{- $pods := ternary .Values.replicaCount .Values.autoscaling.maxReplicas (eq .Values.autoscaling.mode "none") | float64 -}}
+{{- $surge := .Values.maxSurge -}}
+{{- if kindIs "string" $surge -}}
+{{- $surge = divf (mulf $pods (trimSuffix "%" $surge | float64)) 100.0 | ceil -}}
+{{- end -}}
+{{- $workers := get .Values.config "DISPATCHER_WORKERS" | default 1 | float64 -}}
+{{- $each := get .Values.config "DISPATCHER_DATABASE_POOL_SIZE_MAX" | default 8 | float64 -}}
+{{- mulf (addf $pods (float64 $surge)) $workers $each | int64 -}}
+{{- end -}}
+
 {{/* KEDA's triggers. A metric is divided by its threshold, which gives the number of pods wanted. */}}
 {{- define "dispatcher.triggers" -}}
 {{- $scaling := .Values.autoscaling -}}
