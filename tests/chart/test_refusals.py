@@ -82,11 +82,11 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"shutdown": {"terminationGracePeriodSeconds": 30}},
-        "terminationGracePeriodSeconds=30 is too short: a drain may take 76 s",
+        "terminationGracePeriodSeconds=30 is too short: a drain may take 81 s",
     ),
     (
-        {"config": {"DISPATCHER_DELIVERY_DRAIN_S": "60"}, "shutdown": {"terminationGracePeriodSeconds": 226}},
-        "terminationGracePeriodSeconds=226 is too short: a drain may take 226 s",
+        {"config": {"DISPATCHER_DELIVERY_DRAIN_S": "60"}, "shutdown": {"terminationGracePeriodSeconds": 231}},
+        "terminationGracePeriodSeconds=231 is too short: a drain may take 231 s",
     ),
     ({"probes": {"readiness": "grpc"}, "tls": {"secretName": "t"}}, "a kubelet speaks plain gRPC"),
     ({"probes": {"readiness": "grpc"}, "linkerd": {"enabled": True}}, "lets a kubelet's HTTP probes in, no others"),
@@ -154,5 +154,5 @@ def test_an_envoy_of_one_s_own_may_tell_who_calls_where_it_is_named() -> None:
 
 
 def test_the_grace_that_is_just_enough_is_taken() -> None:
-    spec = render("minimal", {"shutdown": {"terminationGracePeriodSeconds": 77}}).pod["spec"]
-    assert spec["terminationGracePeriodSeconds"] == 77
+    spec = render("minimal", {"shutdown": {"terminationGracePeriodSeconds": 82}}).pod["spec"]
+    assert spec["terminationGracePeriodSeconds"] == 82

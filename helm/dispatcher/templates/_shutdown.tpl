@@ -11,15 +11,16 @@
 {{- end -}}
 {{- end -}}
 
-{{/* The longest drain that is not cut short, in whole seconds: the preStop, calls in flight and the group commit
+{{/* The longest that a pod may take to end, in whole seconds: the preStop, calls in flight and the group commit
      (DISPATCHER_GRPC_DRAIN_S each), attempts in flight, what is to be written, the leases (DISPATCHER_DELIVERY_DRAIN_S
-     each), 5 s of slack and 5 s for a supervisor's killed worker, telemetry's last export by worker and supervisor. A test
-     compares it with the supervisor's own limit. */}}
+     each), the last export of a worker and of its supervisor, a database that does not answer, and 5 s of slack for each
+     of the two processes. A test compares it with the service's own limits. */}}
 {{- define "dispatcher.drainSeconds" -}}
 {{- $grpc := include "dispatcher.seconds" (list . "DISPATCHER_GRPC_DRAIN_S" 10) | float64 -}}
 {{- $delivery := include "dispatcher.seconds" (list . "DISPATCHER_DELIVERY_DRAIN_S" 10) | float64 -}}
 {{- $telemetry := include "dispatcher.seconds" (list . "DISPATCHER_TELEMETRY_FLUSH_TIMEOUT_S" 3) | float64 -}}
-{{- $stop := addf (mulf 2.0 $grpc) (mulf 3.0 $delivery) 10.0 (mulf 2.0 $telemetry) -}}
+{{- $database := include "dispatcher.seconds" (list . "DISPATCHER_DATABASE_CONNECT_TIMEOUT_S" 5) | float64 -}}
+{{- $stop := addf (mulf 2.0 $grpc) (mulf 3.0 $delivery) (mulf 2.0 $telemetry) $database 10.0 -}}
 {{- addf $stop (float64 .Values.shutdown.preStop.seconds) | ceil | int64 -}}
 {{- end -}}
 

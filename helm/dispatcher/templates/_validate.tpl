@@ -104,7 +104,7 @@ migrations.mode=initContainer has no network with {{ $mesh }}.nativeSidecars=fal
 {{- $needed := include "dispatcher.drainSeconds" . | int64 }}
 {{- $grace := include "dispatcher.graceSeconds" . | int64 }}
 {{- if le $grace $needed }}
-shutdown.terminationGracePeriodSeconds={{ $grace }} is too short: a drain may take {{ $needed }} s (preStop {{ .Values.shutdown.preStop.seconds }}, 2 x DISPATCHER_GRPC_DRAIN_S, 3 x DISPATCHER_DELIVERY_DRAIN_S, 2 x DISPATCHER_TELEMETRY_FLUSH_TIMEOUT_S, 10); set more, lower those, or leave it empty
+shutdown.terminationGracePeriodSeconds={{ $grace }} is too short: a drain may take {{ $needed }} s (preStop {{ .Values.shutdown.preStop.seconds }}, 2 x DISPATCHER_GRPC_DRAIN_S, 3 x DISPATCHER_DELIVERY_DRAIN_S, 2 x DISPATCHER_TELEMETRY_FLUSH_TIMEOUT_S, DISPATCHER_DATABASE_CONNECT_TIMEOUT_S, 10); set more, lower those, or leave it empty
 {{- end }}
 {{- if and (eq .Values.shutdown.preStop.action "sleep") (semverCompare "<1.30.0-0" .Capabilities.KubeVersion.Version) }}
 shutdown.preStop.action=sleep needs Kubernetes 1.30, this is {{ .Capabilities.KubeVersion.Version }}: use exec or auto
