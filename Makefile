@@ -58,7 +58,7 @@ PYTEST = $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist worksteal
 
 .PHONY: test
 test: $(TEST_READY) ## Run all tests (PYTEST_ARGS=, PYTEST_WORKERS=, DISPATCHER_TEST_DSN=)
-	@$(PYTEST) tests --ignore tests/chaos --ignore $(IMAGE_BUILD) $(PYTEST_ARGS)
+	@$(PYTEST) tests --ignore tests/chaos --ignore tests/chart --ignore $(IMAGE_BUILD) $(PYTEST_ARGS)
 
 # What lies behind one tenant's statements is what these tests reach: the store, and all that runs on it.
 .PHONY: test-one-tenant

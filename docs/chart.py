@@ -65,7 +65,9 @@ class Value:
 
 def documented_values(text: str) -> Iterator[Value]:
     """Every value of values.yaml that has a `# --` comment, in order. ValueError for one that has none."""
-    yield from _values_below(yaml.compose(text), text.splitlines(), "")
+    root = yaml.compose(text)
+    assert isinstance(root, yaml.MappingNode)  # noqa: S101 -- values.yaml is a map
+    yield from _values_below(root, text.splitlines(), "")
 
 
 def _values_below(node: yaml.MappingNode, lines: list[str], prefix: str) -> Iterator[Value]:

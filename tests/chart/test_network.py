@@ -15,7 +15,7 @@ from dispatcher.security.addresses import METADATA_ADDRESSES, IPAddress, address
 from tests.support.chart import CI_VALUES, NAME, Object, Rendered, needs_helm, render
 
 pytestmark = needs_helm
-RANDOM_ADDRESSES = 5000
+RANDOM_ADDRESSES = 2000
 
 
 def egress_rules(rendered: Rendered) -> list[Object]:
@@ -29,13 +29,21 @@ def world_rule(rendered: Rendered) -> Object:
     return rule
 
 
-def lets_out(rule: Object, address: IPAddress) -> bool:
-    """Whether a rule's ip blocks hold an address, as Kubernetes reads them."""
-    for block in (peer["ipBlock"] for peer in rule["to"] if "ipBlock" in peer):
-        excepted = any(address in ip_network(text) for text in block.get("except", ()))
-        if address in ip_network(block["cidr"]) and not excepted:
-            return True
-    return False
+class Blocks:
+    """The ip blocks of a rule."""
+
+    def __init__(self, rule: Object) -> None:
+        blocks = [peer["ipBlock"] for peer in rule["to"] if "ipBlock" in peer]
+        self._blocks = [
+            (ip_network(block["cidr"]), [ip_network(text) for text in block.get("except", ())]) for block in blocks
+        ]
+
+    def __contains__(self, address: IPAddress) -> bool:
+        """Whether they let an address out, as Kubernetes reads them."""
+        return any(
+            address in network and not any(address in excepted for excepted in exceptions)
+            for network, exceptions in self._blocks
+        )
 
 
 def edges() -> Iterator[IPAddress]:
@@ -60,16 +68,15 @@ CARRIERS = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"))
 
 
 def test_the_world_is_what_the_service_itself_calls_public() -> None:
-    rule = world_rule(render())
+    world = Blocks(world_rule(render()))
     wrong = [
         address
         for address in (*edges(), *METADATA_ADDRESSES, *anywhere())
-        if not any(address in carrier for carrier in CARRIERS)
-        and lets_out(rule, address) != (address_kind(address) is None)
+        if not any(address in carrier for carrier in CARRIERS) and (address in world) != (address_kind(address) is None)
     ]
     assert wrong == []
-    assert not any(lets_out(rule, ip_address(text)) for text in ("::ffff:8.8.8.8", "64:ff9b::808:808"))
-    assert lets_out(rule, ip_address("8.8.8.8"))
+    assert not any(ip_address(text) in world for text in ("::ffff:8.8.8.8", "64:ff9b::808:808"))
+    assert ip_address("8.8.8.8") in world
 
 
 def test_every_exception_is_within_its_network() -> None:
@@ -87,8 +94,8 @@ def test_webhooks_may_go_to_the_ports_and_networks_that_the_service_allows() -> 
         {"protocol": "TCP", "port": 8443},
         {"protocol": "TCP", "port": 9000, "endPort": 9999},
     ]
-    assert lets_out(rule, ip_address("10.20.1.1"))
-    assert not lets_out(rule, ip_address("10.21.1.1"))
+    assert ip_address("10.20.1.1") in Blocks(rule)
+    assert ip_address("10.21.1.1") not in Blocks(rule)
     alone = world_rule(render("minimal", {"config": {"DISPATCHER_EGRESS_ALLOWED_NETWORKS": "10.1.1.1, fd00::1"}}))
     assert [peer["ipBlock"]["cidr"] for peer in alone["to"][2:]] == ["10.1.1.1/32", "fd00::1/128"]
 
@@ -109,7 +116,7 @@ def test_what_is_not_allowed_is_denied_in_both_directions(name: str) -> None:
     for rule in (*spec["ingress"], *spec["egress"]):
         assert rule.get("from") != []
         assert rule.get("to") != []
-        assert rule["ports"] or rule["to"]
+        assert rule.get("ports") or rule.get("to")
 
 
 def ingress(rendered: Rendered) -> dict[int, list[Object]]:

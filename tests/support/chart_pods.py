@@ -16,7 +16,7 @@ CONTENTS = {
     "DISPATCHER_SECRET_KEYS_FILE": SECRET_KEYS,
     "DISPATCHER_OPS_TOKEN_FILE": "a token",
     "DISPATCHER_EGRESS_PROXY_URL_FILE": "http://user:word@proxy.internal:3128",
-    "DISPATCHER_AUTH_TOKENS_FILE": f"tokens: [{{principal: shop, sha256: {'0' * 64}}}]",
+    "DISPATCHER_AUTH_TOKENS_FILE": f"tokens: [{{principal: shop, sha256: {'ab' * 32}}}]",
 }
 
 

@@ -16,7 +16,11 @@
 {{- if and $hasScaler .keda -}}
 {{- $rules = append $rules (dict "from" .keda "ports" (list (dict "protocol" "TCP" "port" 50053))) -}}
 {{- end -}}
-{{- toYaml (concat $rules .extraIngress) -}}
+{{- with concat $rules .extraIngress -}}
+{{- toYaml . -}}
+{{- else -}}
+[]
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
