@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from dispatcher.security.secrets import Keyring
-from tests.support.chart import HELMS, TOOLS_REQUIRED, Object, Rendered, needs_helm
-from tests.support.commands import run_commands
+from tests.support.chart import HELMS, Object, Rendered, needs_helm
+from tests.support.commands import TOOLS_REQUIRED, run_commands
 from tests.support.readme import ROOT, commands
 
 TOOLS = f"{Path(sys.executable).parent}:{ROOT / '.tools'}:{os.environ['PATH']}"

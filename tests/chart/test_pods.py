@@ -118,6 +118,40 @@ def test_what_a_linter_of_kubernetes_asks_for(name: str) -> None:
     assert all(account["automountServiceAccountToken"] is False for account in rendered.all("ServiceAccount"))
 
 
+MERGED_BY: dict[str, tuple[str, ...]] = {
+    "containers": ("name",),
+    "env": ("name",),
+    "imagePullSecrets": ("name",),
+    "initContainers": ("name",),
+    "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
+    "volumeMounts": ("mountPath",),
+    "volumes": ("name",),
+}
+"""Lists that server-side apply, helm 4's way, merges by a key: it refuses one that holds a key twice."""
+
+
+def lists_in(part: Any) -> Iterator[tuple[str, list[Any]]]:
+    """Every list below, by the name of its field."""
+    for key, value in part.items() if isinstance(part, dict) else ():
+        if isinstance(value, list):
+            yield key, value
+    for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        yield from lists_in(value)
+
+
+@pytest.mark.parametrize("name", CI_VALUES)
+def test_no_list_that_is_merged_by_a_key_holds_one_twice(name: str) -> None:
+    checked: set[str] = set()
+    for _, spec in pod_specs(render(name)):
+        for field, entries in lists_in(spec):
+            keys = [tuple(entry.get(part) for part in MERGED_BY[field]) for entry in entries if field in MERGED_BY]
+            assert len(keys) == len(set(keys)), field
+            checked.add(field)
+        ports = [port["containerPort"] for container in containers(spec) for port in container.get("ports", ())]
+        assert len(ports) == len(set(ports))
+    assert checked >= {"containers", "env", "volumes", "volumeMounts", "topologySpreadConstraints"}
+
+
 def test_the_user_is_left_to_a_platform_that_assigns_one() -> None:
     nobody = {"podSecurity": {"runAsUser": None, "runAsGroup": None, "fsGroup": None}}
     assert render("minimal", nobody).pod["spec"]["securityContext"] == {

@@ -113,6 +113,8 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
         {"extraEnv": [{"name": "DISPATCHER_WORKERS", "value": "2"}]},
         "extraEnv: DISPATCHER_WORKERS goes into config, or into secrets",
     ),
+    ({"extraEnv": [{"name": "POD_NAME", "value": "x"}]}, "extraEnv: POD_NAME is there already"),
+    ({"extraEnv": [{"name": "A", "value": "x"}, {"name": "A", "value": "y"}]}, "extraEnv: A is there already"),
 ]
 
 

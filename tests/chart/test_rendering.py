@@ -16,7 +16,6 @@ from tests.support.chart import (
     CI_VALUES,
     HELMS,
     NAMESPACE,
-    TOOLS_REQUIRED,
     check_custom,
     custom_schemas,
     needs_helm,
@@ -26,6 +25,7 @@ from tests.support.chart import (
     schema_of,
     values_file,
 )
+from tests.support.commands import TOOLS_REQUIRED
 
 pytestmark = needs_helm
 KUBE_VERSIONS = ("1.27", "1.30", "1.34", "1.37")

@@ -121,5 +121,9 @@ def test_spans_and_metrics_say_which_pod_they_are_of() -> None:
     )
     names = list(entries)
     assert names.index("POD_NAME") < names.index("OTEL_RESOURCE_ATTRIBUTES")  # or it would not be expanded
-    own = render("minimal", {"config": {"OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=prod"}})
+    attributes = "deployment.environment.name=prod"
+    own = render("minimal", {"config": {"OTEL_RESOURCE_ATTRIBUTES": attributes}})
     assert "OTEL_RESOURCE_ATTRIBUTES" not in {entry["name"] for entry in own.container["env"]}
+    more = render("minimal", {"extraEnv": [{"name": "OTEL_RESOURCE_ATTRIBUTES", "value": attributes}]})
+    values = [each["value"] for each in more.container["env"] if each["name"] == "OTEL_RESOURCE_ATTRIBUTES"]
+    assert values == [attributes]

@@ -18,6 +18,7 @@ import jsonschema
 import pytest
 import yaml
 
+from tests.support.commands import TOOLS_REQUIRED
 from tests.support.readme import ROOT
 
 CHART = ROOT / "helm" / "dispatcher"
@@ -30,7 +31,6 @@ HELM_TIMEOUT_S = 60.0
 _PATH = f"{ROOT / '.tools'}:{os.environ['PATH']}"
 HELMS: Mapping[str, str] = {name: found for name in ("helm", "helm3") if (found := shutil.which(name, path=_PATH))}
 """Those that are here. helm3 is helm's third version beside the fourth."""
-TOOLS_REQUIRED = os.environ.get("DISPATCHER_TEST_TOOLS") == "required"
 needs_helm = pytest.mark.skipif(
     "helm" not in HELMS and not TOOLS_REQUIRED, reason="helm is not installed: `make tools`"
 )

@@ -149,7 +149,9 @@ jwt-ca.pem: |
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - name: POD_NAMESPACE
   valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
-{{- if not (hasKey .Values.config "OTEL_RESOURCE_ATTRIBUTES") }}
+{{- $given := list -}}
+{{- range .Values.extraEnv }}{{ $given = append $given .name }}{{ end -}}
+{{- if not (or (hasKey .Values.config "OTEL_RESOURCE_ATTRIBUTES") (has "OTEL_RESOURCE_ATTRIBUTES" $given)) }}
 - name: OTEL_RESOURCE_ATTRIBUTES
   value: k8s.namespace.name=$(POD_NAMESPACE),k8s.pod.name=$(POD_NAME)
 {{- end }}

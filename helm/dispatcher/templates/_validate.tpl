@@ -23,10 +23,15 @@ config.{{ $name }}: {{ $where }}
 config.{{ $name }}: headers hold credentials; take them from a Secret by extraEnv
 {{- end }}
 {{- end }}
+{{- $seen := list "POD_NAME" "POD_NAMESPACE" "POD_IPS" }}
 {{- range .Values.extraEnv }}
 {{- if hasPrefix "DISPATCHER_" .name }}
 extraEnv: {{ .name }} goes into config, or into secrets
 {{- end }}
+{{- if has .name $seen }}
+extraEnv: {{ .name }} is there already
+{{- end }}
+{{- $seen = append $seen .name }}
 {{- end }}
 {{- end -}}
 
