@@ -114,7 +114,7 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
         "extraEnv: DISPATCHER_WORKERS goes into config, or into secrets",
     ),
     ({"extraEnv": [{"name": "POD_NAME", "value": "x"}]}, "extraEnv: POD_NAME is there already"),
-    ({"extraEnv": [{"name": "A", "value": "x"}, {"name": "A", "value": "y"}]}, "extraEnv: A is there already"),
+    ({"extraEnv": [{"name": "A", "value": "x"}, {"name": "A", "value": "z"}]}, "extraEnv: A is there already"),
 ]
 
 
