@@ -173,7 +173,8 @@ def test_with_a_gateway_webhooks_are_https_to_the_hosts_that_are_named() -> None
     gateway = "istio-egressgateway.istio-system.svc.cluster.local"
     assert sent == {(host, to) for host in hosts for to in (host, gateway)}
     assert not any("ipBlock" in peer for rule in egress_rules(rendered) for peer in rule.get("to", ()))
-    assert not any("Outbound" in name for name in rendered.annotations)
+    assert "traffic.sidecar.istio.io/includeOutboundIPRanges" not in rendered.annotations
+    assert rendered.annotations["traffic.sidecar.istio.io/excludeOutboundPorts"] == "5432"
 
 
 DIRECT: dict[str, Any] = {"egress": {"mode": "direct"}}
@@ -187,7 +188,9 @@ def test_direct_webhooks_go_past_istio_s_sidecar_wherever_they_go() -> None:
     assert len(let_out) > RANDOM_ADDRESSES
     assert not any(address in network for network in captured for address in let_out)
     assert found["traffic.sidecar.istio.io/excludeOutboundIPRanges"] == "10.20.0.0/16"
-    assert found["traffic.sidecar.istio.io/excludeOutboundPorts"] == "80,443"
+    assert found["traffic.sidecar.istio.io/excludeOutboundPorts"] == "80,443,5432"
+    meshed = render("istio", {"istio": {"excludeOutboundPorts": []}}).annotations
+    assert "traffic.sidecar.istio.io/excludeOutboundPorts" not in meshed
 
 
 def test_direct_webhooks_go_past_linkerd_s_proxy_on_every_port_they_may_use() -> None:
@@ -233,6 +236,7 @@ def test_with_native_sidecars_jobs_are_in_the_mesh() -> None:
     (pod,) = (each["spec"]["template"] for each in render("istio", job).all("Job"))
     assert pod["metadata"]["labels"]["sidecar.istio.io/inject"] == "true"
     assert pod["metadata"]["annotations"]["sidecar.istio.io/nativeSidecar"] == "true"
+    assert pod["metadata"]["annotations"]["traffic.sidecar.istio.io/excludeOutboundPorts"] == "5432"
     (pod,) = (each["spec"]["template"] for each in render("linkerd", job).all("Job"))
     assert pod["metadata"]["annotations"]["linkerd.io/inject"] == "enabled"
 

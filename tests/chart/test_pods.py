@@ -18,6 +18,7 @@ from dispatcher.workers.process import KILLED_WAIT_S
 from dispatcher.workers.supervisor import _pool_options
 from tests.support.chart import CI_VALUES, NAME, Object, Rendered, needs_helm, render
 from tests.support.chart_pods import DSN, MOUNTED, with_files
+from tests.support.readme import ROOT
 
 pytestmark = needs_helm
 
@@ -222,6 +223,11 @@ def test_the_grace_follows_the_drains_that_are_set(grpc: Any, delivery: Any, tmp
     rendered = render("minimal", {"config": drains, "shutdown": {"preStop": {"seconds": 25}}})
     needed_s = 25 + drain_s(rendered, tmp_path)
     assert needed_s < rendered.pod["spec"]["terminationGracePeriodSeconds"] <= needed_s + 10
+
+
+def test_the_page_says_how_long_that_is_by_default() -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    assert f"and one more: {render().pod['spec']['terminationGracePeriodSeconds']} s by default" in page
 
 
 def test_no_pod_is_taken_away_before_its_successor_is_ready() -> None:

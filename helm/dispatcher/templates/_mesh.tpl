@@ -29,15 +29,20 @@ proxy.istio.io/config: |
 {{- end }}
 {{- if eq .Values.egress.mode "direct" }}
 traffic.sidecar.istio.io/includeOutboundIPRanges: {{ join "," .Values.istio.captureNetworks | quote }}
-{{- with .Values.istio.excludeOutboundPorts }}
-traffic.sidecar.istio.io/excludeOutboundPorts: {{ join "," . | quote }}
-{{- end }}
 {{- with get .Values.config "DISPATCHER_EGRESS_ALLOWED_NETWORKS" }}
 traffic.sidecar.istio.io/excludeOutboundIPRanges: {{ . | quote }}
 {{- end }}
 {{- end }}
+{{- include "dispatcher.istioExcludedPorts" (list . (eq .Values.egress.mode "direct")) }}
 {{- if include "dispatcher.hasScaler" . }}
 traffic.sidecar.istio.io/excludeInboundPorts: "50053"
+{{- end }}
+{{- end -}}
+
+{{/* Ports that Istio's sidecar leaves alone: (list $ whether webhooks' are among them). */}}
+{{- define "dispatcher.istioExcludedPorts" }}
+{{- with concat (ternary (list 80 443) list (index . 1)) (index . 0).Values.istio.excludeOutboundPorts }}
+traffic.sidecar.istio.io/excludeOutboundPorts: {{ join "," . | quote }}
 {{- end }}
 {{- end -}}
 
@@ -72,6 +77,7 @@ sidecar.istio.io/inject: {{ .Values.istio.nativeSidecars | quote }}
 {{- define "dispatcher.jobMeshAnnotations" -}}
 {{- if .Values.istio.enabled -}}
 sidecar.istio.io/nativeSidecar: {{ .Values.istio.nativeSidecars | quote }}
+{{- include "dispatcher.istioExcludedPorts" (list . false) }}
 {{- end -}}
 {{- if .Values.linkerd.enabled -}}
 linkerd.io/inject: {{ ternary "enabled" "disabled" .Values.linkerd.nativeSidecars }}
