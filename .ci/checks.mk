@@ -36,8 +36,8 @@ locks: $(TEST_READY) ## Check that the lock files are pinned, hashed, without UR
 
 .PHONY: docs-check
 docs-check: $(RUN_READY) ## Check that the pages made from the code are current
-	@PYTHONPATH=src:src/generated $(BIN)/python docs/generate.py --check
+	@PYTHONPATH=src:src/generated:. $(BIN)/python docs/generate.py --check
 
 .PHONY: tools
-tools: $(TEST_READY) ## Put grpcurl, buf, helm and kubectl into .tools/
+tools: $(TEST_READY) ## Put grpcurl, buf, helm, helm3 and kubectl into .tools/
 	@$(BIN)/python .ci/get_tools.py .tools
