@@ -58,7 +58,7 @@ PYTEST = $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist worksteal
 
 .PHONY: test
 test: $(TEST_READY) ## Run all tests (PYTEST_ARGS=, PYTEST_WORKERS=, DISPATCHER_TEST_DSN=)
-	@$(PYTEST) tests --ignore tests/chaos --ignore $(IMAGE_BUILD) $(PYTEST_ARGS)
+	@$(PYTEST) tests --ignore tests/chaos --ignore tests/chart --ignore $(IMAGE_BUILD) $(PYTEST_ARGS)
 
 # What lies behind one tenant's statements is what these tests reach: the store, and all that runs on it.
 .PHONY: test-one-tenant
@@ -69,6 +69,10 @@ IMAGE_BUILD := tests/image/test_build.py
 .PHONY: test-image
 test-image: $(TEST_READY) ## Follow the steps of the Dockerfile where no container engine runs: needs PyPI
 	@$(BIN)/python -m pytest -q $(IMAGE_BUILD) $(PYTEST_ARGS)
+
+.PHONY: test-chart
+test-chart: $(TEST_READY) ## Render the Helm chart and check what comes out of it; needs `make tools`
+	@$(PYTEST) tests/chart $(PYTEST_ARGS)
 
 .PHONY: test-unit
 test-unit: $(TEST_READY) ## Run the tests that need no database and no socket

@@ -6,13 +6,10 @@ A panel is a title, what it means, and its queries by legend; places and ids fol
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parents[1] / "helm" / "dispatcher" / "dashboards"
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 HERE = 'namespace=~"$namespace",job=~"$job"'
 ROW_UNITS = 24
@@ -498,23 +495,3 @@ def _panel(panel: Panel, number: int, place: Mapping[str, int]) -> dict[str, Any
         "targets": targets,
         "fieldConfig": {"defaults": defaults, "overrides": []},
     }
-
-
-def main() -> int:
-    """Write every dashboard; with --check only name those that are not current, and fail."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    stale = 0
-    for name, dashboard in DASHBOARDS.items():
-        file, wanted = FOLDER / f"{name}.json", render(dashboard)
-        if file.exists() and file.read_text() == wanted:
-            continue
-        stale += 1
-        if "--check" in sys.argv:
-            print(f"{file} is not what docs/dashboards.py says: run `make docs`", file=sys.stderr)
-        else:
-            file.write_text(wanted)
-    return int(stale > 0 and "--check" in sys.argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

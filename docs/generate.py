@@ -1,17 +1,20 @@
-"""Writes the pages under docs/ that are made from the code: `make docs`. A test compares them."""
+"""Writes the pages that are made from the code, and what of the chart is: `make docs`. A test compares them."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from dispatcher.config import Settings, display, is_secret, variable_of
 from dispatcher.config.groups import GROUPS
 from dispatcher.telemetry.catalog import METRICS, SCHEMA_URL
+from docs.chart import render_readme, render_schema
+from docs.dashboards import DASHBOARDS, render
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
 TELEMETRY_PAGE = """\
 # Telemetry
 
@@ -159,7 +162,13 @@ def render_telemetry() -> str:
     return TELEMETRY_PAGE.format(schema_url=SCHEMA_URL, metrics="\n".join(rows))
 
 
-PAGES: dict[str, Callable[[], str]] = {"configuration.md": render_configuration, "telemetry.md": render_telemetry}
+PAGES: dict[str, Callable[[], str]] = {
+    "configuration.md": render_configuration,
+    "telemetry.md": render_telemetry,
+    "../helm/dispatcher/README.md": render_readme,
+    "../helm/dispatcher/values.schema.json": render_schema,
+    **{f"../helm/dispatcher/dashboards/{name}.json": partial(render, each) for name, each in DASHBOARDS.items()},
+}
 
 
 def main() -> int:
@@ -167,7 +176,8 @@ def main() -> int:
     stale = [name for name, render in PAGES.items() if (FOLDER / name).read_text() != render()]
     for name in stale:
         if "--check" in sys.argv:
-            print(f"docs/{name} is not what the code says: run `make docs`", file=sys.stderr)
+            path = (FOLDER / name).resolve().relative_to(FOLDER.parent)
+            print(f"{path} is not what the code says: run `make docs`", file=sys.stderr)
         else:
             (FOLDER / name).write_text(PAGES[name]())
     return 1 if stale and "--check" in sys.argv else 0

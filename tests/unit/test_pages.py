@@ -11,7 +11,15 @@ from dispatcher.config import Settings, variable_of
 from dispatcher.store import citus
 from tests.support.readme import ROOT
 
-PAGES = ("README.md", "CHANGELOG.md", "docs/guarantees.md", "docs/operations.md", "docs/scaling.md", "docs/security.md")
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "docs/guarantees.md",
+    "docs/kubernetes.md",
+    "docs/operations.md",
+    "docs/scaling.md",
+    "docs/security.md",
+)
 
 
 def text_of(page: str) -> str:

@@ -13,12 +13,13 @@ import pytest
 
 from dispatcher.config import Settings, variable_of
 from dispatcher.telemetry.catalog import METRICS
-from docs.dashboards import DASHBOARDS, FOLDER, render
+from docs.dashboards import DASHBOARDS, render
 from tests.support.measures import exposition
 from tests.support.promql import read
 from tests.support.promtool import alerts, rules
 from tests.support.readme import ROOT
 
+FOLDER = ROOT / "helm" / "dispatcher" / "dashboards"
 RUNBOOKS = ROOT / "docs" / "runbooks"
 PAGES = sorted(RUNBOOKS.glob("*.md"))
 SCRAPED = {"namespace", "job", "instance", "pod", "worker"}
