@@ -43,7 +43,7 @@ from dispatcher.security.egress import EgressPolicy
 from dispatcher.security.egress_proxy import EgressProxy
 from dispatcher.security.secrets import Keyring
 from dispatcher.signals import stop_on_signals
-from dispatcher.store import instances, signing_keys, upkeep
+from dispatcher.store import horizon, instances, signing_keys, upkeep
 from dispatcher.store.audit import AuditTable
 from dispatcher.store.database import Database, DatabaseOptions
 from dispatcher.store.group_commit import GroupCommit, GroupCommitLimits
@@ -92,17 +92,25 @@ class Core:
             self.settings.operational_interval_s,
         )
 
+    async def _keep_partitions(self, stop: asyncio.Event) -> None:
+        blocked = self.telemetry.instruments.retention_blocked
+        await upkeep.run(self.database, _upkeep(self.settings), stop, blocked.by_label)
+
+    async def _watch_horizon(self) -> None:
+        await horizon.watch(self.database, self.telemetry.instruments, self.settings.metrics_database_interval_s)
+
     async def run(self) -> None:
         """Publishing and delivery until `engine.stop`; any unexpected death of a part ends all."""
         stop_upkeep = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             commits = group.create_task(self.commits.run(), name="group-commit")
-            keeper = group.create_task(upkeep.run(self.database, _upkeep(self.settings), stop_upkeep), name="upkeep")
+            keeper = group.create_task(self._keep_partitions(stop_upkeep), name="upkeep")
+            horizons = group.create_task(self._watch_horizon(), name="horizon")
             relay = group.create_task(self._relay().run(), name="operational-events")
             access = group.create_task(self.access.run(), name="access")
             await group.create_task(self.engine.run(), name="delivery")
-            relay.cancel()
-            access.cancel()
+            for task in (relay, access, horizons):
+                task.cancel()
             stop_upkeep.set()
             commits.cancel()
             with contextlib.suppress(TimeoutError):
@@ -178,7 +186,9 @@ async def open_core(settings: Settings, telemetry: Telemetry, instance: Instance
         commits = GroupCommit(database, _commit_limits(settings), engine, telemetry.instruments)
         cache = SubscriptionCache.over(database)
         quotas = Quotas(lambda: engine.keeper.live_count)
-        publisher = Publisher(cache, commits, rows_max=settings.publish_rows_max, quotas=quotas)
+        publisher = Publisher(
+            cache, commits, rows_max=settings.publish_rows_max, quotas=quotas, tracing=telemetry.tracing
+        )
         yield Core(
             settings=settings,
             instance=instance,

@@ -384,6 +384,12 @@ class ObservabilitySettings(Group):
         10, 0, 100, "Endpoints named on metrics, those with the oldest backlog; all others are only summed."
     )
     metrics_backlog_interval_s: float = _time_s(10.0, 0.5, 600, "How often backlog gauges are measured.")
+    metrics_database_interval_s: float = _time_s(
+        30.0, 1, 3600, "How often it is measured what keeps the database's VACUUM from its work."
+    )
+    slo_threshold_s: float = _time_s(
+        60.0, 1, DAY_S, "A delivery is late whose first attempt has not ended so long after the event's acceptance."
+    )
     due_endpoint_rows_max: int = _count(
         100, 1, 1_000_000, "What one endpoint may add to the due backlog: more instances don't make one faster."
     )

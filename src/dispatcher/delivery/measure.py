@@ -11,7 +11,6 @@ the age only the time for which it has been found waiting at every look, however
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import time
 from collections.abc import Callable
@@ -76,15 +75,14 @@ class Busyness:
 
 
 class BacklogMeter:
-    """`run` is the task. `worst_max` endpoints are named on metrics, the others only summed; `due` is the last
-    measure, to which an endpoint adds `due_rows_max` deliveries at most."""
+    """`measure` is called every so often. `worst_max` endpoints are named on metrics, the others only summed; `due` is
+    the last measure, to which an endpoint adds `due_rows_max` deliveries at most."""
 
     def __init__(
         self,
         board: Board,
         instruments: Instruments,
         *,
-        interval_s: float,
         worst_max: int,
         due_rows_max: int,
         clock: Callable[[], float] = time.monotonic,
@@ -93,7 +91,6 @@ class BacklogMeter:
     ) -> None:
         self._board = board
         self._instruments = instruments
-        self._interval_s = interval_s
         self._worst_max = worst_max
         self._due_rows_max = due_rows_max
         self._clock = clock
@@ -101,11 +98,6 @@ class BacklogMeter:
         self._busyness = Busyness(cpu_clock)
         self._due_since: dict[EndpointKey, float] = {}
         self.due = NOTHING_DUE
-
-    async def run(self) -> None:
-        while True:
-            self.measure()
-            await asyncio.sleep(self._interval_s)
 
     def measure(self) -> None:
         """Set the gauges from the lanes as they are; idle endpoints have none and count nothing."""

@@ -56,7 +56,7 @@ async def test_the_backlog_is_summed_and_only_the_oldest_endpoints_are_named() -
     board.open(0, 1, [EndpointPosition(key, 0, NOW, 0) for key in (idle, old, young)])
     board.offer([row_of(old, 1, 60.0), row_of(old, 2, 50.0), row_of(young, 1, 5.0)])
     recorded = Recorded()
-    meter = BacklogMeter(board, recorded, interval_s=1.0, worst_max=1, due_rows_max=10, wall_clock=NOW.timestamp)  # type: ignore[arg-type]
+    meter = BacklogMeter(board, recorded, worst_max=1, due_rows_max=10, wall_clock=NOW.timestamp)  # type: ignore[arg-type]
     meter.measure()
     assert recorded.values == {"backlog": 3, "age": 60.0, "due": 0, "due_age": 0.0}
     assert recorded.worst == [(str(old.tenant_id), str(old.endpoint_id), 2, 60.0)]
@@ -65,7 +65,7 @@ async def test_the_backlog_is_summed_and_only_the_oldest_endpoints_are_named() -
 async def test_an_empty_board_measures_zero() -> None:
     recorded = Recorded()
     board = Board(LaneLimits(100, 1000), SchedulerLimits(10, 10, 10, 1.0), 1000)
-    BacklogMeter(board, recorded, interval_s=1.0, worst_max=3, due_rows_max=10).measure()  # type: ignore[arg-type]
+    BacklogMeter(board, recorded, worst_max=3, due_rows_max=10).measure()  # type: ignore[arg-type]
     assert (recorded.values, recorded.worst) == ({"backlog": 0, "age": 0.0, "due": 0, "due_age": 0.0}, [])
 
 
@@ -79,7 +79,6 @@ class Scene:
         self.meter = BacklogMeter(
             self.board,
             Recorded(),  # type: ignore[arg-type]
-            interval_s=1.0,
             worst_max=1,
             due_rows_max=rows_max,
             clock=lambda: self.clock_s,
