@@ -13,11 +13,13 @@ from dispatcher.config import Settings
 from dispatcher.security.tokens import hash_of
 from tests.support.chart import CI_VALUES, needs_helm, notes, render
 from tests.support.chart_pods import with_files
+from tests.support.cli import run_cli
 from tests.support.commands import needs_grpcurl, run_commands
 from tests.support.node import SECRET_KEYS
 from tests.support.postgres import TestDatabase
 from tests.support.process import Served
 from tests.support.receiver import Receiver
+from tests.support.waiting import until
 
 pytestmark = [needs_helm, needs_grpcurl]
 TOKEN = "dsp_" + "t" * 40
@@ -45,6 +47,12 @@ async def test_the_lines_after_an_installation_work(database: TestDatabase, rece
     served = Served(database.dsn, tmp_path, settings_of(tmp_path), base={"DISPATCHER_SECRET_KEYS": SECRET_KEYS})
     try:
         await served.started()
+
+        async def is_serving() -> bool:  # grpc.health follows /readyz a moment later
+            told = await asyncio.to_thread(run_cli, "health", "--target", f"127.0.0.1:{served.grpc_port}")
+            return told.code == 0
+
+        await until(is_serving, 10)
         ports = {"50051": served.grpc_port, "50052": served.admin_port, "8080": served.ops_port}
         exchanged = {f"127.0.0.1:{old}": f"127.0.0.1:{new}" for old, new in ports.items()}
         exchanged["https://example.com/hooks"] = f"http://127.0.0.1:{receiver.port}/"
