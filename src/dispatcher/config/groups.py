@@ -380,6 +380,16 @@ class ObservabilitySettings(Group):
         10, 0, 100, "Endpoints named on metrics, those with the oldest backlog; all others are only summed."
     )
     metrics_backlog_interval_s: float = _time_s(10.0, 0.5, 600, "How often backlog gauges are measured.")
+    statistics_window_s: float = _time_s(
+        300.0, 10, 6 * HOUR_S, "The time that the statistics in the status of an endpoint or a tenant are of."
+    )
+    statistics_attempts_max: int = _count(
+        5000, 100, 50_000, "Attempts read for them at most; where there are more, the latest."
+    )
+    statistics_timeout_s: float = _time_s(
+        1.0, 0.05, 30, "Longest that one statement for them may run, or the walk over a tenant's endpoints take."
+    )
+    statistics_worst_max: int = _count(10, 0, 100, "Endpoints that a tenant's status names, by age and by backlog.")
     telemetry_flush_timeout_s: float = _time_s(3.0, 0, 60, "Longest wait for the last export on shutdown.")
 
 

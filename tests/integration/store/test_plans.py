@@ -21,8 +21,10 @@ from dispatcher.store import (
     halts,
     parked,
     partitions,
+    recent,
     replay_sources,
     runtime,
+    tenant_status,
     upkeep,
 )
 from dispatcher.store.database import Database
@@ -34,6 +36,8 @@ from tests.support.backlog import SETTINGS
 DAYS = 6
 ENDPOINTS = 40
 ROWS_PER_DAY = 50
+LIMIT = 7
+"""Rows that statistics may read of an endpoint."""
 PARTITIONED = ("outbox_p", "event_p", "attempt_p", "decision", "dead_letter", "cursor", "endpoint", "parked", "halt")
 
 FILL = """
@@ -111,6 +115,18 @@ def written(
     yield "letter payloads", decisions.INSERT_PAYLOADS, [tenants, ["e-1-1"] * 3, [last_day] * 3]
     yield "own payloads", decisions.KEEP_OWN, [tenants, three, [1, 1, 1], ["e-1-1"] * 3, [last_day] * 3]
     yield from statements_of_failure(tenant_id, three[0], start)
+    yield from statements_of_statistics(tenant_id, three, start)
+
+
+def statements_of_statistics(
+    tenant_id: uuid.UUID, endpoint_ids: list[uuid.UUID], start: datetime
+) -> Iterator[tuple[str, str | TenantStatement, list[Any]]]:
+    keys, count = [[tenant_id] * len(endpoint_ids), endpoint_ids], len(endpoint_ids)
+    day = start + timedelta(days=DAYS - 1)
+    yield "recent attempts", recent.READ_ATTEMPTS, [*keys, [day] * count, [LIMIT] * count]
+    yield "recent payloads", recent.READ_PAYLOADS, [*keys, [251] * count, [300] * count, [LIMIT] * count]
+    yield "committed", recent.COUNT_COMMITTED, [*keys, [day] * count, [day] * count, [LIMIT] * count]
+    yield "tenant status", tenant_status.PAGE, [tenant_id, uuid.UUID(int=0), 1000, 1000, day, 500, 10, start]
 
 
 def statements_of_failure(
@@ -250,6 +266,52 @@ async def test_facts_are_looked_up_once_per_endpoint_and_partition(
 
 def is_probe(node: dict, table: str) -> bool:
     return node.get("Relation Name", "").startswith(table) and "Index Cond" in node
+
+
+@pytest.mark.parametrize("form", ["", ", one tenant"])
+@pytest.mark.parametrize(("name", "table"), [("recent attempts", "attempt"), ("committed", "outbox")])
+async def test_statistics_read_no_more_than_their_limit_of_the_days_of_their_window(
+    db: Database, connection: asyncpg.Connection, start: datetime, name: str, table: str, form: str
+) -> None:
+    tenant_id, endpoint_ids = uuid.uuid4(), [uuid.uuid4() for _ in range(ENDPOINTS)]
+    await fill(connection, tenant_id, endpoint_ids, start)
+    known = {statement[0]: statement for statement in statements(tenant_id, endpoint_ids, start)}
+    plan = await explain(connection, *known[name + form][1:], analyze=True)
+    assert executed(plan, table) == {Partition(table, (start + timedelta(days=DAYS - 1)).date()).name}
+    probes = [node for node in plan if is_probe(node, f"{table}_p") and node["Actual Loops"]]
+    assert [node["Actual Loops"] for node in probes] == [3]
+    assert [node["Actual Rows"] for node in probes] == [LIMIT]
+    assert not any("Rows Removed by Filter" in node for node in probes)
+
+
+@pytest.mark.parametrize("form", ["", ", one tenant"])
+async def test_payloads_of_statistics_are_looked_for_by_sequence_in_each_day(
+    db: Database, connection: asyncpg.Connection, start: datetime, form: str
+) -> None:
+    tenant_id, endpoint_ids = uuid.uuid4(), [uuid.uuid4() for _ in range(ENDPOINTS)]
+    await fill(connection, tenant_id, endpoint_ids, start)
+    known = {statement[0]: statement for statement in statements(tenant_id, endpoint_ids, start)}
+    plan = await explain(connection, *known["recent payloads" + form][1:], analyze=True)
+    probes = [node for node in plan if is_probe(node, "outbox_p")]
+    assert all("seq >= " in node["Index Cond"] and "seq <= " in node["Index Cond"] for node in probes)
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in probes) == 3 * LIMIT
+
+
+async def test_a_tenants_status_probes_each_endpoint_in_the_days_from_its_cursor_on(
+    db: Database, connection: asyncpg.Connection, start: datetime
+) -> None:
+    tenant_id, endpoint_ids = uuid.uuid4(), [uuid.uuid4() for _ in range(ENDPOINTS)]
+    await fill(connection, tenant_id, endpoint_ids, start)
+    last_day = start + timedelta(days=DAYS - 1)
+    await connection.execute("UPDATE cursor SET seq = 250, time = $1", last_day)
+    known = {statement[0]: statement for statement in statements(tenant_id, endpoint_ids, start)}
+    plan = await explain(connection, *known["tenant status"][1:], analyze=True)
+    assert executed(plan, "outbox") == {Partition("outbox", last_day.date()).name}
+    probes = [node for node in plan if is_probe(node, "outbox_p") and node["Actual Loops"]]
+    assert [(node["Actual Loops"], node["Actual Rows"]) for node in probes] == [(ENDPOINTS, 1)] * 2
+    pages = [node for node in plan if node.get("Relation Name") == "endpoint"]
+    assert [node["Index Name"] for node in pages] == ["endpoint_pkey"]
+    assert [node["Actual Loops"] for node in plan if node.get("Relation Name") == "cursor"] == [ENDPOINTS]
 
 
 async def test_the_happy_path_pays_for_no_index_that_only_lists_need(connection: asyncpg.Connection) -> None:
