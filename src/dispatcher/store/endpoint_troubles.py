@@ -33,7 +33,8 @@ class HaltStatus:
 @dataclass(frozen=True, slots=True)
 class EndpointTroubles:
     """`parked_*` tell of parked deliveries that are PENDING, counted up to a bound, `parked_due` of those that have
-    failed; `circuits` as `store.health` has them. `catch_up` is the endpoint's or its tenant's, whichever is slower."""
+    failed and are not halted; `circuits` as `store.health` has them. `catch_up` is the endpoint's or its tenant's,
+    whichever is slower."""
 
     halt: HaltStatus | None
     halt_count: int
@@ -54,9 +55,10 @@ class EndpointTroubles:
 SELECT_PARKED = """
 SELECT count(*) AS count, min(p.seq) AS lowest, min(p.time) AS oldest,
        min(p.seq) FILTER (WHERE p.attempts > 0) AS lowest_failed,
-       min(p.due_time) FILTER (WHERE p.attempts > 0) AS due
+       min(p.due_time) FILTER (WHERE p.attempts > 0 AND t.seq IS NULL) AS due
 FROM (SELECT p.seq, p.event_id, p.time, p.attempts, p.due_time FROM parked p
       WHERE p.tenant_id = $1 AND p.endpoint_id = $2 ORDER BY p.seq LIMIT $3) p
+LEFT JOIN halt t ON t.tenant_id = $1 AND t.endpoint_id = $2 AND t.seq = p.seq
 WHERE NOT EXISTS (SELECT FROM decision d WHERE d.tenant_id = $1 AND d.endpoint_id = $2 AND d.seq = p.seq
                     AND d.event_id = p.event_id)
   AND NOT EXISTS (SELECT FROM attempt a WHERE a.tenant_id = $1 AND a.endpoint_id = $2 AND a.seq = p.seq

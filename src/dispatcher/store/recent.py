@@ -59,7 +59,7 @@ FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::integer[])
 CROSS JOIN LATERAL (
     SELECT a.seq, a.time, a.duration_us, a.outcome FROM attempt a
     WHERE a.tenant_id = w.tenant_id AND a.endpoint_id = w.endpoint_id
-      AND a.time >= w.first_day AND a.time < now() + interval '1 day'
+      AND a.time >= w.first_day AND a.time < now() + interval '1 hour'
     ORDER BY a.seq DESC, a.epoch DESC, a.number DESC, a.time DESC
     LIMIT w.row_limit
 ) a"""
@@ -73,7 +73,7 @@ FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::integer[])
 CROSS JOIN LATERAL (
     SELECT o.seq, o.data_bytes FROM outbox o
     WHERE o.tenant_id = w.tenant_id AND o.endpoint_id = w.endpoint_id AND o.seq >= w.lowest AND o.seq <= w.highest
-      AND o.time < now() + interval '1 day'
+      AND o.time < now() + interval '1 hour'
     ORDER BY o.seq DESC
     LIMIT w.row_limit
 ) o"""
@@ -86,7 +86,7 @@ FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::timestamptz[], $5::in
 LEFT JOIN LATERAL (
     SELECT o.time FROM outbox o
     WHERE o.tenant_id = w.tenant_id AND o.endpoint_id = w.endpoint_id
-      AND o.time >= w.first_day AND o.time < now() + interval '1 day'
+      AND o.time >= w.first_day AND o.time < now() + interval '1 hour'
     ORDER BY o.seq DESC
     LIMIT w.row_limit
 ) o ON true

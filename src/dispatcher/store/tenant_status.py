@@ -155,13 +155,13 @@ WITH page AS MATERIALIZED (
     LEFT JOIN LATERAL (
         SELECT o.seq FROM outbox o
         WHERE o.tenant_id = $1 AND o.endpoint_id = e.endpoint_id AND o.seq > c.seq AND o.time >= c.start
-          AND o.time < now() + interval '1 day'
+          AND o.time < now() + interval '1 hour'
         ORDER BY o.seq DESC LIMIT 1
     ) h ON true
     LEFT JOIN LATERAL (
         SELECT o.time FROM outbox o
         WHERE h.seq IS NOT NULL AND o.tenant_id = $1 AND o.endpoint_id = e.endpoint_id AND o.seq > c.seq
-          AND o.time >= c.time AND o.time < now() + interval '1 day'
+          AND o.time >= c.time AND o.time < now() + interval '1 hour'
         ORDER BY o.seq LIMIT 1
     ) f ON true
 )
