@@ -105,7 +105,7 @@ async def read(db: Database, keys: Sequence[EndpointKey], limits: StatisticsLimi
         window = Window(now - timedelta(seconds=limits.window_s), now)
         wanted = [(key.tenant_id, key.endpoint_id, window.first_day, share) for key in keys]
         attempts = _by_place(await forms.fetch(connection, READ_ATTEMPTS, wanted))
-        payloads = _by_place(await forms.fetch(connection, READ_PAYLOADS, _ranges(keys, attempts)))
+        payloads = _by_place(await forms.fetch(connection, READ_PAYLOADS, _ranges(keys, attempts, share)))
         counted = [(*row[:3], window.start, share) for row in wanted]
         committed = _by_place(await forms.fetch(connection, COUNT_COMMITTED, counted))
     places = range(1, len(keys) + 1)
@@ -128,13 +128,15 @@ def _by_place(rows: Sequence[asyncpg.Record]) -> defaultdict[int, list[asyncpg.R
     return found
 
 
-def _ranges(keys: Sequence[EndpointKey], attempts: defaultdict[int, list[asyncpg.Record]]) -> list[tuple[object, ...]]:
-    """The sequences attempted of each endpoint, from the highest down as many as there are; the limit also bounds what
-    lies between those of a few retries. Without any the range is empty, and the place is kept."""
+def _ranges(
+    keys: Sequence[EndpointKey], attempts: defaultdict[int, list[asyncpg.Record]], row_limit: int
+) -> list[tuple[object, ...]]:
+    """The sequences attempted of each endpoint, from the highest down; the limit also bounds what lies between those of
+    a few retries. Without any the range is empty, and the place is kept."""
     ranges: list[tuple[object, ...]] = []
     for place, key in enumerate(keys, 1):
-        seqs = {row["seq"] for row in attempts[place]}
-        ranges.append((key.tenant_id, key.endpoint_id, min(seqs, default=1), max(seqs, default=0), len(seqs)))
+        seqs = [row["seq"] for row in attempts[place]]
+        ranges.append((key.tenant_id, key.endpoint_id, min(seqs, default=1), max(seqs, default=0), row_limit))
     return ranges
 
 

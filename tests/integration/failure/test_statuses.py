@@ -72,17 +72,19 @@ async def test_a_failing_head_lowers_the_ratio_and_tells_its_next_attempt(databa
 
 
 async def test_the_next_attempt_is_that_of_the_parked_delivery_due_first(database: TestDatabase) -> None:
-    """The first event's is an hour away, that of the second, which failed later, a minute: the lower one blocks."""
-
-    async with Receiver() as receiver, running_service(database.dsn, **PATIENT) as service:
-        receiver.on("a", lambda _request: Answer(500))
+    """An hour away is that of the first, which blocks; a minute that of the second."""
+    poisons = {"e-0", "e-1"}
+    small = {"lane_rows_max": "16", "retry_schedule_s": "3000,3000"}
+    async with Receiver() as receiver, running_service(database.dsn, **PATIENT, **small) as service:
+        receiver.on("a", lambda request: Answer(500 if request.event_id in poisons else 204))
         await service.tenant()
-        unordered = {"ordering_mode": endpoint_pb2.ORDERING_MODE_UNORDERED}
-        await service.endpoint("a", receiver.url("a"), **unordered)
-        await service.publish("one", "two")
-        await until_told(service, "a", lambda told: told.parked_count == 2)
-        await service.database.execute("UPDATE parked SET due_time = now() + interval '1 hour' WHERE seq = 1")
-        await service.database.execute("UPDATE parked SET due_time = now() + interval '1 minute' WHERE seq = 2")
+        await service.endpoint("a", receiver.url("a"), ordering_mode=endpoint_pb2.ORDERING_MODE_UNORDERED)
+        await service.publish(*[f"e-{n}" for n in range(60)])
+        await until_told(service, "a", lambda told: told.parked_count == told.backlog_count == 2)
+        for seq, wait in ((1, "1 hour"), (2, "1 minute")):
+            await service.database.execute(
+                f"UPDATE parked SET due_time = now() + interval '{wait}' WHERE seq = $1", seq
+            )
         status = await service.status("a")
     assert status.blocked_by.delivery == f"{NAME.format('a')}/deliveries/1"
     ahead_s = status.blocked_by.next_attempt_time.seconds - status.next_attempt_time.seconds
@@ -104,7 +106,7 @@ async def test_a_tenants_status_tells_its_paused_halted_and_failing_endpoints(da
 
         async def is_all_told() -> bool:
             told = await tenant_status(service)
-            return (told.endpoints.halted, told.endpoints.failing, told.backlog_count) == (1, 1, 8)
+            return (told.endpoints.halted, told.endpoints.failing, told.backlog_count) == (1, 2, 8)
 
         await until(is_all_told, 10)
         status = await tenant_status(service)

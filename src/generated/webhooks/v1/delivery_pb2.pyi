@@ -283,8 +283,9 @@ class EndpointStatus(_message.Message):
 
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
-        """When the first of the deliveries that have failed is due again, as `next_attempt_time` of BlockingDelivery has it;
-        several wait for a retry unless it is ORDERED. Not set where none does, or nothing is sent without an operator.
+        """The first time on record at which a delivery that has failed is due again: that of `blocked_by`, or of one that is
+        parked and due before it, with the same provisos. Not set where none waits for a retry, or nothing is sent without an
+        operator.
         """
 
     def __init__(
