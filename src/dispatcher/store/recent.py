@@ -35,7 +35,7 @@ class StatisticsLimits:
 
     window_s: float = 300.0
     attempts_max: int = 5000
-    timeout_s: float = 1.0
+    timeout_s: float = 2.0
     worst_max: int = 10
 
 

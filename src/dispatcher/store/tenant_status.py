@@ -27,10 +27,12 @@ PAGE_ENDPOINTS = 5000
 SAMPLED_ENDPOINTS_MAX = 500
 """Endpoints whose attempts are read, those with the largest backlogs first."""
 TROUBLES_MAX = 100_000
-"""Parked deliveries counted of the endpoints of one page; halts and failing endpoints likewise."""
+"""Halts, failing endpoints and parked deliveries looked at for one page; parked deliveries counted of one endpoint."""
+EXACT_ENDPOINTS_MAX = 5000
+"""Endpoints of a tenant of which every day since their cursors is looked through."""
 RECENT = timedelta(days=1)
-"""How far back, and to the midnight before, a backlog is looked for once time gets short: where an endpoint is ACTIVE
-and neither halted nor failing, what is older has been delivered, or is being."""
+"""Of a larger tenant: how far back, and to the midnight before, where an endpoint is ACTIVE and neither halted nor
+failing. There, what is older has been delivered, or is being."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +113,8 @@ async def read(db: Database, name: str, limits: StatisticsLimits) -> TenantStatu
 # $7 endpoints to name by size and by age, $8 the time before which nothing is looked for where there is no trouble.
 #
 # Rows above a cursor lie in the days from the cursor's on. Of an endpoint without a backlog each of these costs a probe
-# that finds nothing: that is what takes the time, and what $8 bounds. Troubles are found by grouping, not by a join,
-# whose plan would be a guess at how many there are.
+# that finds nothing: that is what takes the time, and what $8 bounds. Troubles are hashed once for the page; the plan of
+# a join would be a guess at how many there are.
 PAGE = """
 WITH page AS MATERIALIZED (
     SELECT e.endpoint_id, e.name, e.state FROM endpoint e
@@ -120,35 +122,33 @@ WITH page AS MATERIALIZED (
 ), page_end AS MATERIALIZED (
     SELECT endpoint_id FROM page ORDER BY endpoint_id DESC LIMIT 1
 ), marked AS MATERIALIZED (
-    SELECT m.endpoint_id, max(m.name) AS name, max(m.state) AS state, bool_or(m.is_halted) AS is_halted,
-           bool_or(m.is_failing) AS is_failing, count(m.parked_time) AS parked_count, min(m.parked_time) AS parked_time
-    FROM (
-        SELECT endpoint_id, name, state, false AS is_halted, false AS is_failing, NULL::timestamptz AS parked_time
-        FROM page
-        UNION ALL (
-            SELECT t.endpoint_id, NULL, NULL, true, false, NULL FROM halt t
-            WHERE t.tenant_id = $1 AND t.endpoint_id > $2 AND t.endpoint_id <= (SELECT endpoint_id FROM page_end)
-            ORDER BY t.endpoint_id LIMIT $4
-        ) UNION ALL (
-            SELECT h.endpoint_id, NULL, NULL, false, true, NULL FROM endpoint_health h
-            WHERE h.tenant_id = $1 AND h.endpoint_id > $2 AND h.endpoint_id <= (SELECT endpoint_id FROM page_end)
-              AND h.failing_since IS NOT NULL
-            ORDER BY h.endpoint_id LIMIT $4
-        ) UNION ALL (
-            SELECT p.endpoint_id, NULL, NULL, false, false, p.time FROM parked p
-            WHERE p.tenant_id = $1 AND p.endpoint_id > $2 AND p.endpoint_id <= (SELECT endpoint_id FROM page_end)
-            ORDER BY p.endpoint_id LIMIT $4
-        )
-    ) m
-    GROUP BY m.endpoint_id
-    HAVING count(m.name) > 0
+    SELECT e.endpoint_id, e.name, e.state,
+           e.endpoint_id IN (
+               SELECT t.endpoint_id FROM halt t
+               WHERE t.tenant_id = $1 AND t.endpoint_id > $2 AND t.endpoint_id <= (SELECT endpoint_id FROM page_end)
+               ORDER BY t.endpoint_id LIMIT $4) AS is_halted,
+           e.endpoint_id IN (
+               SELECT h.endpoint_id FROM endpoint_health h
+               WHERE h.tenant_id = $1 AND h.endpoint_id > $2 AND h.endpoint_id <= (SELECT endpoint_id FROM page_end)
+                 AND h.failing_since IS NOT NULL
+               ORDER BY h.endpoint_id LIMIT $4) AS is_failing,
+           e.endpoint_id IN (
+               SELECT p.endpoint_id FROM parked p
+               WHERE p.tenant_id = $1 AND p.endpoint_id > $2 AND p.endpoint_id <= (SELECT endpoint_id FROM page_end)
+               ORDER BY p.endpoint_id LIMIT $4) AS has_parked
+    FROM page e
 ), standing AS MATERIALIZED (
     SELECT e.endpoint_id, e.name, e.state, e.is_halted, e.is_failing, c.seq, c.time, coalesce(h.seq, c.seq) AS highest,
-           coalesce(h.seq - c.seq, 0) + e.parked_count AS backlog, least(f.time, e.parked_time) AS oldest
+           coalesce(h.seq - c.seq, 0) + coalesce(p.count, 0) AS backlog,
+           least(p.oldest, CASE WHEN h.seq IS NOT NULL THEN (
+               SELECT o.time FROM outbox o
+               WHERE o.tenant_id = $1 AND o.endpoint_id = e.endpoint_id AND o.seq > c.seq AND o.time >= c.time
+                 AND o.time < now() + interval '1 hour'
+               ORDER BY o.seq LIMIT 1) END) AS oldest
     FROM marked e
     CROSS JOIN LATERAL (
         SELECT c.seq, c.time,
-               CASE WHEN e.state <> 'ACTIVE' OR e.is_halted OR e.is_failing OR e.parked_count > 0 THEN c.time
+               CASE WHEN e.state <> 'ACTIVE' OR e.is_halted OR e.is_failing OR e.has_parked THEN c.time
                     ELSE greatest(c.time, $8::timestamptz) END AS start
         FROM cursor c WHERE c.tenant_id = $1 AND c.endpoint_id = e.endpoint_id LIMIT 1
     ) c
@@ -159,11 +159,11 @@ WITH page AS MATERIALIZED (
         ORDER BY o.seq DESC LIMIT 1
     ) h ON true
     LEFT JOIN LATERAL (
-        SELECT o.time FROM outbox o
-        WHERE h.seq IS NOT NULL AND o.tenant_id = $1 AND o.endpoint_id = e.endpoint_id AND o.seq > c.seq
-          AND o.time >= c.time AND o.time < now() + interval '1 hour'
-        ORDER BY o.seq LIMIT 1
-    ) f ON true
+        SELECT count(*) AS count, min(a.time) AS oldest
+        FROM (SELECT p.time FROM parked p WHERE e.has_parked AND p.tenant_id = $1 AND p.endpoint_id = e.endpoint_id
+              ORDER BY p.seq LIMIT $4) a
+        HAVING count(*) > 0
+    ) p ON true
 )
 SELECT n.*, r.*
 FROM (
@@ -186,29 +186,38 @@ LEFT JOIN (
 
 
 async def _walk(db: Database, tenant: Tenant, window: Window, limits: StatisticsLimits) -> Walk:
-    """All pages, or as many as there is time for; in the second half of it no further
-    back than `RECENT` where nothing is wrong. DatabaseBusyError where there is no time for the first."""
+    """All pages, or as many as there is time for. DatabaseBusyError where there is none for the first."""
     clock = asyncio.get_running_loop().time
     walk, after, end = Walk(), UUID(int=0), clock() + limits.timeout_s
     bounds = (PAGE_ENDPOINTS, TROUBLES_MAX, window.start, SAMPLED_ENDPOINTS_MAX, limits.worst_max)
-    recent_days = Window(window.end - RECENT, window.end).first_day
+    earliest = await _earliest(db, tenant, window.end, limits)
     while (left_s := end - clock()) > 0:
-        is_late = left_s < limits.timeout_s / 2 and tenant.state is TenantState.ACTIVE
         try:
             async with bounded(db, left_s) as connection:
-                since = recent_days if is_late else TIME_MIN
-                rows = await connection.fetch(PAGE, tenant.tenant_id, after, *bounds, since)
+                rows = await connection.fetch(PAGE, tenant.tenant_id, after, *bounds, earliest)
         except DatabaseBusyError:
             if not walk.total:
                 raise
             break
         _add(walk, tenant.tenant_id, rows)
-        walk.is_partial |= is_late
         if rows[0]["page_count"] < PAGE_ENDPOINTS:
             return walk
         after = rows[0]["page_end"]
     walk.is_partial = True
     return walk
+
+
+HAS_MORE_ENDPOINTS = """
+SELECT count(*) > $2 FROM (
+    SELECT FROM endpoint WHERE tenant_id = $1 AND delete_time IS NULL ORDER BY endpoint_id LIMIT $2 + 1
+) e"""
+
+
+async def _earliest(db: Database, tenant: Tenant, now: datetime, limits: StatisticsLimits) -> datetime:
+    """How far back a backlog is looked for where nothing is wrong, as it is with none of a tenant that is paused."""
+    async with bounded(db, limits.timeout_s) as connection:
+        is_large = await connection.fetchval(HAS_MORE_ENDPOINTS, tenant.tenant_id, EXACT_ENDPOINTS_MAX)
+    return Window(now - RECENT, now).first_day if is_large and tenant.state is TenantState.ACTIVE else TIME_MIN
 
 
 def _add(walk: Walk, tenant_id: UUID, rows: Sequence[asyncpg.Record]) -> None:

@@ -197,39 +197,30 @@ async def test_when_the_time_is_over_the_status_is_of_what_was_read(
     assert status.statistics.truncated
 
 
-async def test_when_time_gets_short_an_old_backlog_is_looked_for_where_something_is_wrong(
+async def test_of_a_large_tenant_an_old_backlog_is_looked_for_where_something_is_wrong(
     db: Database, connection: asyncpg.Connection, tenant_id: UUID, now: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     days_ago = now - timedelta(days=3)
-    await partitions._create_and_attach(connection, Partition("outbox", days_ago.astimezone(UTC).date()))
-    await partitions._create_and_attach(connection, Partition("event", days_ago.astimezone(UTC).date()))
-    keys = sorted([await add_endpoint(connection, tenant_id, cursor_time=days_ago) for _ in range(5)], key=_id_of)
-    for key in keys:
-        await add_rows(connection, key, 2, time=days_ago)
-    _first, quiet, paused, halted, busy = keys
-    await connection.execute("UPDATE endpoint SET state = 'PAUSED' WHERE endpoint_id = $1", paused.endpoint_id)
+    for table in ("outbox", "event"):
+        await partitions._create_and_attach(connection, Partition(table, days_ago.astimezone(UTC).date()))
+    _quiet, paused, halted, failing, parked, busy = [
+        await behind(connection, tenant_id, 2, days_ago, state=state)
+        for state in ("ACTIVE", "PAUSED", "ACTIVE", "ACTIVE", "ACTIVE", "ACTIVE")
+    ]
     await halt(connection, halted, 1, now)
+    await fail(connection, failing, now)
+    await park(connection, parked, 0, days_ago)
     await add_rows(connection, busy, 1, first_seq=3, time=now)
     whole = await tenant_status.read(db, "acme", LIMITS)
-    assert (whole.walk.backlog, whole.walk.is_partial) == (11, False)
-    monkeypatch.setattr(tenant_status, "PAGE_ENDPOINTS", 1)
-    add, pages = tenant_status._add, 0
-
-    def add_slowly(*arguments: Any) -> None:
-        nonlocal pages
-        add(*arguments)
-        pages += 1
-        time.sleep(2.1 if pages == 1 else 0)
-
-    monkeypatch.setattr(tenant_status, "_add", add_slowly)
-    status = await tenant_status.read(db, "acme", StatisticsLimits(timeout_s=4.0))
-    assert (status.walk.total, status.walk.backlog, status.walk.is_partial) == (5, 9, True)
-    assert not set(await names(connection, quiet)) & {s.name for s in status.walk.standings}
-    assert status.time_to_drain_s is None
-
-
-def _id_of(key: EndpointKey) -> UUID:
-    return key.endpoint_id
+    assert (whole.walk.total, whole.walk.backlog) == (6, 14)
+    monkeypatch.setattr(tenant_status, "EXACT_ENDPOINTS_MAX", 5)
+    status = await tenant_status.read(db, "acme", LIMITS)
+    assert (status.walk.total, status.walk.backlog, status.walk.is_partial) == (6, 12, False)
+    assert status.oldest_time == whole.oldest_time == days_ago
+    found = {standing.key: standing.backlog for standing in status.walk.standings}
+    assert found == {paused: 2, halted: 2, failing: 2, parked: 3, busy: 3}
+    await connection.execute("UPDATE tenant SET state = 'PAUSED'")
+    assert (await tenant_status.read(db, "acme", LIMITS)).walk.backlog == 14
 
 
 async def test_more_endpoints_than_are_sampled_make_the_statistics_those_of_the_most_behind(

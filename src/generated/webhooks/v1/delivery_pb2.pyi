@@ -264,7 +264,7 @@ class EndpointStatus(_message.Message):
 
     @_builtins.property
     def recent(self) -> _statistics_pb2.DeliveryStatistics:
-        """How its deliveries have gone of late; not set where the database did not answer within 1 s, a setting of the
+        """How its deliveries have gone of late; not set where the database did not answer within 2 s, a setting of the
         service.
         """
 

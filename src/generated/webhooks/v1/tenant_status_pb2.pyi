@@ -49,12 +49,13 @@ class TenantStatus(_message.Message):
     state: _tenant_pb2.Tenant.State.ValueType
     """Whether the tenant itself is ACTIVE or PAUSED."""
     partial: _builtins.bool
-    """Whether the time allowed (1 s, a setting of the service) got short. From then on, of endpoints that are ACTIVE and
-    neither halted nor failing, only events committed since yesterday are looked for; once it is over no further
-    endpoints are looked at, and everything here is of the `endpoints.total` endpoints created first.
+    """Whether the time allowed (2 s, a setting of the service) was over before all endpoints had been looked at: then
+    everything here is of the `endpoints.total` endpoints created first.
     """
     backlog_count: _builtins.int
-    """The deliveries that are PENDING."""
+    """The deliveries that are PENDING. Of a tenant with more than 5,000 endpoints an ACTIVE one that is neither halted nor
+    failing, has nothing parked, and to which nothing was committed since the day before, is taken to have none.
+    """
     held_count: _builtins.int
     """Those of them that wait for an operator: all of an endpoint that is not ACTIVE or is halted (also where only one of
     its ordering keys is), or of a tenant that is PAUSED.
