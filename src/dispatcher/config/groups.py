@@ -384,7 +384,7 @@ class ObservabilitySettings(Group):
         300.0, 10, 6 * HOUR_S, "The time that the statistics in the status of an endpoint or a tenant are of."
     )
     statistics_attempts_max: int = _count(
-        5000, 100, 50_000, "Attempts read for them at most; where there are more, the latest."
+        2000, 100, 50_000, "Attempts read for them at most; where there are more, the latest."
     )
     statistics_timeout_s: float = _time_s(
         2.0, 0.05, 30, "Longest that one statement for them may run, or the walk over a tenant's endpoints take."

@@ -34,7 +34,7 @@ class StatisticsLimits:
     endpoints are named."""
 
     window_s: float = 300.0
-    attempts_max: int = 5000
+    attempts_max: int = 2000
     timeout_s: float = 2.0
     worst_max: int = 10
 

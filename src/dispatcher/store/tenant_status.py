@@ -24,7 +24,7 @@ from dispatcher.store.windows import TIME_MIN, Window
 
 PAGE_ENDPOINTS = 5000
 """Endpoints one statement looks at."""
-SAMPLED_ENDPOINTS_MAX = 500
+SAMPLED_ENDPOINTS_MAX = 200
 """Endpoints whose attempts are read, those with the largest backlogs first."""
 TROUBLES_MAX = 100_000
 """Halts, failing endpoints and parked deliveries looked at for one page; parked deliveries counted of one endpoint."""
@@ -113,8 +113,8 @@ async def read(db: Database, name: str, limits: StatisticsLimits) -> TenantStatu
 # $7 endpoints to name by size and by age, $8 the time before which nothing is looked for where there is no trouble.
 #
 # Rows above a cursor lie in the days from the cursor's on. Of an endpoint without a backlog each of these costs a probe
-# that finds nothing: that is what takes the time, and what $8 bounds. Troubles are hashed once for the page; the plan of
-# a join would be a guess at how many there are.
+# that finds nothing: that is what takes the time, and what $8 bounds. Troubles are hashed once for the page; the plan
+# of a join would be a guess at how many there are.
 PAGE = """
 WITH page AS MATERIALIZED (
     SELECT e.endpoint_id, e.name, e.state FROM endpoint e
@@ -140,11 +140,11 @@ WITH page AS MATERIALIZED (
 ), standing AS MATERIALIZED (
     SELECT e.endpoint_id, e.name, e.state, e.is_halted, e.is_failing, c.seq, c.time, coalesce(h.seq, c.seq) AS highest,
            coalesce(h.seq - c.seq, 0) + coalesce(p.count, 0) AS backlog,
-           least(p.oldest, CASE WHEN h.seq IS NOT NULL THEN (
+           least(p.oldest, CASE WHEN h.seq IS NOT NULL THEN coalesce((
                SELECT o.time FROM outbox o
-               WHERE o.tenant_id = $1 AND o.endpoint_id = e.endpoint_id AND o.seq > c.seq AND o.time >= c.time
+               WHERE o.tenant_id = $1 AND o.endpoint_id = e.endpoint_id AND o.seq = c.seq + 1 AND o.time >= c.time
                  AND o.time < now() + interval '1 hour'
-               ORDER BY o.seq LIMIT 1) END) AS oldest
+               LIMIT 1), c.time) END) AS oldest
     FROM marked e
     CROSS JOIN LATERAL (
         SELECT c.seq, c.time,

@@ -20,7 +20,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class DeliveryStatistics(_message.Message):
     """How deliveries have gone of late, read from the attempts on record when it is asked for. What is read is bounded: of
-    each endpoint the attempts of its highest sequences, 5,000 in all (a setting of the service), so a retry of a delivery
+    each endpoint the attempts of its highest sequences, 2,000 in all (a setting of the service), so a retry of a delivery
     that lies further back is not counted.
     """
 
@@ -43,7 +43,7 @@ class DeliveryStatistics(_message.Message):
     truncated: _builtins.bool
     """Whether not all could be read. Of an endpoint with more attempts than are read the latest are counted, and its
     rates are those of the time since the first of them. Where that is so for each endpoint, `window` is the longest of
-    these times. Of more than 500 endpoints at work those with the largest backlogs are counted, then those that
+    these times. Of more than 200 endpoints at work those with the largest backlogs are counted, then those that
     delivered the newest events.
     """
     endpoint_count: _builtins.int
