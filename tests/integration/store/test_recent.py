@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -161,9 +162,11 @@ async def test_a_database_that_takes_too_long_costs_the_statistics_and_no_more(
 ) -> None:
     limits = StatisticsLimits(timeout_s=0.1)
     async with locked(database, "attempt"):
+        start = time.monotonic()
         with pytest.raises(DatabaseBusyError):
             await recent.read(db, [key], limits)
         assert await recent.of_endpoint(db, key, limits) is None
+        assert time.monotonic() - start < db.options.lock_timeout_s
     found = await recent.of_endpoint(db, key, StatisticsLimits())
     assert found is not None
     assert found.attempt_count == 0

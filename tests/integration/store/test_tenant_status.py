@@ -12,7 +12,7 @@ import pytest
 
 from dispatcher.errors import DatabaseBusyError, NotFoundError
 from dispatcher.model import EndpointKey, Outcome
-from dispatcher.store import attempts, partitions, tenant_status
+from dispatcher.store import attempts, endpoint_status, partitions, tenant_status
 from dispatcher.store.database import Database
 from dispatcher.store.partitions import Partition
 from dispatcher.store.recent import StatisticsLimits
@@ -126,6 +126,19 @@ async def test_parked_deliveries_are_backlog_though_the_cursor_has_passed_them(
     await add_rows(connection, key, 2, first_seq=10, time=now - MINUTE)
     status = await tenant_status.read(db, "acme", LIMITS)
     assert (status.walk.backlog, status.oldest_time) == (4, now - 9 * MINUTE)
+
+
+async def test_a_parked_delivery_that_is_halted_is_due_to_nobody(
+    db: Database, connection: asyncpg.Connection, tenant_id: UUID, now: datetime
+) -> None:
+    key = await add_endpoint(connection, tenant_id, cursor_seq=9, cursor_time=now - MINUTE)
+    (name,) = await names(connection, key)
+    for seq in (3, 5):
+        await park(connection, key, seq, now - MINUTE)
+    await connection.execute("UPDATE parked SET due_time = $1::timestamptz + (seq - 3) * interval '30 s'", now)
+    assert (await endpoint_status.read(db, "acme", name)).troubles.parked_due == now
+    await halt(connection, key, 3, now)
+    assert (await endpoint_status.read(db, "acme", name)).troubles.parked_due == now + MINUTE
 
 
 async def test_what_is_delivered_above_the_cursor_is_taken_off_and_counted_as_recent(
