@@ -20,7 +20,7 @@ from dispatcher.store import recent, tenants
 from dispatcher.store.database import Database
 from dispatcher.store.recent import NOW, StatisticsLimits, bounded
 from dispatcher.store.statistics import DeliveryStatistics, Sample, summarize, time_to_drain_s
-from dispatcher.store.windows import TIME_MIN, Window
+from dispatcher.store.windows import Window
 
 PAGE_ENDPOINTS = 5000
 """Endpoints one statement looks at."""
@@ -110,11 +110,12 @@ async def read(db: Database, name: str, limits: StatisticsLimits) -> TenantStatu
 
 
 # $1 tenant, $2 endpoint to go on after, $3 endpoints, $4 rows of each kind of trouble, $5 start of the window, $6 and
-# $7 endpoints to name by size and by age, $8 the time before which nothing is looked for where there is no trouble.
+# $7 endpoints to name by size and by age, $8 the time before which nothing is looked for where there is no trouble, or
+# NULL.
 #
 # Rows above a cursor lie in the days from the cursor's on. Of an endpoint without a backlog each of these costs a probe
-# that finds nothing: that is what takes the time, and what $8 bounds. Troubles are hashed once for the page; the plan
-# of a join would be a guess at how many there are.
+# that finds nothing: that is what takes the time, and what $8 bounds; the days since $8 are chosen once for all probes.
+# Troubles are hashed once for the page: the plan of a join would be a guess at how many there are.
 PAGE = """
 WITH page AS MATERIALIZED (
     SELECT e.endpoint_id, e.name, e.state FROM endpoint e
@@ -147,17 +148,20 @@ WITH page AS MATERIALIZED (
                LIMIT 1), c.time) END) AS oldest
     FROM marked e
     CROSS JOIN LATERAL (
-        SELECT c.seq, c.time,
-               CASE WHEN e.state <> 'ACTIVE' OR e.is_halted OR e.is_failing OR e.has_parked THEN c.time
-                    ELSE greatest(c.time, $8::timestamptz) END AS start
-        FROM cursor c WHERE c.tenant_id = $1 AND c.endpoint_id = e.endpoint_id LIMIT 1
+        SELECT c.seq, c.time FROM cursor c WHERE c.tenant_id = $1 AND c.endpoint_id = e.endpoint_id LIMIT 1
     ) c
-    LEFT JOIN LATERAL (
-        SELECT o.seq FROM outbox o
-        WHERE o.tenant_id = $1 AND o.endpoint_id = e.endpoint_id AND o.seq > c.seq AND o.time >= c.start
-          AND o.time < now() + interval '1 hour'
-        ORDER BY o.seq DESC LIMIT 1
-    ) h ON true
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN e.state <> 'ACTIVE' OR e.is_halted OR e.is_failing OR e.has_parked OR $8::timestamptz IS NULL
+            THEN (SELECT o.seq FROM outbox o
+                  WHERE o.tenant_id = $1 AND o.endpoint_id = e.endpoint_id AND o.seq > c.seq AND o.time >= c.time
+                    AND o.time < now() + interval '1 hour'
+                  ORDER BY o.seq DESC LIMIT 1)
+            ELSE (SELECT o.seq FROM outbox o
+                  WHERE o.tenant_id = $1 AND o.endpoint_id = e.endpoint_id AND o.seq > c.seq AND o.time >= $8
+                    AND o.time < now() + interval '1 hour'
+                  ORDER BY o.seq DESC LIMIT 1) END AS seq
+        OFFSET 0
+    ) h
     LEFT JOIN LATERAL (
         SELECT count(*) AS count, min(a.time) AS oldest
         FROM (SELECT p.time FROM parked p WHERE e.has_parked AND p.tenant_id = $1 AND p.endpoint_id = e.endpoint_id
@@ -213,11 +217,12 @@ SELECT count(*) > $2 FROM (
 ) e"""
 
 
-async def _earliest(db: Database, tenant: Tenant, now: datetime, limits: StatisticsLimits) -> datetime:
-    """How far back a backlog is looked for where nothing is wrong, as it is with none of a tenant that is paused."""
+async def _earliest(db: Database, tenant: Tenant, now: datetime, limits: StatisticsLimits) -> datetime | None:
+    """How far back a backlog is looked for where nothing is wrong, as it is with none of a tenant that is paused; None:
+    to the cursors."""
     async with bounded(db, limits.timeout_s) as connection:
         is_large = await connection.fetchval(HAS_MORE_ENDPOINTS, tenant.tenant_id, EXACT_ENDPOINTS_MAX)
-    return Window(now - RECENT, now).first_day if is_large and tenant.state is TenantState.ACTIVE else TIME_MIN
+    return Window(now - RECENT, now).first_day if is_large and tenant.state is TenantState.ACTIVE else None
 
 
 def _add(walk: Walk, tenant_id: UUID, rows: Sequence[asyncpg.Record]) -> None:
