@@ -64,7 +64,7 @@ async def test_a_failing_head_lowers_the_ratio_and_tells_its_next_attempt(databa
         await service.tenant()
         await service.endpoint("a", receiver.url("a"))
         await service.publish("one", "two", "three", "poison", "behind")
-        status = await until_told(service, "a", lambda told: told.recent.attempt_count == 4)
+        status = await until_told(service, "a", lambda told: (told.recent.attempt_count, told.backlog_count) == (4, 2))
     assert (status.recent.succeeded_count, status.recent.success_ratio) == (3, 0.75)
     assert (status.backlog_count, status.blocked_by.attempt_count) == (2, 1)
     assert not status.HasField("time_to_drain"), "five came in, three were delivered"
