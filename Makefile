@@ -58,12 +58,21 @@ PYTEST = $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist worksteal
 
 .PHONY: test
 test: $(TEST_READY) ## Run all tests (PYTEST_ARGS=, PYTEST_WORKERS=, DISPATCHER_TEST_DSN=)
-	@$(PYTEST) tests --ignore tests/chaos $(PYTEST_ARGS)
+	@$(PYTEST) tests --ignore tests/chaos --ignore tests/chart --ignore $(IMAGE_BUILD) $(PYTEST_ARGS)
 
 # What lies behind one tenant's statements is what these tests reach: the store, and all that runs on it.
 .PHONY: test-one-tenant
 test-one-tenant: $(TEST_READY) ## Run the tests on a database once more with every statement about one tenant, as on Citus
 	@DISPATCHER_TEST_ONE_TENANT=1 $(PYTEST) tests/integration $(PYTEST_ARGS)
+
+IMAGE_BUILD := tests/image/test_build.py
+.PHONY: test-image
+test-image: $(TEST_READY) ## Follow the steps of the Dockerfile where no container engine runs: needs PyPI
+	@$(BIN)/python -m pytest -q $(IMAGE_BUILD) $(PYTEST_ARGS)
+
+.PHONY: test-chart
+test-chart: $(TEST_READY) ## Render the Helm chart and check what comes out of it; needs `make tools`
+	@$(PYTEST) tests/chart $(PYTEST_ARGS)
 
 .PHONY: test-unit
 test-unit: $(TEST_READY) ## Run the tests that need no database and no socket

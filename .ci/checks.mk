@@ -35,9 +35,9 @@ locks: $(TEST_READY) ## Check that the lock files are pinned, hashed, without UR
 	@$(BIN)/python .ci/check_locks.py
 
 .PHONY: docs-check
-docs-check: $(RUN_READY) ## Check that the pages made from the code are current
-	@PYTHONPATH=src:src/generated $(BIN)/python docs/generate.py --check
+docs-check: $(RUN_READY) ## Check that what is made from the code is current
+	@PYTHONPATH=src:src/generated:. $(BIN)/python docs/generate.py --check
 
 .PHONY: tools
-tools: $(TEST_READY) ## Put grpcurl, buf, helm and kubectl into .tools/
+tools: $(TEST_READY) ## Put grpcurl, buf, helm, helm3, kubectl and promtool into .tools/
 	@$(BIN)/python .ci/get_tools.py .tools

@@ -1,3 +1,3 @@
 .PHONY: docs
-docs: $(RUN_READY) ## Write the pages that are made from the code (docs/configuration.md, docs/telemetry.md)
-	@PYTHONPATH=src:src/generated $(BIN)/python docs/generate.py
+docs: $(RUN_READY) ## Write what is made from the code (docs/configuration.md, docs/telemetry.md, the chart's README, dashboards)
+	@PYTHONPATH=src:src/generated:. $(BIN)/python docs/generate.py

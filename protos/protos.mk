@@ -7,21 +7,23 @@ PROTO_GOOGLE = $(shell $(BIN)/python -c 'import google.rpc as rpc; print(rpc.__p
 # The details that errors carry: clients decode them by these, and a transcoder needs them in its descriptor set.
 PROTO_DETAILS := google/rpc/error_details.proto
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I protos -I $(PROTO_GOOGLE)
-PROTO_PACKAGES := webhooks webhooks/v1 webhooks/admin webhooks/admin/v1
+PROTO_PACKAGES := webhooks webhooks/v1 webhooks/admin webhooks/admin/v1 externalscaler
+# KEDA's, not ours: generated, but neither linted nor part of the API.
+PROTO_KEDA := externalscaler/externalscaler.proto
 
 # $(call proto-generate,DIRECTORY): Python modules and their typed stubs, in regular packages, and a descriptor set of
 # our own files with the comments, which generated code leaves out: reflection serves them from there.
 define proto-generate
 mkdir -p $(1)
 $(PROTOC) --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
-	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTO_FILES)
+	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTO_FILES) $(PROTO_KEDA)
 $(PROTOC) --include_source_info --descriptor_set_out=$(1)/webhooks/descriptors.binpb $(PROTO_FILES)
-touch $(PROTO_PACKAGES:%=$(1)/%/__init__.py) $(1)/webhooks/py.typed
+touch $(PROTO_PACKAGES:%=$(1)/%/__init__.py) $(1)/webhooks/py.typed $(1)/externalscaler/py.typed
 endef
 
 .PHONY: proto
 proto: $(TEST_READY) ## Generate src/generated from protos/
-	@rm -rf src/generated/webhooks
+	@rm -rf src/generated/webhooks src/generated/externalscaler
 	@$(call proto-generate,src/generated)
 
 .PHONY: proto-descriptor
@@ -43,7 +45,7 @@ proto-breaking: proto-descriptor ## Compare the protos with those of the last re
 proto-check: proto-lint proto-breaking ## Check that src/generated is up to date; lint, format, breaking changes
 	@rm -rf $(PROTO_BUILD)/generated
 	@$(call proto-generate,$(PROTO_BUILD)/generated)
-	@diff -r -x __pycache__ $(PROTO_BUILD)/generated/webhooks src/generated/webhooks \
+	@diff -r -x __pycache__ $(PROTO_BUILD)/generated src/generated \
 		|| { echo 'src/generated is not what protos/ makes: run `make proto`' >&2; exit 1; }
 
 .PHONY: proto-package

@@ -15,7 +15,7 @@ import functools
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TextIO
@@ -24,6 +24,7 @@ from uuid_utils.compat import uuid7
 
 from dispatcher import __version__
 from dispatcher.api.ports import ServiceStatus
+from dispatcher.api.scaler import ScalerServer
 from dispatcher.api.server import ApiParts, ApiServer
 from dispatcher.config import Settings, environment
 from dispatcher.config.groups import UNIX_PREFIX, split_address
@@ -32,7 +33,7 @@ from dispatcher.delivery.engine import Engine, EngineParts, EngineSettings
 from dispatcher.delivery.operations import OperationalRelay
 from dispatcher.delivery.prober import Prober
 from dispatcher.errors import PreconditionError, UnavailableError
-from dispatcher.model import EndpointKey, Instance, ProbeResult
+from dispatcher.model import EndpointKey, FleetLoad, Instance, ProbeResult
 from dispatcher.ops.server import EVERYBODY, OpsServer, OwnPages, tenant_metrics
 from dispatcher.routing.cache import SubscriptionCache
 from dispatcher.routing.publisher import Publisher
@@ -42,7 +43,7 @@ from dispatcher.security.egress import EgressPolicy
 from dispatcher.security.egress_proxy import EgressProxy
 from dispatcher.security.secrets import Keyring
 from dispatcher.signals import stop_on_signals
-from dispatcher.store import signing_keys, upkeep
+from dispatcher.store import horizon, instances, signing_keys, upkeep
 from dispatcher.store.audit import AuditTable
 from dispatcher.store.database import Database, DatabaseOptions
 from dispatcher.store.group_commit import GroupCommit, GroupCommitLimits
@@ -91,17 +92,25 @@ class Core:
             self.settings.operational_interval_s,
         )
 
+    async def _keep_partitions(self, stop: asyncio.Event) -> None:
+        blocked = self.telemetry.instruments.retention_blocked
+        await upkeep.run(self.database, _upkeep(self.settings), stop, blocked.by_label)
+
+    async def _watch_horizon(self) -> None:
+        await horizon.watch(self.database, self.telemetry.instruments, self.settings.metrics_database_interval_s)
+
     async def run(self) -> None:
         """Publishing and delivery until `engine.stop`; any unexpected death of a part ends all."""
         stop_upkeep = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             commits = group.create_task(self.commits.run(), name="group-commit")
-            keeper = group.create_task(upkeep.run(self.database, _upkeep(self.settings), stop_upkeep), name="upkeep")
+            keeper = group.create_task(self._keep_partitions(stop_upkeep), name="upkeep")
+            horizons = group.create_task(self._watch_horizon(), name="horizon")
             relay = group.create_task(self._relay().run(), name="operational-events")
             access = group.create_task(self.access.run(), name="access")
             await group.create_task(self.engine.run(), name="delivery")
-            relay.cancel()
-            access.cancel()
+            for task in (relay, access, horizons):
+                task.cancel()
             stop_upkeep.set()
             commits.cancel()
             with contextlib.suppress(TimeoutError):
@@ -177,7 +186,9 @@ async def open_core(settings: Settings, telemetry: Telemetry, instance: Instance
         commits = GroupCommit(database, _commit_limits(settings), engine, telemetry.instruments)
         cache = SubscriptionCache.over(database)
         quotas = Quotas(lambda: engine.keeper.live_count)
-        publisher = Publisher(cache, commits, rows_max=settings.publish_rows_max, quotas=quotas)
+        publisher = Publisher(
+            cache, commits, rows_max=settings.publish_rows_max, quotas=quotas, tracing=telemetry.tracing
+        )
         yield Core(
             settings=settings,
             instance=instance,
@@ -297,6 +308,7 @@ class Ports:
     grpc: int
     admin: int
     ops: int
+    scaler: int | None = None
 
 
 async def serve(
@@ -358,11 +370,14 @@ async def _serve(
         # On a worker's own socket the supervisor asks, which knows who asks it.
         seen_by = EVERYBODY if core.settings.ops_listen.startswith(UNIX_PREFIX) else tenant_metrics(core.settings)
         async with OpsServer(core.settings.ops_listen, pages, seen_by) as ops:
-            async with ApiServer(core.settings, api_parts(core), shares_port=shares_port) as api:
+            async with (
+                ScalerServer(core.settings, fleet_load(core), shares_port=shares_port) as scaler,
+                ApiServer(core.settings, api_parts(core), shares_port=shares_port) as api,
+            ):
                 core.health.started()
                 log.info("serving", extra={"version": __version__, "instance": str(core.instance.instance_id)})
                 if on_ready is not None:
-                    on_ready(core, Ports(api.port, api.admin_port, ops.port))
+                    on_ready(core, Ports(api.port, api.admin_port, ops.port, scaler.port))
                 stopped = asyncio.create_task(stopping.wait(), name="stop")
                 await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
                 stopped.cancel()
@@ -396,6 +411,11 @@ def api_parts(core: Core) -> ApiParts:
         access=core.access,
         trail=AuditTable(core.database),
     )
+
+
+def fleet_load(core: Core) -> Callable[[], Awaitable[FleetLoad]]:
+    """Reads what the running instances have before them. The call raises UnavailableError."""
+    return functools.partial(instances.fleet_load, core.database, core.settings.lease_ttl_s)
 
 
 def host_name() -> str:

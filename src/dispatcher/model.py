@@ -453,6 +453,18 @@ class Instance:
     partitions: int
     in_flight: int
     delivered_total: int
+    due_backlog: int = 0
+    due_age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FleetLoad:
+    """What the running instances keep waiting: on how many hosts (pods) they run that do not drain, the deliveries that
+    are due, and for how long the one that waits longest has been."""
+
+    host_count: int
+    due_backlog: int
+    due_age_s: float
 
 
 @dataclass(frozen=True, slots=True)

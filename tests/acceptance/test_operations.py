@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+import asyncpg
 import pytest
 from webhooks.v1 import (
     dead_letter_pb2,
@@ -191,3 +192,22 @@ async def test_what_was_given_up_is_sent_again_and_the_past_replayed(served: Ser
         counted, started = replayed.index('"matchedCount": "1"'), replayed.index('"matchedCount": "4"')
         assert counted < replayed.index('"state": "STATE_RUNNING"', counted) < started, "the answer to the call itself"
         assert replayed.count('"name": "tenants/acme/replays/inc-18"') == 3
+
+
+@needs_grpcurl
+async def test_the_last_sequence_is_read_a_payload_removed_and_who_did_it_told(served: Served) -> None:
+    async with Receiver() as receiver:
+        shop = Shop(served, receiver)
+        shop.is_down = False
+        await shop.open()
+        await receiver.wait_for(1, timeout_s=LIMIT_S)
+        await run_until("stuck", served, '"settledSequence": "1"')
+        connection = await asyncpg.connect(served.dsn)
+        (row,) = await connection.fetch(commands("sequences", PAGE))
+        await connection.close()
+        assert tuple(row) == ("acme", "billing", 1)
+        removed = await run_page("expunge", served, {"events/evt-17": "events/order-16-paid"})
+        assert '"expungeTime"' in removed
+        told = await run_page("audit", served)
+    for expected in ("DeliveryService/ExpungeEvent", "EndpointService/CreateEndpoint", '"anonymous"', '"PHASE_ENDED"'):
+        assert expected in told

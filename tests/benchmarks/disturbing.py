@@ -58,9 +58,10 @@ async def _old_transaction(dsn: str) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        held = await connection.fetchval(
-            "SELECT backend_xmin IS NOT NULL FROM pg_stat_activity WHERE pid = pg_backend_pid()"
-        )
+        pid = connection.get_server_pid()
+        other = await asyncpg.connect(dsn)
+        held = await other.fetchval("SELECT backend_xmin IS NOT NULL FROM pg_stat_activity WHERE pid = $1", pid)
+        await other.close()
         await connection.close()
         assert held
 

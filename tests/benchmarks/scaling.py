@@ -15,6 +15,8 @@ from tests.benchmarks.rig import Meter, Rig, median_costs
 from tests.benchmarks.sizes import Sizes
 
 FIRST_SINCE = "SELECT min(time) FROM attempt WHERE time >= $1 -- bench: not counted"
+VACUUM = "VACUUM ANALYZE"
+"""Autovacuum would do it, to either, while the other is measured."""
 SMALL_BACKLOG = 50_000
 FEW_ENDPOINTS = 20
 """Of which a process keeps only some rows each, so that it reads on all the time in a small backlog too."""
@@ -46,8 +48,10 @@ async def backlog_cost(rig: Rig, sizes: Sizes) -> list[Row]:
     """
     few, small, large = FEW_ENDPOINTS, [], []
     async with backlog(rig, Shape(few, sizes.backlog // few)) as pending:
+        await pending[1].execute(VACUUM)
         for _ in range(sizes.repeat):
             async with backlog(rig, Shape(few, SMALL_BACKLOG // few)) as fewer_pending:
+                await fewer_pending[1].execute(VACUUM)
                 small.append(await _stretch(rig, fewer_pending))
             large.append(await _stretch(rig, pending))
     note = f"{sizes.backlog:,} pending against {SMALL_BACKLOG:,}"

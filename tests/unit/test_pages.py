@@ -9,11 +9,17 @@ import pytest
 
 from dispatcher.config import Settings, variable_of
 from dispatcher.store import citus
-from dispatcher.telemetry.catalog import METRICS
 from tests.support.readme import ROOT
 
-PAGES = ("README.md", "CHANGELOG.md", "docs/guarantees.md", "docs/operations.md", "docs/scaling.md", "docs/security.md")
-UNITS = re.compile(r"_(seconds|bytes)?(_?(total|count|sum|bucket))?$")
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "docs/guarantees.md",
+    "docs/kubernetes.md",
+    "docs/operations.md",
+    "docs/scaling.md",
+    "docs/security.md",
+)
 
 
 def text_of(page: str) -> str:
@@ -51,16 +57,6 @@ def test_tests_that_a_page_names_exist() -> None:
     named = set(re.findall(r"`(test_[a-z0-9_]+|Test[A-Za-z]+)`", text_of("docs/guarantees.md")))
     assert len(named) > 30
     assert {name for name in named if f"def {name}(" not in sources and f"{name} = " not in sources} == set()
-
-
-def test_metrics_that_alerts_name_exist() -> None:
-    known = {metric.name.replace(".", "_") for metric in METRICS}
-    table = text_of("docs/operations.md").partition("## What to alert on")[2].partition("## An endpoint")[0]
-    named = set(re.findall(r"\b(?:dispatcher_(?!delivery_outcome)|rpc_server_)[a-z_]+", table)) - {
-        "rpc_response_status_code"
-    }
-    assert len(named) > 6
-    assert {name for name in named if UNITS.sub("", name) not in known} == set()
 
 
 def test_the_calls_for_citus_are_those_that_are_made() -> None:

@@ -110,6 +110,8 @@ def _instance_message(instance: Instance) -> admin_pb2.Instance:
         partition_count=instance.partitions,
         in_flight_count=instance.in_flight,
         delivered_count=instance.delivered_total,
+        due_count=instance.due_backlog,
+        oldest_due_age=duration(instance.due_age_s),
     )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from itertools import islice
 
 from opentelemetry import trace
@@ -19,9 +19,8 @@ from dispatcher.api.draining import Drain, draining_error
 from dispatcher.api.guard import Admission, admission, refuse_malformed
 from dispatcher.api.interceptors import Context
 from dispatcher.errors import CommitUnknownError, DispatcherError, InvalidRequestError, PermissionDeniedError
-from dispatcher.model import PublishedEvent
 from dispatcher.routing.publisher import ChainBrokenError, Publication, Publisher, PublishStream
-from dispatcher.telemetry import Instruments, current_traceparent
+from dispatcher.telemetry import current_traceparent
 from dispatcher.telemetry.tracing import ServerSpan
 
 STREAM_WINDOW_REQUESTS = 128
@@ -33,10 +32,9 @@ STREAM_WINDOW_BYTES = 8 * 1024 * 1024
 class PublisherServicer(publisher_pb2_grpc.PublisherServiceServicer):
     """Reads requests, hands them to the publisher, and tells what became of them."""
 
-    def __init__(self, publisher: Publisher, limits: PublishLimits, instruments: Instruments, drain: Drain) -> None:
+    def __init__(self, publisher: Publisher, limits: PublishLimits, drain: Drain) -> None:
         self._publisher = publisher
         self._limits = limits
-        self._instruments = instruments
         self._drain = drain
 
     async def Publish(self, request: publisher_pb2.PublishRequest, context: Context) -> publisher_pb2.PublishResponse:
@@ -46,7 +44,6 @@ class PublisherServicer(publisher_pb2_grpc.PublisherServiceServicer):
         violations.raise_if_any()
         ServerSpan(trace.get_current_span()).publishes(tenant, len(events))
         published = await self._publisher.publish(Publication(tenant, events, deadline_of(context)))
-        self._count(published)
         return publisher_pb2.PublishResponse(results=publish_results(tenant, published))
 
     async def PublishStream(
@@ -54,21 +51,10 @@ class PublisherServicer(publisher_pb2_grpc.PublisherServiceServicer):
     ) -> AsyncIterator[publisher_pb2.PublishStreamResponse]:
         session = _Session(self._publisher.stream(), self._limits, deadline_of(context), admission())
         async with _reading(session, request_iterator, self._drain) as reader:
-            async for response, published in session.answers():
-                self._count(published)
+            async for response in session.answers():
                 yield response
             if await reader:
                 raise draining_error()
-
-    def _count(self, published: Iterable[PublishedEvent]) -> None:
-        duplicates = stored = 0
-        for event in published:
-            duplicates += event.duplicate
-            stored += not event.duplicate
-        if stored:
-            self._instruments.events_published(stored, "stored")
-        if duplicates:
-            self._instruments.events_published(duplicates, "duplicate")
 
 
 def types_of(events: Sequence[event_pb2.Event], limits: PublishLimits) -> frozenset[str]:
@@ -142,10 +128,8 @@ class _Session:
         """No more requests: `answers` ends after the last one."""
         await self._stream.close()
 
-    async def answers(
-        self,
-    ) -> AsyncIterator[tuple[publisher_pb2.PublishStreamResponse, tuple[PublishedEvent, ...]]]:
-        """Each response, and the events it acknowledges."""
+    async def answers(self) -> AsyncIterator[publisher_pb2.PublishStreamResponse]:
+        """Each response, in the order of the requests."""
         async with contextlib.aclosing(self._stream.answers()) as answers:  # type: ignore[type-var] # a generator has aclose
             async for sequence, outcome in answers:
                 self._window.leave()
@@ -153,11 +137,11 @@ class _Session:
                 tenant = self._tenants.popleft()
                 if isinstance(outcome, DispatcherError):
                     response.status.CopyFrom(errors.to_status(self._after_failure(outcome)))
-                    yield response, ()
+                    yield response
                 else:
                     response.status.SetInParent()
                     response.results.extend(publish_results(tenant, outcome))
-                    yield response, outcome
+                    yield response
 
     def _after_failure(self, error: DispatcherError) -> DispatcherError:
         """The first failure as it is; what follows is ABORTED, whatever else is wrong with it."""

@@ -202,7 +202,7 @@ class ApiServer:
         parts, settings, size = self._parts, self._settings, self._settings.page_size_max
         limits = PublishLimits(settings.data_bytes_max, settings.publish_events_max)
         publisher_pb2_grpc.add_PublisherServiceServicer_to_server(
-            PublisherServicer(parts.publisher, limits, parts.instruments, self._drain), server
+            PublisherServicer(parts.publisher, limits, self._drain), server
         )
         tenant_pb2_grpc.add_TenantServiceServicer_to_server(TenantServicer(parts.database, page_size_max=size), server)
         event_type_pb2_grpc.add_EventTypeServiceServicer_to_server(

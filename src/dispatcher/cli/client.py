@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 from google.protobuf import descriptor_pool, json_format, message_factory
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from webhooks.v1 import dead_letter_pb2 as _dead_letter
 from webhooks.v1 import delivery_pb2 as _delivery
 from webhooks.v1 import endpoint_pb2 as _endpoint
@@ -96,6 +97,16 @@ class Client:
         answer = self._call(invoke, message, method)
         found: dict[str, Any] = json_format.MessageToDict(answer)
         return found
+
+    def health(self, service: str) -> str:
+        """What grpc.health.v1 says of a service, "" for all of them: SERVING, NOT_SERVING. Raises ServiceError."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        stub: Any = health_pb2_grpc.HealthStub(self._channel)
+        try:
+            answer = stub.Check(request, timeout=self.timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise ServiceError(status_of(error), method="Health.Check", target=self.target) from error
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
     def _call(self, invoke: Any, message: Any, method: str) -> Any:
         end = time.monotonic() + self.timeout_s

@@ -20,6 +20,7 @@ from dispatcher.cli import (
     dev,
     endpoints,
     event_types,
+    health,
     migrate,
     publish,
     replays,
@@ -53,6 +54,8 @@ app.command("worker", hidden=True)(serve.worker)
 app.command("dev", rich_help_panel=SERVICE)(dev.dev)
 app.command("migrate", rich_help_panel=SERVICE)(migrate.migrate)
 app.command("config", rich_help_panel=SERVICE)(show_config.config)
+app.command("health", rich_help_panel=SERVICE)(health.health)
+app.command("prestop", rich_help_panel=SERVICE)(health.prestop)
 app.add_typer(secrets.app, name="secrets", rich_help_panel=SERVICE)
 app.add_typer(tokens.app, name="tokens", rich_help_panel=SERVICE)
 app.command("publish", rich_help_panel=EVENTS)(publish.publish)

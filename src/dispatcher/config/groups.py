@@ -137,6 +137,10 @@ class ListenSettings(Group):
     grpc_listen: Address = _plain("0.0.0.0:50051", "Callers' gRPC API (webhooks.v1), health and reflection.")
     admin_listen: Address = _plain("127.0.0.1:50052", "Operators' gRPC API (webhooks.admin.v1).")
     ops_listen: Address = _plain("0.0.0.0:8080", "HTTP: /metrics, /livez, /readyz.")
+    scaler_listen: Address | None = _plain(
+        None, "KEDA's external scaler: gRPC in clear, for everybody, which tells what the fleet keeps waiting."
+    )
+    scaler_interval_s: float = _time_s(2.0, 0.1, 300, "That is read from the database no more often.")
     grpc_message_bytes_max: int = _count(16 * MIB, 64 * KIB, 256 * MIB, "Largest gRPC message read or written.")
     grpc_metadata_bytes_max: int = _count(16 * KIB, 1 * KIB, 1 * MIB, "Largest metadata of one call.")
     grpc_connection_age_s: float = _time_s(
@@ -380,6 +384,15 @@ class ObservabilitySettings(Group):
         10, 0, 100, "Endpoints named on metrics, those with the oldest backlog; all others are only summed."
     )
     metrics_backlog_interval_s: float = _time_s(10.0, 0.5, 600, "How often backlog gauges are measured.")
+    metrics_database_interval_s: float = _time_s(
+        30.0, 1, 3600, "How often it is measured what keeps the database's VACUUM from its work."
+    )
+    slo_threshold_s: float = _time_s(
+        60.0, 1, DAY_S, "A delivery is late whose first attempt has not ended so long after the event's acceptance."
+    )
+    due_endpoint_rows_max: int = _count(
+        100, 1, 1_000_000, "What one endpoint may add to the due backlog: more instances don't make one faster."
+    )
     statistics_window_s: float = _time_s(
         300.0, 10, 6 * HOUR_S, "The time that the statistics in the status of an endpoint or a tenant are of."
     )

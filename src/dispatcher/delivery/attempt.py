@@ -55,8 +55,11 @@ class Attempter:
         instruments: Instruments,
         wall_clock: Callable[[], float] = time.time,
         tokens: Tokens | None = None,
+        on_first_ended: Callable[[OutboxRow, float], None] = lambda _row, _age_s: None,
     ) -> None:
+        """`on_first_ended` is told of each delivery whose first attempt has ended, and of its age (s) then."""
         self._client = client
+        self._on_first_ended = on_first_ended
         self._tokens = tokens or Tokens(client)
         self._record = record
         self._tracing = tracing
@@ -101,10 +104,12 @@ class Attempter:
 
     def _measure(self, row: OutboxRow, attempt: Attempt, start_s: float, span: AttemptSpan) -> None:
         word, status_code = _WORDS[attempt.outcome], attempt.status_code
-        self._instruments.attempt(word, status_code, attempt.duration_s)
+        self._instruments.attempt(word, status_code, attempt.duration_s, span.recorded)
+        age_s = start_s + attempt.duration_s - row.time.timestamp()
         if attempt.outcome is Outcome.SUCCEEDED:
-            latency_s = start_s + attempt.duration_s - row.time.timestamp()
-            self._instruments.delivered(latency_s if latency_s > 0 else 0.0)
+            self._instruments.delivered(age_s if age_s > 0 else 0.0, span.recorded)
+        if attempt.number == 1 and not row.attempts:
+            self._on_first_ended(row, age_s)
         if attempt.outcome in (Outcome.SUCCEEDED, Outcome.HTTP_ERROR) and status_code is not None:
             span.answered(status_code, outcome=word)
         else:

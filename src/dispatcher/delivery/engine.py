@@ -45,6 +45,7 @@ from dispatcher.delivery.measure import BacklogMeter
 from dispatcher.delivery.oauth import Tokens
 from dispatcher.delivery.ownership import Ownership
 from dispatcher.delivery.policies import FailureDefaults, resume_of
+from dispatcher.delivery.punctuality import Punctuality
 from dispatcher.delivery.rate import ThrottlePolicy
 from dispatcher.delivery.replay import ReplayOptions, ReplayRunner
 from dispatcher.delivery.scheduler import SchedulerLimits
@@ -122,6 +123,13 @@ class Engine:
         )
         self._defaults = failure_defaults(settings.retry, settings.failure)
         self.health = HealthKeeper(database, self.board, settings.leases.checkpoint_interval_s, clocks=clocks)
+        self.punctuality = Punctuality(
+            self.board,
+            parts.instruments,
+            threshold_s=settings.observability.slo_threshold_s,
+            interval_s=settings.observability.metrics_backlog_interval_s,
+            clocks=clocks,
+        )
         self.sending = self._make_sending(delivery, chance)
         self.aside = Aside(
             database, self.board, AsideOptions(settings.leases.checkpoint_interval_s), clock=clocks.monotonic
@@ -147,8 +155,8 @@ class Engine:
             on_taken_over=self.watch.sweep_soon,
             drain_s=settings.drain_s,
         )
-        self._hints = HintSender(database, self.keeper.owner_of, self.keeper.instance_id)
         self._add_slow_loops(database, settings)
+        self._hints = HintSender(database, self.keeper.owner_of, self.keeper.instance_id)
         self._follow_gauges()
 
     def _make_flusher(self, delivery: DeliverySettings) -> Flusher:
@@ -164,9 +172,18 @@ class Engine:
 
     def _make_sending(self, delivery: DeliverySettings, chance: random.Random | None) -> SendLoop:
         parts = self._parts
+        attempter = Attempter(
+            parts.client,
+            self.flusher.add,
+            parts.tracing,
+            parts.instruments,
+            parts.clocks.wall,
+            self.tokens,
+            self.punctuality.first_ended,
+        )
         return SendLoop(
             self.board,
-            Attempter(parts.client, self.flusher.add, parts.tracing, parts.instruments, parts.clocks.wall, self.tokens),
+            attempter,
             self.flusher,
             self.decisions,
             self.keeper.sendable_until,
@@ -191,8 +208,9 @@ class Engine:
         self._meter = BacklogMeter(
             self.board,
             parts.instruments,
-            interval_s=settings.observability.metrics_backlog_interval_s,
             worst_max=settings.observability.metrics_endpoints_worst_max,
+            due_rows_max=settings.observability.due_endpoint_rows_max,
+            clock=parts.clocks.monotonic,
             wall_clock=parts.clocks.wall,
         )
         self._backlog_watch = BacklogWatch(
@@ -292,7 +310,7 @@ class Engine:
             ("checkpoint", self.checkpointer.run()),
             ("watch", self.watch.run()),
             ("hints", self._hints.run()),
-            ("measure", self._meter.run()),
+            ("measure", self._measure()),
         ]
         if not self._parts.database.options.pooled:
             listener = listen.Listener(
@@ -304,6 +322,12 @@ class Engine:
             tasks.append(("listen", listener.run()))
         return tasks
 
+    async def _measure(self) -> None:
+        while True:
+            self._meter.measure()
+            await self.punctuality.look()
+            await asyncio.sleep(self._settings.observability.metrics_backlog_interval_s)
+
     def describe(self) -> Instance:
         """This instance as its heartbeat tells."""
         return replace(
@@ -312,6 +336,8 @@ class Engine:
             partitions=len(self.board.epochs),
             in_flight=self.sending.in_flight,
             delivered_total=self.sending.delivered_total,
+            due_backlog=self._meter.due.count,
+            due_age_s=self._meter.due.age_s,
         )
 
     # -- what the parts call ---------------------------------------------------------------------------------------

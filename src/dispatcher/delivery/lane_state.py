@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from datetime import datetime
 
 from dispatcher.delivery.held import Held
-from dispatcher.delivery.lane_types import Gate, LaneLimits, ModeSettings, Resume, at_once
+from dispatcher.delivery.lane_types import Gate, LaneLimits, ModeSettings, Resume, Wait, at_once
 from dispatcher.delivery.orders import Order, SerialOrder
 from dispatcher.delivery.payloads import PayloadBudget, PayloadStore
 from dispatcher.delivery.slots import (
     ACKNOWLEDGED,
+    BACKING_OFF,
+    HALTED,
+    HELD,
+    IN_FLIGHT,
     SETTLED,
     Slot,
     SlotState,
@@ -34,6 +39,7 @@ class LaneState:
         "_highest_known",
         "_in_flight",
         "_in_flight_max",
+        "_limited_at",
         "_limits",
         "_missing_highest",
         "_mode",
@@ -76,6 +82,7 @@ class LaneState:
         self.needs_held = needs_held
         self._held = Held()
         self._gate_due: float | None = None
+        self._limited_at: float | None = None
         self._limits = limits
         self._modes: dict[int, ModeSettings] = {}
         self._in_flight_max = 1
@@ -187,6 +194,18 @@ class LaneState:
         slot = self._slots.get(self._acknowledged_through + 1)
         return None if slot is None else slot.row
 
+    def front(self, now: float) -> list[OutboxRow]:
+        """The rows that could start at `now` if there was a place for them (and their payload had been read)."""
+        if self.paused or self.needs_held or not self._modes:
+            return []
+        rows = [slot.row for slot in self._order.front(now)]
+        is_shut = bool(rows) and self.gate is not None and self.gate.opens_at(now, rows[0].time) > now
+        return [] if is_shut else rows
+
+    def was_limited(self, since: float) -> bool:
+        """Whether its gate has kept a row from its start since then: a rate, Retry-After, a circuit."""
+        return self._limited_at is not None and self._limited_at >= since
+
     @property
     def is_halted(self) -> bool:
         """Whether anything waits for an operator."""
@@ -221,6 +240,41 @@ class LaneState:
         if self.paused or self.needs_held or not self._modes:
             return None
         return self._order.next_due() if self._gate_due is None else self._gate_due
+
+    # --- what has waited for long ---
+
+    def older(self, after_seq: int, than: datetime) -> Iterator[Slot]:
+        """The slots of the window above `after_seq` that are not younger than `than`, ascending, done or not."""
+        seq = max(after_seq, self._acknowledged_through) + 1
+        while (slot := self._slots.get(seq)) is not None and slot.row.time <= than:
+            yield slot
+            seq += 1
+
+    def wait_of(self, slot: Slot, now: float) -> Wait:
+        """What keeps a slot of the window, which was never tried, from its first attempt."""
+        if slot.state is IN_FLIGHT:
+            return Wait.ANSWER
+        if self.paused:
+            return Wait.ENDPOINT
+        first = self._first_before(slot)
+        if first.state is BACKING_OFF and not first.row.attempts:
+            return Wait.US  # its attempt counted for nothing: it never left the house
+        if self.gate is not None and self.gate.opens_at(now, slot.row.time) > now:
+            return Wait.ENDPOINT
+        if first.state in (HALTED, HELD) or (first.row.attempts and first.state in (BACKING_OFF, IN_FLIGHT)):
+            return Wait.ENDPOINT  # that one has failed, whether or not it is being tried again just now
+        if first.state is IN_FLIGHT or self._in_flight >= self._in_flight_max:
+            return Wait.ANSWER
+        return Wait.US
+
+    def _first_before(self, slot: Slot) -> Slot:
+        """One that is not admitted, by the mode of its revision, waits for whatever is lower; parked ones come last."""
+        if slot.row.seq <= self._admitted_through:
+            return self._order.first_before(slot)
+        lower = self._slots.get(self._acknowledged_through + 1)
+        if lower is not None and lower is not slot:
+            return lower
+        return next((held for held in self._held.slots.values() if held.state < ACKNOWLEDGED), slot)
 
     def _find(self, seq: int) -> Slot | None:
         held = self._held.slots

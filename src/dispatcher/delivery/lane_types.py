@@ -35,6 +35,18 @@ class ModeSettings:
     max_in_flight: int
 
 
+class Wait(enum.Enum):
+    """What keeps a delivery that was never tried from its first attempt.
+
+    ENDPOINT: it is paused, disabled, halted or bounded by a rate or a circuit, or what it waits for has failed.
+    ANSWER: its receiver has yet to answer to as many attempts as may be in flight. US: nothing of these.
+    """
+
+    ENDPOINT = "ENDPOINT"
+    ANSWER = "ANSWER"
+    US = "US"
+
+
 Resume = Callable[[OutboxRow], float]
 """When (monotonic seconds) the next attempt is due of a delivery whose last one was a former owner's."""
 

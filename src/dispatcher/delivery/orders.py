@@ -41,6 +41,9 @@ class Order(Protocol):
     def waits_for_another(self, slot: Slot) -> bool:
         """Whether a WAITING slot may not start because a lower one is not done."""
 
+    def first_before(self, slot: Slot) -> Slot:
+        """The slot whose turn it is where an admitted `slot` stands: itself, or the lower one that it waits for."""
+
     def again(self, slot: Slot) -> None:
         """`slot`, which was admitted, is BACKING_OFF with a `due` once more after it could not start at all."""
 
@@ -83,6 +86,9 @@ class SerialOrder:
 
     def waits_for_another(self, slot: Slot) -> bool:
         return bool(self._slots) and self._slots[0] is not slot
+
+    def first_before(self, slot: Slot) -> Slot:
+        return self._slots[0] if self._slots else slot
 
     def again(self, slot: Slot) -> None:
         """It has kept its place."""
@@ -144,6 +150,9 @@ class FreeOrder:
     def waits_for_another(self, slot: Slot) -> bool:  # noqa: ARG002 -- the protocol's signature; nothing waits here
         return False
 
+    def first_before(self, slot: Slot) -> Slot:
+        return slot
+
     def again(self, slot: Slot) -> None:
         self.failed(slot)
 
@@ -200,6 +209,10 @@ class KeyedOrder:
 
     def waits_for_another(self, slot: Slot) -> bool:
         return self._keys[slot.row.ordering_key][0] is not slot
+
+    def first_before(self, slot: Slot) -> Slot:
+        queue = self._keys.get(slot.row.ordering_key)
+        return queue[0] if queue else slot
 
     def again(self, slot: Slot) -> None:
         if not self.waits_for_another(slot):

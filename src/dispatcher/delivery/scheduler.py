@@ -130,6 +130,13 @@ class Scheduler(Generic[LaneT]):
         entry = self._entries.get(lane)
         return entry is not None and entry.is_slow
 
+    def waits_for_place(self, lane: LaneT) -> bool:
+        """The lane may have something to start, and others have all places: the process's, its tenant's, the slow."""
+        entry = self._entries.get(lane)
+        if entry is None or entry.place is _RESTING:
+            return False
+        return entry.place is not _READY or self._in_flight >= self._limits.in_flight_max
+
     def add(self, lane: LaneT) -> None:
         """Schedule a lane from now on; it is asked at once. Raises ValueError for one that is here already."""
         if lane in self._entries:

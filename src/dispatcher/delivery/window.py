@@ -212,7 +212,7 @@ class WindowLane(LaneState):
             return True
         opens_at = gate.opens_at(now, slot.row.time)
         if opens_at > now:
-            self._gate_due = opens_at
+            self._gate_due, self._limited_at = opens_at, now
         return opens_at <= now
 
     def succeeded(self, seq: int) -> None:

@@ -24,6 +24,7 @@ from dispatcher.routing.cache import SubscriptionCache, TenantRoutes
 from dispatcher.routing.quotas import Quotas
 from dispatcher.store.group_commit import Chain, GroupCommit
 from dispatcher.store.publish import PublishRequest, RequestResult, Verdict
+from dispatcher.telemetry import Tracing
 
 ROUTING_TRIES_MAX = 8
 """A tenant whose endpoints change faster than that is answered RESOURCE_EXHAUSTED."""
@@ -50,9 +51,16 @@ class Publisher:
     """Unary publishing; `stream` opens a session whose requests keep their order."""
 
     def __init__(
-        self, cache: SubscriptionCache, commits: GroupCommit, *, rows_max: int, quotas: Quotas | None = None
+        self,
+        cache: SubscriptionCache,
+        commits: GroupCommit,
+        *,
+        rows_max: int,
+        quotas: Quotas | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._quotas = quotas or Quotas(lambda: 1)
+        self._tracing = tracing or Tracing.silent()
         self._cache = cache
         self._commits = commits
         self._rows_max = rows_max
@@ -63,7 +71,8 @@ class Publisher:
         await self.admit(publication)
         for _ in range(ROUTING_TRIES_MAX):
             request = await self.route(publication)
-            result = await self._commits.submit(request, deadline=publication.deadline)
+            with self._tracing.commit_span():
+                result = await self._commits.submit(request, deadline=publication.deadline)
             if result.verdict is not Verdict.STALE:
                 return answer(request, result)
             self._cache.invalidate(request.tenant_id, request.version)

@@ -6,15 +6,17 @@ from uuid import UUID
 
 import asyncpg
 
-from dispatcher.model import Instance
+from dispatcher.model import FleetLoad, Instance
 from dispatcher.store.database import Database
 
 HEARTBEAT = """
-INSERT INTO instance (instance_id, address, version, start_time, heartbeat_time, draining, in_flight, delivered_total)
-VALUES ($1, $2, $3, $4, clock_timestamp(), $5, $6, $7)
+INSERT INTO instance (instance_id, address, version, start_time, heartbeat_time, draining, in_flight, delivered_total,
+                      due_backlog, due_age_s)
+VALUES ($1, $2, $3, $4, clock_timestamp(), $5, $6, $7, $8, $9)
 ON CONFLICT (instance_id) DO UPDATE
 SET address = excluded.address, heartbeat_time = excluded.heartbeat_time, draining = excluded.draining,
-    in_flight = excluded.in_flight, delivered_total = excluded.delivered_total"""
+    in_flight = excluded.in_flight, delivered_total = excluded.delivered_total,
+    due_backlog = excluded.due_backlog, due_age_s = excluded.due_age_s"""
 
 
 async def heartbeat(db: Database, instance: Instance) -> None:
@@ -28,6 +30,8 @@ async def heartbeat(db: Database, instance: Instance) -> None:
         instance.draining,
         instance.in_flight,
         instance.delivered_total,
+        instance.due_backlog,
+        instance.due_age_s,
     )
 
 
@@ -47,6 +51,19 @@ async def live(db: Database, ttl_s: float) -> list[Instance]:
 async def read_all(db: Database) -> list[Instance]:
     """All instances that have not been removed, dead ones included, oldest first."""
     return [_instance(row) for row in await db.fetch(READ, None)]
+
+
+# The workers of one `serve` are instances at one address.
+FLEET_LOAD = """
+SELECT count(DISTINCT address) FILTER (WHERE NOT draining) AS hosts,
+       coalesce(sum(due_backlog), 0)::bigint AS due_backlog, coalesce(max(due_age_s), 0) AS due_age_s
+FROM instance WHERE heartbeat_time > clock_timestamp() - make_interval(secs => $1)"""
+
+
+async def fleet_load(db: Database, ttl_s: float) -> FleetLoad:
+    """What the instances whose last heartbeat is less than `ttl_s` old said of their load. Raises UnavailableError."""
+    (row,) = await db.fetch(FLEET_LOAD, float(ttl_s))
+    return FleetLoad(row["hosts"], row["due_backlog"], row["due_age_s"])
 
 
 REMOVE = "DELETE FROM instance WHERE instance_id = $1"
@@ -76,4 +93,6 @@ def _instance(row: asyncpg.Record) -> Instance:
         partitions=row["partitions"],
         in_flight=row["in_flight"],
         delivered_total=row["delivered_total"],
+        due_backlog=row["due_backlog"],
+        due_age_s=row["due_age_s"],
     )

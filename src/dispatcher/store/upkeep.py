@@ -57,23 +57,37 @@ class UpkeepSettings:
 
 @dataclass(slots=True)
 class UpkeepReport:
-    """What one round did, by partition name. `kept`: old enough, but not settled. `failed`: tried again next round."""
+    """What one round did, by partition name. `kept`: old enough, but not settled. `failed`: tried again next round;
+    those of them that a reader holds are `in_use` too."""
 
     created: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    in_use: list[str] = field(default_factory=list)
+
+    @property
+    def blocked(self) -> dict[str, int]:
+        """How many partitions should have gone and are still there, by why."""
+        in_use = set(self.in_use)
+        return {"undelivered": len(self.kept), "in_use": len(in_use), "error": len(set(self.failed) - in_use)}
 
 
-async def run(db: Database, settings: UpkeepSettings, stop: asyncio.Event) -> None:
-    """Rounds until `stop` is set. A database that is away, or a step that fails, waits for the next round."""
+async def run(
+    db: Database,
+    settings: UpkeepSettings,
+    stop: asyncio.Event,
+    on_blocked: Callable[[dict[str, int]], None] = lambda _: None,
+) -> None:
+    """Rounds until `stop` is set. A database that is away, or a step that fails, waits for the next round.
+    `on_blocked` is told what each round could not drop."""
     window_applied = False
     while not stop.is_set():
         try:
             if not window_applied:
                 await _apply_dedup_window(db, settings)
                 window_applied = True
-            await run_round(db, settings)
+            on_blocked((await run_round(db, settings)).blocked)
         except LOST as error:
             log.warning("upkeep failed, the next round tries again", extra={"error": str(error)})
         # The jitter keeps instances that started together from always working at the same time.
@@ -206,6 +220,8 @@ async def _attempt(report: UpkeepReport, partition: Partition, step: Callable[[P
     except (asyncpg.PostgresError, TimeoutError) as error:
         log.info("a partition could not be dropped yet", extra={"partition": partition.name, "error": str(error)})
         report.failed.append(partition.name)
+        if isinstance(error, (TimeoutError, asyncpg.LockNotAvailableError)):
+            report.in_use.append(partition.name)
         return False
     return True
 

@@ -70,6 +70,8 @@ class AttemptSpan:
     """One that is not recorded; a context manager. It is current nowhere: nothing below an attempt makes spans."""
 
     __slots__ = ("traceparent",)
+    recorded: SpanContext | None = None
+    """Who it is, where it is recorded: what an exemplar names."""
 
     def __init__(self, traceparent: str | None) -> None:
         self.traceparent = traceparent
@@ -92,7 +94,7 @@ class AttemptSpan:
 class RecordedSpan(AttemptSpan):
     """One that is recorded, and handed on when it ends."""
 
-    __slots__ = ("_attributes", "_context", "_links", "_parent", "_recorder", "_start_ns", "_status")
+    __slots__ = ("_attributes", "_links", "_parent", "_recorder", "_start_ns", "_status", "recorded")
 
     def __init__(
         self,
@@ -103,7 +105,8 @@ class RecordedSpan(AttemptSpan):
         attributes: Attributes,
     ) -> None:
         self.traceparent = format_traceparent(context)
-        self._recorder, self._context, self._parent, self._links = recorder, context, parent, links
+        self.recorded: SpanContext = context
+        self._recorder, self._parent, self._links = recorder, parent, links
         self._attributes = attributes
         self._status = _UNSET
         self._start_ns = time.time_ns()
@@ -117,7 +120,7 @@ class RecordedSpan(AttemptSpan):
         recorder.processor.on_end(
             ReadableSpan(
                 name=_NAME,
-                context=self._context,
+                context=self.recorded,
                 parent=self._parent,
                 resource=recorder.resource,
                 attributes=recorder.within_limits(self._attributes),

@@ -3,6 +3,9 @@
 `Histogram.record` of the SDK takes 5 to 8 µs (attributes hashed, a lock, a view and a reservoir per record), and every
 delivery has two. Here a record is a search in the bounds and three additions; what is exported is the same
 (https://opentelemetry.io/docs/specs/otel/metrics/data-model/#histogram).
+
+Exemplars are kept of what has a recorded span only, the newest one of each bucket: an attempt without a span, which is
+what most are, costs nothing more. The SDK's own would look up the current span at each record.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics import Histogram as SdkHistogram
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -33,10 +37,20 @@ COMBINATIONS_MAX = 500
 OVERFLOW = "_OTHER"
 
 
+class Sampled(Protocol):
+    """A recorded span, as an exemplar names it (`opentelemetry.trace.SpanContext`)."""
+
+    @property
+    def trace_id(self) -> int: ...
+
+    @property
+    def span_id(self) -> int: ...
+
+
 class Series:
     """The distribution of one combination of attributes. `record` is for one thread, others may read meanwhile."""
 
-    __slots__ = ("_bounds", "attributes", "counts", "greatest", "least", "total")
+    __slots__ = ("_bounds", "_exemplars", "attributes", "counts", "greatest", "least", "total")
 
     def __init__(self, attributes: Mapping[str, str], bounds: Sequence[float]) -> None:
         self.attributes = attributes
@@ -44,6 +58,7 @@ class Series:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
         self.least, self.greatest = math.inf, -math.inf
+        self._exemplars: dict[int, tuple[float, int, Sampled]] = {}
 
     def record(self, value: float) -> None:
         """One value, in the metric's unit."""
@@ -53,6 +68,18 @@ class Series:
             self.least = value
         if value > self.greatest:
             self.greatest = value
+
+    def exemplify(self, value: float, span: Sampled) -> None:
+        """A value just recorded is that of `span`."""
+        self._exemplars[bisect_left(self._bounds, value)] = (value, time.time_ns(), span)
+
+    def exemplars(self, after_ns: int, until_ns: int) -> list[Exemplar]:
+        """Those of a time between."""
+        return [
+            Exemplar({}, value, at_ns, span.span_id, span.trace_id)
+            for value, at_ns, span in list(self._exemplars.values())
+            if after_ns < at_ns <= until_ns
+        ]
 
 
 class Histogram:
@@ -105,20 +132,22 @@ class Histograms:
         self._histograms.append(made)
         return made
 
-    def collect(self, seen: dict[Series, _Seen] | None) -> list[MetricData]:
-        """The metrics that have values; since a reader's last time where it keeps `seen`, else since the start."""
-        now_ns = time.time_ns()
+    def collect(self, seen: dict[Series, _Seen] | None, after_ns: int, now_ns: int) -> list[MetricData]:
+        """The metrics that have values; since a reader's last time where it keeps `seen`, else since the start.
+        Exemplars are those since `after_ns`, the reader's last time in either case."""
         temporality = AggregationTemporality.CUMULATIVE if seen is None else AggregationTemporality.DELTA
         collected = []
         for histogram in self._histograms:
-            points = [self._point(series, seen, now_ns) for series in histogram.series()]
+            points = [self._point(series, seen, now_ns, after_ns) for series in histogram.series()]
             metric, filled = histogram.metric, [point for point in points if point.count]
             if filled:
                 data = HistogramData(filled, temporality)
                 collected.append(MetricData(metric.name, metric.meaning, metric.unit, data))
         return collected
 
-    def _point(self, series: Series, seen: dict[Series, _Seen] | None, now_ns: int) -> HistogramDataPoint:
+    def _point(
+        self, series: Series, seen: dict[Series, _Seen] | None, now_ns: int, after_ns: int
+    ) -> HistogramDataPoint:
         counts, total, least, greatest = series.counts.copy(), series.total, series.least, series.greatest
         before = _Seen([0] * len(counts), 0.0, self._start_ns)
         if seen is not None:
@@ -136,6 +165,7 @@ class Histograms:
             explicit_bounds=series._bounds,  # noqa: SLF001 -- of this module
             min=least,
             max=greatest,
+            exemplars=series.exemplars(after_ns, now_ns),
         )
 
 
@@ -144,6 +174,8 @@ class WithHistograms(MetricReader):
 
     histograms: Histograms | None = None
     _seen: dict[Series, _Seen] | None = None
+    _shown_ns = 0
+    """When this reader was last told: each exemplar is exported once."""
 
     def show(self, histograms: Histograms) -> None:
         """Collect these too."""
@@ -156,7 +188,8 @@ class WithHistograms(MetricReader):
         if self.histograms is not None and any(
             _is_ours(s) for r in metrics_data.resource_metrics for s in r.scope_metrics
         ):
-            metrics_data = _joined(metrics_data, self.histograms.collect(self._seen))
+            last_ns, self._shown_ns = self._shown_ns, time.time_ns()
+            metrics_data = _joined(metrics_data, self.histograms.collect(self._seen, last_ns, self._shown_ns))
         super()._receive_metrics(metrics_data, timeout_millis, **kwargs)  # type: ignore[safe-super]
 
 

@@ -15,7 +15,8 @@ from opentelemetry.metrics import CallbackOptions, Meter, NoOpMeterProvider, Obs
 
 from dispatcher.telemetry import catalog
 from dispatcher.telemetry.catalog import Metric
-from dispatcher.telemetry.histograms import COMBINATIONS_MAX, OVERFLOW, Histograms
+from dispatcher.telemetry.histograms import COMBINATIONS_MAX, OVERFLOW, Histograms, Sampled
+from dispatcher.telemetry.tracing import SERVER_FAULTS
 
 _NO_ATTRIBUTES: dict[str, str] = {}
 
@@ -25,14 +26,14 @@ Attributes = Mapping[str, str]
 
 
 class Tally:
-    """A monotonic counter with at most one attribute; without one it is exported from 0 on. `add` is for the event
-    loop's thread; others may read."""
+    """A monotonic counter with at most one attribute; without one, and for `labels`, it is exported from 0 on: a rate
+    sees no first step of a series that begins with it. `add` is for the event loop's thread; others may read."""
 
     __slots__ = ("_attribute", "_counts")
 
-    def __init__(self, meter: Meter, metric: Metric) -> None:
+    def __init__(self, meter: Meter, metric: Metric, labels: Iterable[str] = ()) -> None:
         (self._attribute,) = metric.attributes or ("",)
-        self._counts: dict[str, int] = {}
+        self._counts = dict.fromkeys(labels, 0)
         meter.create_observable_counter(metric.name, [self._observe], metric.unit, metric.meaning)
 
     def add(self, count: int = 1, label: str = "") -> None:
@@ -53,9 +54,10 @@ class Tally:
 class Gauge:
     """A present value: set now and then, or followed by a function that must be quick and free of I/O."""
 
-    __slots__ = ("_points", "_source")
+    __slots__ = ("_names", "_points", "_source")
 
     def __init__(self, meter: Meter, metric: Metric) -> None:
+        self._names = metric.attributes
         self._points: Sequence[tuple[float, Attributes]] = ()
         self._source: Callable[[], float] | None = None
         meter.create_observable_gauge(metric.name, [self._observe], metric.unit, metric.meaning)
@@ -67,6 +69,11 @@ class Gauge:
     def replace(self, points: Iterable[tuple[float, Attributes]]) -> None:
         """All values of a gauge with attributes; whoever is not among them is no longer exported."""
         self._points = tuple(points)
+
+    def by_label(self, values: Mapping[str, float]) -> None:
+        """All values of a gauge with one attribute, by what it says."""
+        (name,) = self._names
+        self.replace((value, {name: label}) for label, value in values.items())
 
     def follow(self, source: Callable[[], float]) -> None:
         """Ask `source` at each collection, from the collecting thread."""
@@ -80,6 +87,9 @@ class Gauge:
                 _log.warning("a gauge's source failed", exc_info=True)
                 return []
         return [Observation(value, attributes) for value, attributes in self._points]
+
+
+SLO_RESULTS = ("good", "excused", "slow", "late")
 
 
 @lru_cache(maxsize=1024)
@@ -106,9 +116,10 @@ class Instruments:
         self._database = histograms.create(catalog.DATABASE_OPERATION, {"db.system.name": "postgresql"})
         self._published = Tally(meter, catalog.EVENTS_PUBLISHED)
         self._rows = Tally(meter, catalog.OUTBOX_ROWS)
-        self._deliveries = Tally(meter, catalog.DELIVERIES)
+        self._deliveries = Tally(meter, catalog.DELIVERIES, ("delivered", "dead_lettered", "skipped"))
+        self._slo_deliveries = Tally(meter, catalog.SLO_DELIVERIES, SLO_RESULTS)
         self._flush_dropped = Tally(meter, catalog.FLUSH_DROPPED)
-        self._lease_changes = Tally(meter, catalog.LEASE_CHANGES)
+        self._lease_changes = Tally(meter, catalog.LEASE_CHANGES, ("acquired", "released", "lost"))
         self._workers_ended = Tally(meter, catalog.WORKERS_ENDED)
         self.workers = Gauge(meter, catalog.WORKERS)
         self._operational_events = Tally(meter, catalog.OPERATIONAL_EVENTS)
@@ -123,8 +134,14 @@ class Instruments:
         self.payload_bytes = Gauge(meter, catalog.PAYLOAD_BYTES)
         self.backlog = Gauge(meter, catalog.BACKLOG)
         self.backlog_age_s = Gauge(meter, catalog.BACKLOG_AGE)
+        self.backlog_due = Gauge(meter, catalog.BACKLOG_DUE)
+        self.backlog_due_age_s = Gauge(meter, catalog.BACKLOG_DUE_AGE)
         self.flush_lag_s = Gauge(meter, catalog.FLUSH_LAG)
         self.partitions_owned = Gauge(meter, catalog.PARTITIONS_OWNED)
+        self.slo_late_age_s = Gauge(meter, catalog.SLO_LATE_AGE)
+        self.xmin_age = Gauge(meter, catalog.DATABASE_XMIN_AGE)
+        self.xmin_held_s = Gauge(meter, catalog.DATABASE_XMIN_HELD)
+        self.retention_blocked = Gauge(meter, catalog.RETENTION_BLOCKED)
         self._endpoint_backlog = Gauge(meter, catalog.ENDPOINT_BACKLOG)
         self._endpoint_backlog_age = Gauge(meter, catalog.ENDPOINT_BACKLOG_AGE)
 
@@ -135,7 +152,7 @@ class Instruments:
 
     def rpc_server_call(self, method: str, status: str, duration_s: float) -> None:
         """One gRPC call is over. `method` is `package.Service/Method`, `_OTHER` if not ours; `status` its code."""
-        self._rpc.of(method, status).record(duration_s)
+        self._rpc.of(method, status, status if status in SERVER_FAULTS else "").record(duration_s)
 
     def events_published(self, count: int, result: str) -> None:
         """Events acknowledged: `stored` or `duplicate`."""
@@ -147,17 +164,26 @@ class Instruments:
         self._commit_events.record(events)
         self._rows.add(rows)
 
-    def attempt(self, outcome: str, status_code: int | None, duration_s: float) -> None:
-        """One attempt is over; `status_code` is None where no answer came."""
-        self._attempt.of(outcome, status_class(status_code)).record(duration_s)
+    def attempt(self, outcome: str, status_code: int | None, duration_s: float, span: Sampled | None = None) -> None:
+        """One attempt is over; `status_code` is None where no answer came. `span`: the one recorded of it, if any."""
+        series = self._attempt.of(outcome, status_class(status_code))
+        series.record(duration_s)
+        if span is not None:
+            series.exemplify(duration_s, span)
 
-    def delivered(self, latency_s: float) -> None:
-        """One delivery succeeded, `latency_s` after the event was accepted."""
+    def delivered(self, latency_s: float, span: Sampled | None = None) -> None:
+        """One delivery succeeded, `latency_s` after the event was accepted. `span`: its attempt's, where recorded."""
         self._deliveries.add(1, "delivered")
         self._latency.record(latency_s)
+        if span is not None:
+            self._latency.exemplify(latency_s, span)
+
+    def slo_delivery(self, result: str) -> None:
+        """One delivery kept its threshold, or not: one of `SLO_RESULTS`."""
+        self._slo_deliveries.add(1, result)
 
     def settled(self, outcome: str, count: int = 1) -> None:
-        """Deliveries settled without success: `dead_lettered`, `skipped`, `expired`."""
+        """Deliveries settled without success: `dead_lettered`, `skipped`."""
         self._deliveries.add(count, outcome)
 
     def flushed(self, attempts: int, duration_s: float) -> None:

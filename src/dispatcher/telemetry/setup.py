@@ -78,7 +78,7 @@ def start_telemetry(plan: ExportPlan, *, version: str, instance_id: str) -> Tele
     histograms = Histograms()
     for reader in readers:
         reader.show(histograms)
-    # Exemplars would cost a look-up of the current span per record, and there is no place that shows them yet.
+    # The SDK's exemplars would cost a look-up of the current span per record; ours come with the spans of attempts.
     meters = MeterProvider(readers, resource, AlwaysOffExemplarFilter(), shutdown_on_exit=False)
     instruments = Instruments(meters.get_meter(SCOPE, version, SCHEMA_URL), histograms)
     tracing, close_traces = _start_tracing(plan, resource, version)

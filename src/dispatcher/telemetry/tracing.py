@@ -24,7 +24,7 @@ from dispatcher.telemetry.attempt_spans import NO_SPAN, AttemptSpan, AttemptTrac
 from dispatcher.telemetry.traceparent import format_traceparent, parse_traceparent
 
 # Statuses that are the server's fault: semantic conventions for gRPC, server spans
-_SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 
 
 def current_traceparent() -> str | None:
@@ -46,7 +46,7 @@ class ServerSpan:
             self._span.set_attribute("rpc.response.status_code", status)
             if status != "OK":
                 self._span.set_attribute("error.type", status)
-            if status in _SERVER_FAULTS:
+            if status in SERVER_FAULTS:
                 self._span.set_status(Status(StatusCode.ERROR))
 
     def publishes(self, tenant: str, events: int) -> None:
@@ -78,6 +78,11 @@ class Tracing:
         scope = InstrumentationScope(name, version, schema_url)
         return cls(tracer, SpanRecorder(tracer, scope) if isinstance(tracer, SdkTracer) else None)
 
+    @classmethod
+    def silent(cls) -> Self:
+        """No spans, for tests and tools."""
+        return cls(trace.NoOpTracerProvider().get_tracer("dispatcher"))
+
     @contextmanager
     def server_span(self, method: str, traceparent: str | None) -> Iterator[ServerSpan]:
         """The SERVER span of `package.Service/Method`, child of the caller's `traceparent`; current within."""
@@ -102,6 +107,15 @@ class Tracing:
             return
         attributes = {"db.system.name": "postgresql", "db.operation.name": operation}
         with self._span(operation, SpanKind.CLIENT, None, attributes):
+            yield
+
+    @contextmanager
+    def commit_span(self) -> Iterator[None]:
+        """An INTERNAL span while a call waits for the group commit that holds its events, inside another span only."""
+        if not trace.get_current_span().is_recording():
+            yield
+            return
+        with self._span("commit", SpanKind.INTERNAL, None, None):
             yield
 
     @contextmanager

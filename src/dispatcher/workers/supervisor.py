@@ -44,6 +44,8 @@ async def supervise(settings: Settings) -> None:
     try:
         with (
             reserved_port(settings.grpc_listen) as address,
+            # Its workers share that one, too; they are told of it by their settings.
+            reserved_port(settings.scaler_listen) if settings.scaler_listen else contextlib.nullcontext(),
             tempfile.TemporaryDirectory(prefix="dispatcher-") as folder,
         ):
             async with WorkerOps() as ops:

@@ -43,7 +43,8 @@ async def test_instances_are_listed_by_pages_oldest_first(api: Api) -> None:
     for i in (2, 1):
         start = STATUS.start_time.replace(hour=i)
         await instances.heartbeat(
-            api.database, Instance(UUID(int=i), f"host:{i}", "0.1.0", start, start, False, 0, i, 10 * i)
+            api.database,
+            Instance(UUID(int=i), f"host:{i}", "0.1.0", start, start, False, 0, i, 10 * i, 100 * i, 0.5 * i),
         )
     await leases.acquire(api.database, UUID(int=1), 3, 60.0)
     request = admin_pb2.ListInstancesRequest(page_size=1)
@@ -53,6 +54,7 @@ async def test_instances_are_listed_by_pages_oldest_first(api: Api) -> None:
     one, two = (*first.instances, *second.instances)
     assert (one.name, one.partition_count, one.delivered_count) == (f"instances/{UUID(int=1)}", 3, 10)
     assert (two.address, two.in_flight_count, second.next_page_token) == ("host:2", 2, "")
+    assert (one.due_count, one.oldest_due_age.ToMilliseconds(), two.due_count) == (100, 500, 200)
 
 
 async def test_leases_are_listed_all_at_once_or_by_pages(api: Api) -> None:

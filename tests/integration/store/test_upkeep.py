@@ -167,6 +167,7 @@ async def test_a_day_with_one_unsettled_row_is_kept_with_its_events_and_attempts
     await insert_attempts(connection, await add_rows(connection, fine, 3, time=start))
     report = await run_round(db, SETTINGS)
     assert report.kept == [Partition("outbox", old_day).name]
+    assert report.blocked == {"undelivered": 1, "in_use": 0, "error": 0}
     # The later day holds nothing and may go; its events and attempts stay behind the older rows.
     assert report.dropped == [Partition("outbox", later).name]
     assert {Partition(t, d).name for t in ("event", "attempt") for d in (old_day, later)} <= await names(connection)
@@ -208,10 +209,22 @@ async def test_dropping_waits_for_an_open_reader_while_publishing_goes_on_and_is
             report = await asyncio.wait_for(run_round(db, SETTINGS), 20.0)
             assert report.dropped == []
             assert name in report.failed
+            assert report.blocked == {"undelivered": 0, "in_use": len(set(report.failed)), "error": 0}
         await dump.fetch("SELECT * FROM outbox")
     report = await run_round(db, SETTINGS)
     assert sorted(report.dropped) == sorted(Partition(t, old_day).name for t in partitions.EVENT_TABLES)
     assert await connection.fetchval("SELECT to_regclass($1)", name) is None
+
+
+async def test_a_drop_that_is_refused_is_told_apart_from_one_that_waits_for_a_reader(
+    db: Database, old_day: date, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: object) -> None:
+        raise asyncpg.InsufficientPrivilegeError("must be owner of table")
+
+    monkeypatch.setattr(partitions, "detach", refused)
+    report = await run_round(db, SETTINGS)
+    assert report.blocked == {"undelivered": 0, "in_use": 0, "error": 1}
 
 
 async def test_a_partition_that_someone_detached_to_keep_it_is_left_alone(
@@ -250,3 +263,18 @@ async def test_the_loop_outlives_a_failing_round_and_stops_when_told(
     monkeypatch.setattr(upkeep, "run_round", failing_round)
     await asyncio.wait_for(upkeep.run(db, UpkeepSettings(interval_s=0.01), stop), 5.0)
     assert rounds == 2
+
+
+async def test_the_loop_tells_after_each_round_what_could_not_be_dropped(
+    db: Database, connection: asyncpg.Connection, old_day: date
+) -> None:
+    key = await add_endpoint(connection, await add_tenant(connection), 7, cursor_time=partitions.day_start(old_day))
+    await add_rows(connection, key, 1, time=partitions.day_start(old_day))
+    told, stop = list[dict[str, int]](), asyncio.Event()
+
+    def on_blocked(blocked: dict[str, int]) -> None:
+        told.append(blocked)
+        stop.set()
+
+    await asyncio.wait_for(upkeep.run(db, UpkeepSettings(retention_days=10), stop, on_blocked), 10.0)
+    assert told == [{"undelivered": 1, "in_use": 0, "error": 0}]

@@ -14,7 +14,18 @@ from dispatcher.cli.failure import exit_code_of
 from dispatcher.cli.status import Code
 from tests.support.cli import run_cli
 
-COMMANDS = ("serve", "migrate", "config", "publish", "deliveries", "tenants", "endpoints", "event-types")
+COMMANDS = (
+    "serve",
+    "migrate",
+    "config",
+    "health",
+    "prestop",
+    "publish",
+    "deliveries",
+    "tenants",
+    "endpoints",
+    "event-types",
+)
 SUBCOMMANDS = [
     *itertools.product(("tenants", "endpoints", "event-types"), ("create", "list", "get", "update", "delete")),
     *itertools.product(("endpoints",), ("rotate-key", "test", "status")),

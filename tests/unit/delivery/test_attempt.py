@@ -31,10 +31,10 @@ class Noted(Instruments):
         self.attempts: list[tuple[str, int | None, float]] = []
         self.latencies_s: list[float] = []
 
-    def attempt(self, outcome: str, status_code: int | None, duration_s: float) -> None:
+    def attempt(self, outcome: str, status_code: int | None, duration_s: float, span: object = None) -> None:
         self.attempts.append((outcome, status_code, duration_s))
 
-    def delivered(self, latency_s: float) -> None:
+    def delivered(self, latency_s: float, span: object = None) -> None:
         self.latencies_s.append(latency_s)
 
 

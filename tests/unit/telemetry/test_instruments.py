@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.metrics import Histogram, MeterProvider
 from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
+from opentelemetry.trace import SpanContext
 
 from dispatcher.telemetry import Instruments, catalog
 from dispatcher.telemetry.catalog import METRICS, Kind
 from dispatcher.telemetry.histograms import COMBINATIONS_MAX, Histograms, WithHistograms
-from dispatcher.telemetry.instruments import status_class
+from dispatcher.telemetry.instruments import SLO_RESULTS, status_class
+from tests.support.measures import record_everything
 
 
 class Reader(WithHistograms, InMemoryMetricReader):
@@ -40,26 +42,6 @@ class Meters:
 @pytest.fixture
 def meters() -> Meters:
     return Meters()
-
-
-def record_everything(instruments: Instruments) -> None:
-    instruments.rpc_server_call("webhooks.v1.PublisherService/Publish", "OK", 0.01)
-    instruments.events_published(3, "stored")
-    instruments.commit(events=3, rows=6, duration_s=0.002, result="committed")
-    instruments.attempt("success", 200, 0.05)
-    instruments.delivered(0.2)
-    instruments.settled("dead_lettered", 2)
-    instruments.flushed(10, 0.001)
-    instruments.flush_dropped(1)
-    instruments.worker_ended()
-    instruments.workers.set(2)
-    instruments.lease_changed("acquired", 256)
-    instruments.operational_event("dispatcher.circuit.opened")
-    instruments.database_operation("publish", 0.001, "UniqueViolationError")
-    instruments.worst_endpoints([("acme", "orders", 12, 3.5)])
-    for gauge in vars(instruments).values():
-        if hasattr(gauge, "set") and not gauge._points:
-            gauge.set(4)
 
 
 def test_every_metric_of_the_table_is_exported_with_its_unit_and_meaning(meters: Meters) -> None:
@@ -126,8 +108,45 @@ def test_a_counter_counts_by_its_attribute(meters: Meters) -> None:
     assert {dict(key)["dispatcher.delivery.outcome"]: point.value for key, point in points.items()} == {
         "skipped": 3,
         "delivered": 1,
+        "dead_lettered": 0,
     }
     assert meters.read()[catalog.DELIVERIES.name].data.is_monotonic
+
+
+def test_a_closed_counter_is_there_from_the_start_so_that_its_first_step_counts(meters: Meters) -> None:
+    points = meters.points(catalog.SLO_DELIVERIES.name)
+    assert {dict(key)["dispatcher.slo.result"]: point.value for key, point in points.items()} == dict.fromkeys(
+        SLO_RESULTS, 0
+    )
+
+
+def test_a_call_has_an_error_type_where_its_status_is_the_servers_fault(meters: Meters) -> None:
+    for status in ("OK", "NOT_FOUND", "UNAVAILABLE"):
+        meters.instruments.rpc_server_call("a.B/C", status, 0.01)
+    found = [dict(key) for key in meters.points(catalog.RPC_SERVER_CALL.name)]
+    assert {a["rpc.response.status_code"]: a.get("error.type") for a in found} == {
+        "OK": None,
+        "NOT_FOUND": None,
+        "UNAVAILABLE": "UNAVAILABLE",
+    }
+
+
+def test_a_gauge_with_one_attribute_shows_just_what_it_was_given_last(meters: Meters) -> None:
+    meters.instruments.retention_blocked.by_label({"in_use": 2, "error": 1})
+    meters.instruments.retention_blocked.by_label({"in_use": 0})
+    points = meters.points(catalog.RETENTION_BLOCKED.name)
+    assert {key: point.value for key, point in points.items()} == {(("dispatcher.retention.reason", "in_use"),): 0}
+
+
+def test_an_exemplar_of_each_bucket_is_the_newest_with_a_span_and_is_told_once(meters: Meters) -> None:
+    for number, (duration_s, traced) in enumerate([(0.02, True), (0.021, True), (0.022, False), (2.0, True)], 1):
+        span = SpanContext(number, number + 10, is_remote=False) if traced else None
+        meters.instruments.attempt("succeeded", 200, duration_s, span)
+    (point,) = meters.points(catalog.ATTEMPT_DURATION.name).values()
+    told = sorted((e.value, e.trace_id, e.span_id) for e in point.exemplars)
+    assert told == [(0.021, 2, 12), (2.0, 4, 14)]
+    (again,) = meters.points(catalog.ATTEMPT_DURATION.name).values()
+    assert (list(again.exemplars), again.count) == ([], 4)
 
 
 def test_a_gauge_may_follow_a_function_and_one_that_fails_hides_no_other(meters: Meters) -> None:
@@ -154,7 +173,7 @@ def test_series_are_bounded_whatever_is_recorded(meters: Meters) -> None:
     assert len(meters.points(catalog.RPC_SERVER_CALL.name)) == COMBINATIONS_MAX + 1
     points = meters.points(catalog.DELIVERIES.name)
     assert len(points) == COMBINATIONS_MAX + 1
-    assert points[(("dispatcher.delivery.outcome", "_OTHER"),)].value == 50
+    assert points[(("dispatcher.delivery.outcome", "_OTHER"),)].value == 53  # three were there before
 
 
 def test_no_metric_but_the_worst_endpoints_names_an_endpoint() -> None:

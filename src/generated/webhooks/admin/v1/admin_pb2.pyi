@@ -36,6 +36,8 @@ class Instance(_message.Message):
     PARTITION_COUNT_FIELD_NUMBER: _builtins.int
     IN_FLIGHT_COUNT_FIELD_NUMBER: _builtins.int
     DELIVERED_COUNT_FIELD_NUMBER: _builtins.int
+    DUE_COUNT_FIELD_NUMBER: _builtins.int
+    OLDEST_DUE_AGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`instances/{instance}`; the last segment is a UUID made at start."""
     address: _builtins.str
@@ -50,6 +52,10 @@ class Instance(_message.Message):
     """Its attempts in flight."""
     delivered_count: _builtins.int
     """The deliveries it has made since it started."""
+    due_count: _builtins.int
+    """The deliveries that it keeps waiting, for want of a place in flight or of CPU, so that more instances would help: at
+    most 100 (a setting of the service) of each endpoint. Measured every 10 s (a setting, too).
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
@@ -59,6 +65,10 @@ class Instance(_message.Message):
         """When it was last heard of, by the database's clock; after 10 s of silence (a setting of the service) its partitions
         go to others.
         """
+
+    @_builtins.property
+    def oldest_due_age(self) -> _duration_pb2.Duration:
+        """For how long it has kept waiting the one that waits longest."""
 
     def __init__(
         self,
@@ -72,10 +82,12 @@ class Instance(_message.Message):
         partition_count: _builtins.int = ...,
         in_flight_count: _builtins.int = ...,
         delivered_count: _builtins.int = ...,
+        due_count: _builtins.int = ...,
+        oldest_due_age: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_time", b"heartbeat_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_time", b"heartbeat_time", "oldest_due_age", b"oldest_due_age", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "delivered_count", b"delivered_count", "draining", b"draining", "heartbeat_time", b"heartbeat_time", "in_flight_count", b"in_flight_count", "name", b"name", "partition_count", b"partition_count", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "delivered_count", b"delivered_count", "draining", b"draining", "due_count", b"due_count", "heartbeat_time", b"heartbeat_time", "in_flight_count", b"in_flight_count", "name", b"name", "oldest_due_age", b"oldest_due_age", "partition_count", b"partition_count", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

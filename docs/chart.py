@@ -1,0 +1,114 @@
+"""The chart's generated parts: the settings in values.schema.json, and README.md from README.md.gotmpl and values.yaml.
+
+The template and the comments (`# -- …`) are helm-docs' own form, of which this knows the few marks that it needs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dispatcher.config import Settings, variable_of
+
+CHART = Path(__file__).parent.parent / "helm" / "dispatcher"
+COMMENT = re.compile(r"^ *# ?(?P<starts>-- )?(?P<text>.*)$")
+OTEL_VALUE = {"type": ["string", "number", "boolean"]}
+
+
+def render_schema() -> str:
+    """values.schema.json as it stands, its `definitions.settings` made anew."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    schema["definitions"]["settings"] = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {variable_of(name): setting_schema(name) for name in sorted(Settings.model_fields)},
+        "patternProperties": {"^OTEL_[A-Z0-9_]+$": OTEL_VALUE},
+    }
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def setting_schema(name: str) -> dict[str, Any]:
+    """What a value of `config` may be. Text is accepted for every kind: the service reads text anyway."""
+    field = Settings.model_fields[name]
+    kind = str(field.annotation)
+    bounds = {
+        keyword: getattr(item, attribute)
+        for item in field.metadata
+        for attribute, keyword in (("ge", "minimum"), ("le", "maximum"))
+        if hasattr(item, attribute)
+    }
+    if "Literal" in kind:
+        return {"enum": re.findall(r"'(\w+)'", kind), "description": field.description}
+    if field.annotation is bool:
+        return {"enum": [True, False, "true", "false"], "description": field.description}
+    if field.annotation is int:
+        return {"type": ["integer", "string"], **bounds, "description": field.description}
+    if field.annotation is float:
+        return {"type": ["number", "string"], **bounds, "description": field.description}
+    return {"type": ["string", "number"], "description": field.description}
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One row of the README's table."""
+
+    path: str
+    default: Any
+    description: str
+
+
+def documented_values(text: str) -> Iterator[Value]:
+    """Every value of values.yaml that has a `# --` comment, in order. ValueError for one that has none."""
+    root = yaml.compose(text)
+    assert isinstance(root, yaml.MappingNode)  # noqa: S101 -- values.yaml is a map
+    yield from _values_below(root, text.splitlines(), "")
+
+
+def _values_below(node: yaml.MappingNode, lines: list[str], prefix: str) -> Iterator[Value]:
+    for key, value in node.value:
+        path = f"{prefix}{key.value}"
+        description = _description_above(lines, key.start_mark.line)
+        if description:
+            yield Value(path, yaml.safe_load(yaml.serialize(value)), description)
+        elif isinstance(value, yaml.MappingNode) and value.value and not value.flow_style:
+            yield from _values_below(value, lines, f"{path}.")
+        else:
+            raise ValueError(f"values.yaml: {path} has no comment")
+
+
+def _description_above(lines: list[str], line: int) -> str:
+    """The comment right above a line, from its `# --` on; empty where there is no such mark."""
+    found: list[str] = []
+    for text in reversed(lines[:line]):
+        comment = COMMENT.match(text)
+        if comment is None:
+            return ""
+        found.insert(0, comment["text"])
+        if comment["starts"]:
+            return " ".join(found)
+    return ""
+
+
+def render_readme() -> str:
+    """README.md of the chart."""
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    values = documented_values((CHART / "values.yaml").read_text())
+    marks = {
+        "chart.version": chart["version"],
+        "chart.appVersion": chart["appVersion"],
+        "chart.kubeVersion": chart["kubeVersion"],
+        "chart.valuesTable": "\n".join(["| value | default | meaning |", "|---|---|---|", *map(_row, values)]),
+    }
+    template = (CHART / "README.md.gotmpl").read_text()
+    return re.sub(r'\{\{ template "([\w.]+)" \. \}\}', lambda mark: str(marks[mark[1]]), template)
+
+
+def _row(value: Value) -> str:
+    default = json.dumps(value.default, ensure_ascii=False)
+    return f"| `{value.path}` | `{default}` | {value.description} |".replace("\\|", "|")

@@ -1,0 +1,106 @@
+{{/* Peers and ports of the NetworkPolicies. */}}
+
+{{/* The world: every address that src/dispatcher/security/addresses.py calls public, and no other; a test compares. Of
+     IPv6 only 2000::/3 is given out. Not among them: private, shared, link-local, metadata (168.63.129.16 is Azure's),
+     multicast, documentation, transition and reserved ones. */}}
+{{- define "dispatcher.publicPeers" -}}
+- ipBlock:
+    cidr: 0.0.0.0/0
+    except:
+      - 0.0.0.0/8
+      - 10.0.0.0/8
+      - 100.64.0.0/10
+      - 127.0.0.0/8
+      - 168.63.129.16/32
+      - 169.254.0.0/16
+      - 172.16.0.0/12
+      - 192.0.0.0/24
+      - 192.0.2.0/24
+      - 192.31.196.0/24
+      - 192.52.193.0/24
+      - 192.88.99.0/24
+      - 192.168.0.0/16
+      - 192.175.48.0/24
+      - 198.18.0.0/15
+      - 198.51.100.0/24
+      - 203.0.113.0/24
+      - 224.0.0.0/4
+      - 240.0.0.0/4
+- ipBlock:
+    cidr: 2000::/3
+    except:
+      - 2001::/23
+      - 2001:db8::/32
+      - 2002::/16
+      - 2620:4f:8000::/48
+      - 3fff::/20
+{{- end -}}
+
+{{/* Networks that webhooks may go to although they are not public. */}}
+{{- define "dispatcher.allowedPeers" -}}
+{{- range splitList "," (get .Values.config "DISPATCHER_EGRESS_ALLOWED_NETWORKS" | toString) }}
+{{- with trim . }}
+- ipBlock:
+    cidr: {{ ternary . (printf "%s/%s" . (ternary "128" "32" (contains ":" .))) (contains "/" .) }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* `80,443,1024-65535` as ports of a rule. */}}
+{{- define "dispatcher.ports" -}}
+{{- range splitList "," . }}
+{{- $range := splitList "-" (trim .) }}
+- protocol: TCP
+  port: {{ first $range }}
+  {{- if gt (len $range) 1 }}
+  endPort: {{ last $range }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "dispatcher.dnsRule" -}}
+- to:
+    {{- toYaml .Values.networkPolicy.dns | nindent 4 }}
+  ports:
+    - {protocol: UDP, port: 53}
+    - {protocol: TCP, port: 53}
+{{- end -}}
+
+{{- define "dispatcher.databaseRule" -}}
+- ports:
+    {{- include "dispatcher.meshedPorts" (list . .Values.networkPolicy.database.port) | trim | nindent 4 }}
+  {{- if .Values.cnpg.enabled }}
+  to:
+    - podSelector: {matchLabels: {cnpg.io/cluster: {{ include "dispatcher.fullname" . }}-db}}
+  {{- else if .Values.networkPolicy.database.to }}
+  to:
+    {{- toYaml .Values.networkPolicy.database.to | nindent 4 }}
+  {{- end }}
+{{- end -}}
+
+{{/* A sidecar's way to its control plane; it is in the pod, so the pod's policy holds for it. */}}
+{{- define "dispatcher.controlPlaneRule" -}}
+{{- if .Values.istio.enabled }}
+- to:
+    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ .Values.istio.namespace }}}}
+  ports:
+    - {protocol: TCP, port: 15012}
+{{- end }}
+{{- if .Values.linkerd.enabled }}
+- to:
+    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ .Values.linkerd.namespace }}}}
+  ports:
+    {{- include "dispatcher.meshedPorts" (list . 8080 8086 8090) | trim | nindent 4 }}
+{{- end }}
+{{- end -}}
+
+{{/* Ports as packets have them: between two pods of Linkerd the proxy's own takes their place. (list $ port…) */}}
+{{- define "dispatcher.meshedPorts" -}}
+{{- $root := first . -}}
+{{- range rest . }}
+- {protocol: TCP, port: {{ int64 . }}}
+{{- end }}
+{{- if $root.Values.linkerd.enabled }}
+- {protocol: TCP, port: 4143}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,52 @@
+{{/* Rules of the NetworkPolicy. An empty list of peers would mean everybody, so such a rule is left out. */}}
+
+{{- define "dispatcher.ingressRules" -}}
+{{- $rules := list -}}
+{{- $hasScaler := include "dispatcher.hasScaler" . -}}
+{{- with .Values.networkPolicy -}}
+{{- if .callers -}}
+{{- $rules = append $rules (dict "from" .callers "ports" (include "dispatcher.meshedPorts" (list $ 50051) | fromYamlArray)) -}}
+{{- end -}}
+{{- if and $.Values.adminService.enabled .operators -}}
+{{- $rules = append $rules (dict "from" .operators "ports" (include "dispatcher.meshedPorts" (list $ 50052) | fromYamlArray)) -}}
+{{- end -}}
+{{- if .monitoring -}}
+{{- $rules = append $rules (dict "from" .monitoring "ports" (include "dispatcher.meshedPorts" (list $ 8080) | fromYamlArray)) -}}
+{{- end -}}
+{{- if and $hasScaler .keda -}}
+{{- $rules = append $rules (dict "from" .keda "ports" (list (dict "protocol" "TCP" "port" 50053))) -}}
+{{- end -}}
+{{- with concat $rules .extraIngress -}}
+{{- toYaml . -}}
+{{- else -}}
+[]
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Where webhooks go. */}}
+{{- define "dispatcher.webhookRule" -}}
+{{- $mode := .Values.egress.mode -}}
+{{- if eq $mode "direct" -}}
+- to:
+    {{- include "dispatcher.publicPeers" . | nindent 4 }}
+    {{- with include "dispatcher.allowedPeers" . | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
+  ports:
+    {{- include "dispatcher.ports" (include "dispatcher.egressPorts" .) | trim | nindent 4 }}
+{{- else if eq $mode "proxy" -}}
+- ports:
+    - {protocol: TCP, port: {{ int64 .Values.egress.proxy.port }}}
+  {{- with .Values.egress.proxy.to }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- else -}}
+- to:
+    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ .Values.egress.gateway.namespace }}}}
+      podSelector:
+        matchLabels:
+          {{- toYaml .Values.egress.gateway.selector | nindent 10 }}
+{{- end -}}
+{{- end -}}

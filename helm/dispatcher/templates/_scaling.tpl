@@ -1,0 +1,50 @@
+{{/* Up at once, down slowly: each move of partitions makes their endpoints wait for a moment. */}}
+{{- define "dispatcher.scalingBehavior" -}}
+scaleUp:
+  stabilizationWindowSeconds: 0
+  policies:
+    - {type: Percent, value: 100, periodSeconds: 60}
+    - {type: Pods, value: 2, periodSeconds: 60}
+  selectPolicy: Max
+scaleDown:
+  stabilizationWindowSeconds: {{ int64 .Values.autoscaling.scaleDownStabilizationSeconds }}
+  policies:
+    - {type: Pods, value: 1, periodSeconds: 60}
+{{- end -}}
+
+{{/* Connections to the database at most: those of all pods, a roll-out's among them. */}}
+{{- define "dispatcher.connections" -}}
+{{- $pods := ternary .Values.replicaCount .Values.autoscaling.maxReplicas (eq .Values.autoscaling.mode "none") | float64 -}}
+{{- $surge := .Values.maxSurge -}}
+{{- if kindIs "string" $surge -}}
+{{- $surge = divf (mulf $pods (trimSuffix "%" $surge | float64)) 100.0 | ceil -}}
+{{- end -}}
+{{- $workers := get .Values.config "DISPATCHER_WORKERS" | default 1 | float64 -}}
+{{- $each := get .Values.config "DISPATCHER_DATABASE_POOL_SIZE_MAX" | default 8 | float64 -}}
+{{- mulf (addf $pods (float64 $surge)) $workers $each | int64 -}}
+{{- end -}}
+
+{{/* KEDA's triggers. A metric is divided by its threshold, which gives the number of pods wanted. */}}
+{{- define "dispatcher.triggers" -}}
+{{- $scaling := .Values.autoscaling -}}
+{{- if eq $scaling.keda.trigger "external" -}}
+- type: external
+  metadata:
+    scalerAddress: {{ include "dispatcher.host" (list . "-scaler") }}:50053
+    dueBacklogPerInstance: {{ int64 $scaling.dueBacklogPerInstance | toString | quote }}
+    oldestDueAgeMaxS: {{ int64 $scaling.oldestDueAgeMaxS | toString | quote }}
+{{- else -}}
+{{- $series := printf "{namespace=%q,pod=~\"%s-.*\"}" .Release.Namespace (include "dispatcher.fullname" .) -}}
+- type: prometheus
+  metadata:
+    serverAddress: {{ $scaling.keda.prometheusAddress }}
+    query: sum(dispatcher_backlog_due{{ $series }})
+    threshold: {{ int64 $scaling.dueBacklogPerInstance | toString | quote }}
+# As many times the pods that there are as the age exceeds its limit.
+- type: prometheus
+  metadata:
+    serverAddress: {{ $scaling.keda.prometheusAddress }}
+    query: max(dispatcher_backlog_due_age_seconds{{ $series }}) / {{ int64 $scaling.oldestDueAgeMaxS }} * scalar(count(count by (pod) (dispatcher_partitions_owned{{ $series }})))
+    threshold: "1"
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,192 @@
+{{/* Combinations that can't work. Each template prints one line per problem; all of them are told at once. */}}
+
+{{- define "dispatcher.validate" -}}
+{{- $problems := list -}}
+{{- range $topic := list "config" "access" "secrets" "migrations" "shutdown" "mesh" "egress" "scaling" "others" -}}
+{{- range splitList "\n" (include (printf "dispatcher.problems.%s" $topic) $) -}}
+{{- with trim . }}{{- $problems = append $problems . -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if $problems -}}
+{{- fail (printf "these values can't work:\n  %s" (join "\n  " $problems)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "dispatcher.problems.config" -}}
+{{- range $name, $where := include "dispatcher.settingsElsewhere" . | fromYaml }}
+{{- if hasKey $.Values.config $name }}
+config.{{ $name }}: {{ $where }}
+{{- end }}
+{{- end }}
+{{- range $name := list "OTEL_EXPORTER_OTLP_HEADERS" "OTEL_EXPORTER_OTLP_TRACES_HEADERS" "OTEL_EXPORTER_OTLP_METRICS_HEADERS" }}
+{{- if hasKey $.Values.config $name }}
+config.{{ $name }}: headers hold credentials; take them from a Secret by extraEnv
+{{- end }}
+{{- end }}
+{{- $seen := list "POD_NAME" "POD_NAMESPACE" "POD_IPS" }}
+{{- range .Values.extraEnv }}
+{{- if hasPrefix "DISPATCHER_" .name }}
+extraEnv: {{ .name }} goes into config, or into secrets
+{{- end }}
+{{- if has .name $seen }}
+extraEnv: {{ .name }} is there already
+{{- end }}
+{{- $seen = append $seen .name }}
+{{- end }}
+{{- end -}}
+
+{{- define "dispatcher.problems.access" -}}
+{{- $auth := .Values.auth }}
+{{- $hasPolicy := or $auth.policy $auth.policyConfigMap }}
+{{- if and (ne $auth.mode "none") (not $hasPolicy) }}
+auth.mode={{ $auth.mode }} needs auth.policy or auth.policyConfigMap: who may do what
+{{- end }}
+{{- if and (eq $auth.mode "none") $hasPolicy }}
+auth.mode=none heeds no policy: everybody may do everything; choose a mode, or take auth.policy away
+{{- end }}
+{{- if and $auth.policy $auth.policyConfigMap }}
+auth.policy and auth.policyConfigMap: keep one
+{{- end }}
+{{- if eq $auth.mode "jwt" }}
+{{- if or (not $auth.jwt.issuer) (not $auth.jwt.audiences) (not (or $auth.jwt.keysUrl $auth.jwt.keys)) }}
+auth.mode=jwt needs auth.jwt.issuer, auth.jwt.audiences and auth.jwt.keysUrl or auth.jwt.keys
+{{- end }}
+{{- else if or $auth.jwt.issuer $auth.jwt.audiences $auth.jwt.keysUrl $auth.jwt.keys $auth.jwt.ca }}
+auth.jwt means nothing with auth.mode={{ $auth.mode }}
+{{- end }}
+{{- if and $auth.jwt.keysUrl $auth.jwt.keys }}
+auth.jwt.keysUrl and auth.jwt.keys: keep one
+{{- end }}
+{{- if and (eq $auth.mode "mtls") (not .Values.tls.secretName) }}
+auth.mode=mtls needs tls.secretName: our own server's certificate, key and the callers' roots
+{{- end }}
+{{- if and (eq $auth.mode "tokens") (not .Values.secrets.authTokens.key) }}
+auth.mode=tokens needs secrets.authTokens.key
+{{- end }}
+{{- if and (ne $auth.mode "tokens") .Values.secrets.authTokens.key }}
+secrets.authTokens means nothing with auth.mode={{ $auth.mode }}
+{{- end }}
+{{- end -}}
+
+{{- define "dispatcher.problems.secrets" -}}
+{{- $external := .Values.secrets.externalSecret }}
+{{- if and $external.enabled .Values.secrets.existingSecret }}
+secrets.existingSecret and secrets.externalSecret.enabled: keep one
+{{- end }}
+{{- if and $external.enabled (not $external.store.name) }}
+secrets.externalSecret.store.name must be set
+{{- end }}
+{{- range $required := list "databaseUrl" "secretKeys" }}
+{{- if and (not (index $.Values.secrets $required).key) (not (and $.Values.cnpg.enabled (eq $required "databaseUrl"))) }}
+secrets.{{ $required }}.key must be set
+{{- end }}
+{{- end }}
+{{- range $variable, $from := include "dispatcher.secretFiles" . | fromYaml }}
+{{- if not $from.name }}
+secrets: where is {{ $variable | trimSuffix "_FILE" }}? Set secrets.existingSecret, secrets.externalSecret.enabled or its own secretName
+{{- else if and $external.enabled (eq $from.name (include "dispatcher.fullname" $)) (not (hasKey $external.data $from.key)) }}
+secrets.externalSecret.data lacks {{ $from.key }}, which {{ $variable | trimSuffix "_FILE" }} is to come from
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "dispatcher.problems.migrations" -}}
+{{- $mode := .Values.migrations.mode }}
+{{- if and (eq $mode "hook") .Values.secrets.externalSecret.enabled }}
+migrations.mode=hook runs before the ExternalSecret is there: use initContainer or job
+{{- end }}
+{{- if and (eq $mode "hook") .Values.cnpg.enabled }}
+migrations.mode=hook runs before the database is there: use initContainer or job
+{{- end }}
+{{- range $mesh := list "istio" "linkerd" }}
+{{- if and (eq $mode "initContainer") (index $.Values $mesh).enabled (not (index $.Values $mesh).nativeSidecars) }}
+migrations.mode=initContainer has no network with {{ $mesh }}.nativeSidecars=false: use job
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "dispatcher.problems.shutdown" -}}
+{{- $needed := include "dispatcher.drainSeconds" . | int64 }}
+{{- $grace := include "dispatcher.graceSeconds" . | int64 }}
+{{- if le $grace $needed }}
+shutdown.terminationGracePeriodSeconds={{ $grace }} is too short: a drain may take {{ $needed }} s (preStop {{ .Values.shutdown.preStop.seconds }}, 2 x DISPATCHER_GRPC_DRAIN_S, 3 x DISPATCHER_DELIVERY_DRAIN_S, 2 x DISPATCHER_TELEMETRY_FLUSH_TIMEOUT_S, DISPATCHER_DATABASE_CONNECT_TIMEOUT_S, 10); set more, lower those, or leave it empty
+{{- end }}
+{{- if and (eq .Values.shutdown.preStop.action "sleep") (semverCompare "<1.30.0-0" .Capabilities.KubeVersion.Version) }}
+shutdown.preStop.action=sleep needs Kubernetes 1.30, this is {{ .Capabilities.KubeVersion.Version }}: use exec or auto
+{{- end }}
+{{- if eq .Values.probes.readiness "grpc" }}
+{{- if .Values.tls.secretName }}
+probes.readiness=grpc can't be used with tls.secretName: a kubelet speaks plain gRPC; use http
+{{- end }}
+{{- if .Values.linkerd.enabled }}
+probes.readiness=grpc can't be used with linkerd.enabled: its proxy lets a kubelet's HTTP probes in, no others; use http
+{{- end }}
+{{- if eq (get .Values.config "DISPATCHER_HEALTH_ACCESS" | toString) "authenticated" }}
+probes.readiness=grpc can't be used with DISPATCHER_HEALTH_ACCESS=authenticated: a kubelet has no credentials; use http
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "dispatcher.problems.mesh" -}}
+{{- $mode := .Values.auth.mode }}
+{{- $istio := .Values.istio.enabled }}
+{{- $linkerd := .Values.linkerd.enabled }}
+{{- if and $istio $linkerd }}
+istio.enabled and linkerd.enabled: a pod is in one mesh
+{{- end }}
+{{- if and (eq $mode "linkerd") (not $linkerd) }}
+auth.mode=linkerd needs linkerd.enabled: its proxy tells who calls
+{{- end }}
+{{- if and (eq $mode "xfcc") $linkerd }}
+auth.mode=xfcc with linkerd.enabled: Linkerd sends no x-forwarded-client-cert; use linkerd
+{{- end }}
+{{- if and (eq $mode "xfcc") (not $istio) (not $linkerd) (not (hasKey .Values.config "DISPATCHER_AUTH_TRUSTED_PEERS")) }}
+auth.mode=xfcc needs istio.enabled, or the Envoy that tells who calls in config.DISPATCHER_AUTH_TRUSTED_PEERS
+{{- end }}
+{{- if and (eq $mode "mtls") (or $istio $linkerd) }}
+auth.mode=mtls in a mesh: the sidecar ends TLS, so our server never sees a caller's certificate; use {{ ternary "xfcc" "linkerd" $istio }}
+{{- end }}
+{{- end -}}
+
+{{- define "dispatcher.problems.egress" -}}
+{{- $mode := .Values.egress.mode }}
+{{- $hasUrl := .Values.secrets.egressProxyUrl.key }}
+{{- if and (eq $mode "proxy") (not $hasUrl) }}
+egress.mode=proxy needs secrets.egressProxyUrl.key
+{{- end }}
+{{- if and (ne $mode "proxy") $hasUrl }}
+secrets.egressProxyUrl means nothing with egress.mode={{ $mode }}: set egress.mode=proxy
+{{- end }}
+{{- if eq $mode "gateway" }}
+{{- if not .Values.istio.enabled }}
+egress.mode=gateway needs istio.enabled
+{{- end }}
+{{- if not .Values.egress.gateway.hosts }}
+egress.mode=gateway needs egress.gateway.hosts
+{{- end }}
+{{- range $name := list "DISPATCHER_EGRESS_ALLOWED_PORTS" "DISPATCHER_EGRESS_ALLOW_HTTP" }}
+{{- if hasKey $.Values.config $name }}
+config.{{ $name }}: egress.mode=gateway sets it: https on 443 only
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "dispatcher.problems.scaling" -}}
+{{- $scaling := .Values.autoscaling }}
+{{- if gt (int64 $scaling.minReplicas) (int64 $scaling.maxReplicas) }}
+autoscaling.minReplicas must not exceed autoscaling.maxReplicas
+{{- end }}
+{{- if and (eq $scaling.mode "keda") (eq $scaling.keda.trigger "prometheus") (not $scaling.keda.prometheusAddress) }}
+autoscaling.keda.trigger=prometheus needs autoscaling.keda.prometheusAddress
+{{- end }}
+{{- end -}}
+
+{{- define "dispatcher.problems.others" -}}
+{{- if and .Values.grpcRoute.enabled (not .Values.grpcRoute.parentRefs) }}
+grpcRoute.enabled needs grpcRoute.parentRefs
+{{- end }}
+{{- if and .Values.grpcRoute.enabled .Values.tls.secretName }}
+grpcRoute.enabled with tls.secretName: a Gateway speaks plain gRPC to what is behind it, unless a BackendTLSPolicy says otherwise; take tls.secretName away
+{{- end }}
+{{- end -}}

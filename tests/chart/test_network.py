@@ -1,0 +1,248 @@
+"""Who reaches the pods, and what they reach: NetworkPolicies, and the ways past, through and around a sidecar."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any
+
+import pytest
+
+from dispatcher.config import Settings
+from dispatcher.security import addresses
+from dispatcher.security.addresses import METADATA_ADDRESSES, IPAddress, address_kind
+from tests.support.chart import CI_VALUES, NAME, Object, Rendered, needs_helm, render
+
+pytestmark = needs_helm
+RANDOM_ADDRESSES = 2000
+
+
+def egress_rules(rendered: Rendered) -> list[Object]:
+    found: list[Object] = rendered.one("NetworkPolicy")["spec"]["egress"]
+    return found
+
+
+def world_rule(rendered: Rendered) -> Object:
+    """The rule that webhooks leave by."""
+    (rule,) = (rule for rule in egress_rules(rendered) if any("ipBlock" in peer for peer in rule.get("to", ())))
+    return rule
+
+
+class Blocks:
+    """The ip blocks of a rule."""
+
+    def __init__(self, rule: Object) -> None:
+        blocks = [peer["ipBlock"] for peer in rule["to"] if "ipBlock" in peer]
+        self._blocks = [
+            (ip_network(block["cidr"]), [ip_network(text) for text in block.get("except", ())]) for block in blocks
+        ]
+
+    def __contains__(self, address: IPAddress) -> bool:
+        """Whether they let an address out, as Kubernetes reads them."""
+        return any(
+            address in network and not any(address in excepted for excepted in exceptions)
+            for network, exceptions in self._blocks
+        )
+
+
+def edges() -> Iterator[IPAddress]:
+    """Both sides of every border of the service's own tables."""
+    for network, _ in (*addresses._IPV4_KINDS, *addresses._IPV6_KINDS):
+        first, last = int(network[0]), int(network[-1])
+        for value in (first - 1, first, last, last + 1):
+            if 0 <= value < 1 << network.max_prefixlen:
+                yield type(network[0])(value)
+
+
+def anywhere() -> Iterator[IPAddress]:
+    chance = random.Random(7)
+    for _ in range(RANDOM_ADDRESSES):
+        yield IPv4Address(chance.getrandbits(32))
+        yield IPv6Address((0b001 << 125) | chance.getrandbits(125))
+        yield IPv6Address(chance.getrandbits(128))
+
+
+CARRIERS = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"))
+"""IPv4 inside of IPv6, which the service judges by what it holds, and the NetworkPolicy does not let out at all."""
+
+
+def test_the_world_is_what_the_service_itself_calls_public() -> None:
+    world = Blocks(world_rule(render()))
+    wrong = [
+        address
+        for address in (*edges(), *METADATA_ADDRESSES, *anywhere())
+        if not any(address in carrier for carrier in CARRIERS) and (address in world) != (address_kind(address) is None)
+    ]
+    assert wrong == []
+    assert not any(ip_address(text) in world for text in ("::ffff:8.8.8.8", "64:ff9b::808:808"))
+    assert ip_address("8.8.8.8") in world
+
+
+def test_every_exception_is_within_its_network() -> None:
+    for block in (peer["ipBlock"] for peer in world_rule(render("production"))["to"]):
+        assert all(
+            ip_network(text).subnet_of(ip_network(block["cidr"])) and text != block["cidr"]  # type: ignore[arg-type]
+            for text in block.get("except", ())
+        )
+
+
+def test_webhooks_may_go_to_the_ports_and_networks_that_the_service_allows() -> None:
+    rule = world_rule(render("production"))
+    assert rule["ports"] == [
+        {"protocol": "TCP", "port": 443},
+        {"protocol": "TCP", "port": 8443},
+        {"protocol": "TCP", "port": 9000, "endPort": 9999},
+    ]
+    assert ip_address("10.20.1.1") in Blocks(rule)
+    assert ip_address("10.21.1.1") not in Blocks(rule)
+    alone = world_rule(render("minimal", {"config": {"DISPATCHER_EGRESS_ALLOWED_NETWORKS": "10.1.1.1, fd00::1"}}))
+    assert [peer["ipBlock"]["cidr"] for peer in alone["to"][2:]] == ["10.1.1.1/32", "fd00::1/128"]
+
+
+def test_the_default_ports_are_the_service_s() -> None:
+    ports = world_rule(render())["ports"]
+    text = ",".join("-".join(str(port[key]) for key in ("port", "endPort") if key in port) for port in ports)
+    assert text == Settings.model_fields["egress_allowed_ports"].default
+
+
+@pytest.mark.parametrize("name", CI_VALUES)
+def test_what_is_not_allowed_is_denied_in_both_directions(name: str) -> None:
+    rendered = render(name)
+    selected = rendered.one("Deployment")["spec"]["selector"]["matchLabels"]
+    spec = rendered.one("NetworkPolicy")["spec"]
+    assert spec["podSelector"]["matchLabels"] == selected
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    for rule in (*spec["ingress"], *spec["egress"]):
+        assert rule.get("from") != []
+        assert rule.get("to") != []
+        assert rule.get("ports") or rule.get("to")
+
+
+def ingress(rendered: Rendered) -> dict[int, list[Object]]:
+    """Who may reach a port, by the port."""
+    rules = rendered.one("NetworkPolicy")["spec"]["ingress"]
+    return {rule["ports"][0]["port"]: rule["from"] for rule in rules}
+
+
+def test_each_port_is_open_to_those_it_is_for() -> None:
+    opened = ingress(render("production"))
+    assert set(opened) == {50051, 50052, 8080}
+    assert opened[50052][0]["podSelector"] == {"matchLabels": {"app": "console"}}
+    assert set(ingress(render("keda"))) == {50051, 8080, 50053}
+
+
+def test_an_empty_list_of_peers_opens_the_port_to_nobody() -> None:
+    none = {"networkPolicy": {"callers": [], "monitoring": []}, "adminService": {"enabled": True}}
+    assert render("minimal", none).one("NetworkPolicy")["spec"]["ingress"] == []
+
+
+def test_the_database_is_the_chart_s_own_where_it_makes_one() -> None:
+    for suffix in ("", "-migrate"):
+        rules = render("production").one("NetworkPolicy", suffix)["spec"]["egress"]
+        (rule,) = (rule for rule in rules if {"protocol": "TCP", "port": 5432} in rule["ports"])
+        assert rule["to"] == [{"podSelector": {"matchLabels": {"cnpg.io/cluster": f"{NAME}-db"}}}]
+    assert render("production").has("Cluster", "-db")
+
+
+def test_a_migration_reaches_the_database_and_names_and_nothing_else() -> None:
+    spec = render("production").one("NetworkPolicy", "-migrate")["spec"]
+    assert spec["ingress"] == []
+    ports = {port["port"] for rule in spec["egress"] for port in rule["ports"]}
+    assert ports == {53, 5432}
+
+
+def test_with_a_proxy_nothing_leaves_for_the_world() -> None:
+    rendered = render("keda")
+    assert not any("ipBlock" in peer for rule in egress_rules(rendered) for peer in rule.get("to", ()))
+    assert {"protocol": "TCP", "port": 3128} in [port for rule in egress_rules(rendered) for port in rule["ports"]]
+    variables = {entry["name"] for entry in rendered.container["env"]}
+    assert "DISPATCHER_EGRESS_PROXY_URL_FILE" in variables
+
+
+def test_with_a_gateway_webhooks_are_https_to_the_hosts_that_are_named() -> None:
+    rendered = render("istio")
+    assert rendered.settings["DISPATCHER_EGRESS_ALLOWED_PORTS"] == "443"
+    assert rendered.settings["DISPATCHER_EGRESS_ALLOW_HTTP"] == "false"
+    hosts = rendered.one("Gateway", "-egress")["spec"]["servers"][0]["hosts"]
+    assert (
+        hosts == rendered.one("ServiceEntry", "-egress")["spec"]["hosts"] == ["hooks.example.com", "hooks.example.org"]
+    )
+    routes = rendered.one("VirtualService", "-egress")["spec"]["tls"]
+    sent = {(route["match"][0]["sniHosts"][0], route["route"][0]["destination"]["host"]) for route in routes}
+    gateway = "istio-egressgateway.istio-system.svc.cluster.local"
+    assert sent == {(host, to) for host in hosts for to in (host, gateway)}
+    assert not any("ipBlock" in peer for rule in egress_rules(rendered) for peer in rule.get("to", ()))
+    assert "traffic.sidecar.istio.io/includeOutboundIPRanges" not in rendered.annotations
+    assert rendered.annotations["traffic.sidecar.istio.io/excludeOutboundPorts"] == "5432"
+
+
+DIRECT: dict[str, Any] = {"egress": {"mode": "direct"}}
+
+
+def test_direct_webhooks_go_past_istio_s_sidecar_wherever_they_go() -> None:
+    allowed = {"config": {"DISPATCHER_EGRESS_ALLOWED_NETWORKS": "10.20.0.0/16"}}
+    found = render("istio", DIRECT | allowed).annotations
+    captured = [ip_network(text) for text in found["traffic.sidecar.istio.io/includeOutboundIPRanges"].split(",")]
+    let_out = [address for address in anywhere() if address_kind(address) is None]
+    assert len(let_out) > RANDOM_ADDRESSES
+    assert not any(address in network for network in captured for address in let_out)
+    assert found["traffic.sidecar.istio.io/excludeOutboundIPRanges"] == "10.20.0.0/16"
+    assert found["traffic.sidecar.istio.io/excludeOutboundPorts"] == "80,443,5432"
+    meshed = render("istio", {"istio": {"excludeOutboundPorts": []}}).annotations
+    assert "traffic.sidecar.istio.io/excludeOutboundPorts" not in meshed
+
+
+def test_direct_webhooks_go_past_linkerd_s_proxy_on_every_port_they_may_use() -> None:
+    ports = {"config": {"DISPATCHER_EGRESS_ALLOWED_PORTS": "443,8000-9000"}, "linkerd": {"skipOutboundPorts": None}}
+    assert render("linkerd", ports).annotations["config.linkerd.io/skip-outbound-ports"] == "443,8000-9000"
+    chosen = render("linkerd").annotations
+    assert chosen["config.linkerd.io/skip-outbound-ports"] == "80,443,1024-5431,5433-65535"
+    assert chosen["config.linkerd.io/opaque-ports"] == "5432"
+
+
+def test_between_pods_of_linkerd_the_proxy_s_port_is_the_one_that_packets_have() -> None:
+    for rule in render("linkerd").one("NetworkPolicy")["spec"]["ingress"]:
+        assert {"protocol": "TCP", "port": 4143} in rule["ports"]
+    reached = {port["port"] for rule in egress_rules(render("linkerd")) for port in rule["ports"]}
+    assert {8080, 8086, 8090} <= reached
+    assert {15012} <= {port["port"] for rule in egress_rules(render("istio")) for port in rule.get("ports", ())}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "annotation"),
+    [("istio", "traffic.sidecar.istio.io/excludeInboundPorts"), ("linkerd", "config.linkerd.io/skip-inbound-ports")],
+)
+def test_keda_reaches_the_scaler_from_outside_of_the_mesh(mesh: str, annotation: str) -> None:
+    assert annotation not in render(mesh).annotations
+    assert render(mesh, {"autoscaling": {"mode": "keda"}}).annotations[annotation] == "50053"
+
+
+def test_without_native_sidecars_the_proxy_comes_first_stays_to_the_end_and_leaves_jobs_alone() -> None:
+    job = {"migrations": {"mode": "job"}}
+    istio = render("istio", {"istio": {"nativeSidecars": False}, **job})
+    assert "holdApplicationUntilProxyStarts: true" in istio.annotations["proxy.istio.io/config"]
+    (pod,) = (each["spec"]["template"] for each in istio.all("Job"))
+    assert pod["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
+    linkerd = render("linkerd", {"linkerd": {"nativeSidecars": False}, **job})
+    waits_s = int(linkerd.annotations["config.alpha.linkerd.io/proxy-wait-before-exit-seconds"])
+    assert 60 < waits_s < linkerd.pod["spec"]["terminationGracePeriodSeconds"]
+    (pod,) = (each["spec"]["template"] for each in linkerd.all("Job"))
+    assert pod["metadata"]["annotations"]["linkerd.io/inject"] == "disabled"
+
+
+def test_with_native_sidecars_jobs_are_in_the_mesh() -> None:
+    job = {"migrations": {"mode": "job"}}
+    (pod,) = (each["spec"]["template"] for each in render("istio", job).all("Job"))
+    assert pod["metadata"]["labels"]["sidecar.istio.io/inject"] == "true"
+    assert pod["metadata"]["annotations"]["sidecar.istio.io/nativeSidecar"] == "true"
+    assert pod["metadata"]["annotations"]["traffic.sidecar.istio.io/excludeOutboundPorts"] == "5432"
+    (pod,) = (each["spec"]["template"] for each in render("linkerd", job).all("Job"))
+    assert pod["metadata"]["annotations"]["linkerd.io/inject"] == "enabled"
+
+
+def test_outside_of_a_mesh_there_is_no_word_of_one() -> None:
+    rendered = render("production")
+    words = [*rendered.annotations, *rendered.pod["metadata"]["labels"]]
+    assert not any("istio" in word or "linkerd" in word for word in words)
+    assert not any("istio" in found["apiVersion"] or "linkerd" in found["apiVersion"] for found in rendered.objects)

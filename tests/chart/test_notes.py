@@ -1,0 +1,102 @@
+"""The lines that helm prints after an installation work as they stand, on a service with the chart's own settings."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dispatcher.config import Settings
+from dispatcher.security.tokens import hash_of
+from tests.support.chart import CI_VALUES, needs_helm, notes, render
+from tests.support.chart_pods import with_files
+from tests.support.commands import needs_grpcurl, run_commands
+from tests.support.node import SECRET_KEYS
+from tests.support.postgres import TestDatabase
+from tests.support.process import Served
+from tests.support.receiver import Receiver
+
+pytestmark = [needs_helm, needs_grpcurl]
+TOKEN = "dsp_" + "t" * 40
+
+
+def commands(text: str) -> list[str]:
+    """The lines that an operator types."""
+    return [line.strip() for line in text.splitlines() if re.match(r" +(kubectl|curl|grpcurl|export) ", line)]
+
+
+def settings_of(folder: Path) -> dict[str, str]:
+    """What minimal-values.yaml tells a pod, but for where it listens and its secrets' files, which the test has."""
+    made = with_files(render("minimal"), folder)
+    kept = {name: value for name, value in made.items() if not name.endswith(("_LISTEN", "_URL_FILE", "_KEYS_FILE"))}
+    entry = f"{{principal: operator, sha256: {hash_of(TOKEN)}}}"
+    (folder / "secrets" / "auth-tokens").write_text(f"tokens: [{entry}]")
+    kept["DISPATCHER_EGRESS_ALLOWED_NETWORKS"] = "127.0.0.0/8"
+    return {name: value for name, value in kept.items() if name.startswith("DISPATCHER_")}
+
+
+async def test_the_lines_after_an_installation_work(database: TestDatabase, receiver: Receiver, tmp_path: Path) -> None:
+    lines = [line for line in commands(notes("minimal")) if not line.startswith("kubectl")]
+    assert sum(line.startswith("grpcurl") for line in lines) == 6
+    script = "\n".join(lines).replace("TOKEN=…", f"TOKEN={TOKEN}")
+    served = Served(database.dsn, tmp_path, settings_of(tmp_path), base={"DISPATCHER_SECRET_KEYS": SECRET_KEYS})
+    try:
+        await served.started()
+        ports = {"50051": served.grpc_port, "50052": served.admin_port, "8080": served.ops_port}
+        exchanged = {f"127.0.0.1:{old}": f"127.0.0.1:{new}" for old, new in ports.items()}
+        exchanged["https://example.com/hooks"] = f"http://127.0.0.1:{receiver.port}/"
+        told = await asyncio.to_thread(run_commands, script, exchanged)
+    finally:
+        served.kill()
+    for expected in (
+        "ready",
+        '"SERVING"',
+        "instances/",
+        '"tenants/acme"',
+        "tenants/acme/endpoints/billing",
+        "order-16-paid",
+    ):
+        assert expected in told
+
+
+@pytest.mark.parametrize("name", CI_VALUES)
+def test_the_notes_name_what_was_made_and_how_one_says_who_one_is(name: str) -> None:
+    text = notes(name)
+    rendered = render(name)
+    for command in (line for line in commands(text) if line.startswith("kubectl")):
+        assert "deployment/d-dispatcher" in command
+    assert "d-dispatcher.webhooks.svc.cluster.local:50051" in text
+    said = {"minimal": "authorization: Bearer", "keda": "authorization: Bearer", "production": "-cert client.crt"}
+    said |= {"istio": "x-forwarded-client-cert: URI=", "linkerd": "l5d-client-id: "}
+    grpcurl = [line for line in commands(text) if line.startswith("grpcurl")]
+    assert len(grpcurl) == 6
+    assert all(said[name] in line for line in grpcurl)
+    has_digest = "@sha256:" in rendered.container["image"]
+    assert ("pin image.digest" in text) != has_digest
+
+
+@pytest.mark.parametrize(
+    ("name", "overlay", "expected"),
+    [
+        ("minimal", {}, (2 + 1) * 8),
+        ("production", {}, (12 + 1) * 2 * 6),
+        ("keda", {"maxSurge": "25%", "config": {"DISPATCHER_WORKERS": "3"}}, (20 + 5) * 3 * 8),
+    ],
+)
+def test_the_notes_say_how_many_connections_the_database_must_bear(
+    name: str, overlay: dict[str, Any], expected: int
+) -> None:
+    assert f"it has {expected} connections to the database" in notes(name, overlay)
+    defaults = (Settings.model_fields["workers"].default, Settings.model_fields["database_pool_size_max"].default)
+    assert defaults == (1, 8)
+
+
+def test_the_notes_warn_of_what_is_open() -> None:
+    open_to_all = {"auth": {"mode": "none", "policy": None}, "secrets": {"authTokens": {"key": ""}}}
+    text = notes("minimal", open_to_all)
+    assert "whoever reaches the port may do everything" in text
+    assert not any("-H " in line for line in commands(text))
+    assert "run `dispatcher migrate`" in notes("minimal", {"migrations": {"mode": "none"}})

@@ -1,0 +1,160 @@
+"""What can't work is refused when it is rendered, with a sentence that says why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dispatcher.config import Settings, is_secret, variable_of
+from tests.support.chart import needs_helm, refusal, render
+
+pytestmark = needs_helm
+
+BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
+    ({"replicaCounts": 3}, "additional properties 'replicaCounts' not allowed"),
+    ({"image": {"repo": "x"}}, "additional properties 'repo' not allowed"),
+    ({"istio": {"sidecar": {"enable": True}}}, "additional properties 'enable' not allowed"),
+    ({"networkPolicy": {"callers": [{"namespace": "shop"}]}}, "additional properties 'namespace' not allowed"),
+    ({"resources": {"limit": {}}}, "additional properties 'limit' not allowed"),
+    ({"image": {"repository": ""}}, "at '/image/repository': minLength"),
+    ({"image": {"digest": "sha256:123"}}, "at '/image/digest'"),
+    ({"auth": {"mode": ""}}, "value must be one of 'mtls', 'xfcc', 'linkerd', 'jwt', 'tokens', 'none'"),
+    ({"replicaCount": 0}, "at '/replicaCount': minimum: got 0, want 1"),
+    ({"autoscaling": {"minReplicas": 0}}, "at '/autoscaling/minReplicas': minimum: got 0, want 1"),
+    ({"autoscaling": {"maxReplicas": 257}}, "maximum: got 257, want 256"),
+    ({"autoscaling": {"mode": "hpa,keda"}}, "value must be one of 'none', 'hpa', 'keda'"),
+    ({"podDisruptionBudget": {"maxUnavailable": 0}}, "/podDisruptionBudget/maxUnavailable"),
+    ({"migrations": {"mode": "always"}}, "value must be one of 'initContainer', 'job', 'hook', 'none'"),
+    ({"shutdown": {"preStop": {"seconds": 0}}}, "minimum: got 0, want 1"),
+    ({"podSecurity": {"runAsUser": 0}}, "at '/podSecurity/runAsUser': minimum: got 0, want 1"),
+    ({"config": {"DISPATCHER_WORKER": 2}}, "additional properties 'DISPATCHER_WORKER' not allowed"),
+    ({"config": {"DISPATCHER_WORKERS": 65}}, "at '/config/DISPATCHER_WORKERS': maximum: got 65, want 64"),
+    ({"config": {"DISPATCHER_LOG_LEVEL": "loud"}}, "value must be one of 'debug', 'info', 'warning', 'error'"),
+    ({"egress": {"gateway": {"hosts": ["*.example.com"]}}}, "at '/egress/gateway/hosts/0'"),
+    ({"istio": {"sidecar": {"outboundTrafficPolicy": "NONE"}}}, "'REGISTRY_ONLY', 'ALLOW_ANY'"),
+]
+
+NO_POLICY = {"policy": None}
+JWT = {"issuer": "https://idp", "audiences": ["a"], "keysUrl": "https://idp/keys"}
+TOKENS_OFF = {"authTokens": {"key": ""}}
+
+
+def mode(name: str, *, mesh: str = "", **auth: Any) -> dict[str, Any]:
+    """The minimal values with another mode, and perhaps in a mesh."""
+    found: dict[str, Any] = {"auth": {"mode": name, **auth}, "secrets": dict(TOKENS_OFF)}
+    return found | ({mesh: {"enabled": True}} if mesh else {})
+
+
+BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
+    ({"auth": NO_POLICY}, "auth.mode=tokens needs auth.policy or auth.policyConfigMap"),
+    (mode("none"), "auth.mode=none heeds no policy"),
+    ({"auth": {"policyConfigMap": "p"}}, "auth.policy and auth.policyConfigMap: keep one"),
+    (mode("jwt"), "auth.mode=jwt needs auth.jwt.issuer"),
+    (mode("jwt", jwt=JWT | {"keys": "{}"}), "auth.jwt.keysUrl and auth.jwt.keys: keep one"),
+    ({"auth": {"jwt": JWT}}, "auth.jwt means nothing with auth.mode=tokens"),
+    (mode("mtls"), "auth.mode=mtls needs tls.secretName"),
+    ({"secrets": TOKENS_OFF}, "auth.mode=tokens needs secrets.authTokens.key"),
+    (mode("linkerd"), "auth.mode=linkerd needs linkerd.enabled"),
+    (mode("xfcc", mesh="linkerd"), "auth.mode=xfcc with linkerd.enabled"),
+    (mode("xfcc"), "auth.mode=xfcc needs istio.enabled, or the Envoy that tells who calls"),
+    (mode("mtls", mesh="istio") | {"tls": {"secretName": "t"}}, "auth.mode=mtls in a mesh: the sidecar ends TLS"),
+    ({"istio": {"enabled": True}, "linkerd": {"enabled": True}}, "a pod is in one mesh"),
+    ({"secrets": {"existingSecret": ""}}, "secrets: where is DISPATCHER_DATABASE_URL?"),
+    ({"secrets": {"secretKeys": {"key": ""}}}, "secrets.secretKeys.key must be set"),
+    ({"secrets": {"externalSecret": {"enabled": True}}}, "secrets.existingSecret and secrets.externalSecret.enabled"),
+    (
+        {"secrets": {"existingSecret": "", "externalSecret": {"enabled": True, "store": {"name": "vault"}}}},
+        "secrets.externalSecret.data lacks database-url, which DISPATCHER_DATABASE_URL is to come from",
+    ),
+    (
+        {"secrets": {"existingSecret": "", "externalSecret": {"enabled": True}}, "migrations": {"mode": "hook"}},
+        "migrations.mode=hook runs before the ExternalSecret is there",
+    ),
+    ({"cnpg": {"enabled": True}, "migrations": {"mode": "hook"}}, "runs before the database is there"),
+    (
+        {"istio": {"enabled": True, "nativeSidecars": False}},
+        "migrations.mode=initContainer has no network with istio.nativeSidecars=false: use job",
+    ),
+    (
+        {"linkerd": {"enabled": True, "nativeSidecars": False}},
+        "migrations.mode=initContainer has no network with linkerd.nativeSidecars=false: use job",
+    ),
+    (
+        {"shutdown": {"terminationGracePeriodSeconds": 30}},
+        "terminationGracePeriodSeconds=30 is too short: a drain may take 81 s",
+    ),
+    (
+        {"config": {"DISPATCHER_DELIVERY_DRAIN_S": "60"}, "shutdown": {"terminationGracePeriodSeconds": 231}},
+        "terminationGracePeriodSeconds=231 is too short: a drain may take 231 s",
+    ),
+    ({"probes": {"readiness": "grpc"}, "tls": {"secretName": "t"}}, "a kubelet speaks plain gRPC"),
+    ({"probes": {"readiness": "grpc"}, "linkerd": {"enabled": True}}, "lets a kubelet's HTTP probes in, no others"),
+    (
+        {"probes": {"readiness": "grpc"}, "config": {"DISPATCHER_HEALTH_ACCESS": "authenticated"}},
+        "a kubelet has no credentials",
+    ),
+    ({"egress": {"mode": "proxy"}}, "egress.mode=proxy needs secrets.egressProxyUrl.key"),
+    ({"secrets": {"egressProxyUrl": {"key": "k"}}}, "secrets.egressProxyUrl means nothing with egress.mode=direct"),
+    ({"egress": {"mode": "gateway"}}, "egress.mode=gateway needs istio.enabled"),
+    ({"egress": {"mode": "gateway"}, "istio": {"enabled": True}}, "egress.mode=gateway needs egress.gateway.hosts"),
+    (
+        {"egress": {"mode": "gateway"}, "config": {"DISPATCHER_EGRESS_ALLOW_HTTP": True}},
+        "config.DISPATCHER_EGRESS_ALLOW_HTTP: egress.mode=gateway sets it",
+    ),
+    ({"autoscaling": {"minReplicas": 11}}, "autoscaling.minReplicas must not exceed autoscaling.maxReplicas"),
+    (
+        {"autoscaling": {"mode": "keda", "keda": {"trigger": "prometheus"}}},
+        "autoscaling.keda.trigger=prometheus needs autoscaling.keda.prometheusAddress",
+    ),
+    ({"grpcRoute": {"enabled": True}}, "grpcRoute.enabled needs grpcRoute.parentRefs"),
+    ({"config": {"OTEL_EXPORTER_OTLP_HEADERS": "a=b"}}, "headers hold credentials"),
+    (
+        {"extraEnv": [{"name": "DISPATCHER_WORKERS", "value": "2"}]},
+        "extraEnv: DISPATCHER_WORKERS goes into config, or into secrets",
+    ),
+    ({"extraEnv": [{"name": "POD_NAME", "value": "x"}]}, "extraEnv: POD_NAME is there already"),
+    ({"extraEnv": [{"name": "A", "value": "x"}, {"name": "A", "value": "z"}]}, "extraEnv: A is there already"),
+]
+
+
+@pytest.mark.parametrize(("overlay", "said"), BY_SCHEMA, ids=[said for _, said in BY_SCHEMA])
+def test_the_schema_refuses(overlay: dict[str, Any], said: str) -> None:
+    assert said in refusal(overlay)
+
+
+@pytest.mark.parametrize(("overlay", "said"), BY_THE_CHART, ids=[said for _, said in BY_THE_CHART])
+def test_the_chart_refuses(overlay: dict[str, Any], said: str) -> None:
+    told = refusal(overlay)
+    assert "these values can't work" in told
+    assert said in told
+
+
+def test_all_problems_are_told_at_once() -> None:
+    told = refusal({"auth": NO_POLICY, "egress": {"mode": "proxy"}, "autoscaling": {"minReplicas": 11}})
+    assert told.count("\n  ") == 3
+
+
+@pytest.mark.parametrize("variable", sorted(variable_of(name) for name in Settings.model_fields if is_secret(name)))
+def test_a_secret_is_never_taken_as_a_setting(variable: str) -> None:
+    assert f"config.{variable}: it is a secret" in refusal({"config": {variable: "postgresql://u:p@h/d"}})
+
+
+@pytest.mark.parametrize("kube", ["1.29.9", "1.27.0"])
+def test_the_sleep_action_is_refused_where_kubernetes_has_none(kube: str) -> None:
+    assert "needs Kubernetes 1.30" in refusal({"shutdown": {"preStop": {"action": "sleep"}}}, kube=kube)
+
+
+def test_an_older_kubernetes_is_refused() -> None:
+    assert ">=1.27.0-0" in refusal({}, kube="1.26.9")
+
+
+def test_an_envoy_of_one_s_own_may_tell_who_calls_where_it_is_named() -> None:
+    rendered = render("minimal", mode("xfcc") | {"config": {"DISPATCHER_AUTH_TRUSTED_PEERS": "10.1.0.0/16"}})
+    assert rendered.settings["DISPATCHER_AUTH_TRUSTED_PEERS"] == "10.1.0.0/16"
+    assert not any(entry["name"] == "DISPATCHER_AUTH_TRUSTED_PEERS" for entry in rendered.container["env"])
+
+
+def test_the_grace_that_is_just_enough_is_taken() -> None:
+    spec = render("minimal", {"shutdown": {"terminationGracePeriodSeconds": 82}}).pod["spec"]
+    assert spec["terminationGracePeriodSeconds"] == 82

@@ -1,0 +1,247 @@
+"""Names, selectors and ports agree, over all objects that speak of the same pods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dispatcher.api.scaler import TARGETS
+from dispatcher.api.server import CALLER_SERVICES
+from dispatcher.config import Settings
+from dispatcher.config.groups import split_address
+from dispatcher.telemetry.catalog import METRICS
+from tests.support.chart import CI_VALUES, NAME, NAMESPACE, Object, Rendered, needs_helm, render
+
+pytestmark = needs_helm
+
+
+def selectors(rendered: Rendered) -> dict[str, dict[str, str]]:
+    """What each object selects pods by."""
+    found: dict[str, dict[str, str]] = {}
+    for each in rendered.objects:
+        spec, key = each.get("spec", {}), f"{each['kind']} {each['metadata']['name']}"
+        match each["kind"]:
+            case "Service":
+                found[key] = spec["selector"]
+            case "Deployment" | "PodDisruptionBudget" | "PodMonitor" | "PeerAuthentication":
+                found[key] = spec["selector"]["matchLabels"]
+            case "AuthorizationPolicy" if "selector" in spec:
+                found[key] = spec["selector"]["matchLabels"]
+            case "Sidecar":
+                found[key] = spec["workloadSelector"]["labels"]
+            case "NetworkPolicy" | "Server" if not each["metadata"]["name"].endswith("-migrate"):
+                found[key] = spec["podSelector"]["matchLabels"]
+    return found
+
+
+@pytest.mark.parametrize("name", CI_VALUES)
+def test_everything_selects_the_same_pods(name: str) -> None:
+    rendered = render(name)
+    found = selectors(rendered)
+    labels = rendered.pod["metadata"]["labels"]
+    assert len(found) >= 5
+    assert len({tuple(sorted(each.items())) for each in found.values()}) == 1
+    for each in found.values():
+        assert each.items() <= labels.items()
+
+
+@pytest.mark.parametrize("name", CI_VALUES)
+def test_a_migration_s_policy_selects_its_pods(name: str) -> None:
+    for mode in ("job", "hook"):
+        if mode == "hook" and name == "production":
+            continue  # its database comes with the chart: refused
+        rendered = render(name, {"migrations": {"mode": mode}})
+        (job,) = rendered.all("Job")
+        selected = rendered.one("NetworkPolicy", "-migrate")["spec"]["podSelector"]["matchLabels"]
+        assert selected.items() <= job["spec"]["template"]["metadata"]["labels"].items()
+
+
+def container_ports(rendered: Rendered) -> dict[str, int]:
+    return {port["name"]: port["containerPort"] for port in rendered.container["ports"]}
+
+
+@pytest.mark.parametrize("name", CI_VALUES)
+def test_each_port_of_a_service_is_one_of_the_container_s(name: str) -> None:
+    rendered = render(name)
+    ports = container_ports(rendered)
+    for service in rendered.all("Service"):
+        for port in service["spec"]["ports"]:
+            assert port["targetPort"] in ports
+            assert port["appProtocol"] == ("http" if port["name"] == "http-ops" else "grpc")
+    for server in rendered.all("Server"):
+        assert server["spec"]["port"] in ports
+    for monitor in rendered.all("PodMonitor"):
+        assert monitor["spec"]["podMetricsEndpoints"][0]["port"] in ports
+
+
+@pytest.mark.parametrize("name", CI_VALUES)
+def test_the_service_listens_on_the_ports_that_the_container_names(name: str) -> None:
+    rendered = render(name)
+    told = rendered.settings
+    listened = {
+        "grpc": told["DISPATCHER_GRPC_LISTEN"],
+        "http-ops": told["DISPATCHER_OPS_LISTEN"],
+        "grpc-admin": told.get("DISPATCHER_ADMIN_LISTEN"),
+        "grpc-scaler": told.get("DISPATCHER_SCALER_LISTEN"),
+    }
+    expected = {port: split_address(address)[1] for port, address in listened.items() if address}
+    assert container_ports(rendered) == expected
+
+
+def test_where_nothing_says_otherwise_operators_come_by_loopback() -> None:
+    assert "DISPATCHER_ADMIN_LISTEN" not in render().settings
+    assert Settings.model_fields["admin_listen"].default == "127.0.0.1:50052"  # NOTES: port-forward
+    assert not render().has("Service", "-admin")
+
+
+def test_pods_with_ipv6_listen_there() -> None:
+    assert render("minimal", {"listenHost": "[::]"}).settings["DISPATCHER_GRPC_LISTEN"] == "[::]:50051"
+
+
+def test_the_headless_service_names_each_pod_and_a_monitor_finds_it() -> None:
+    rendered = render("production")
+    headless = rendered.one("Service", "-headless")
+    assert headless["spec"]["clusterIP"] == "None"
+    monitor = rendered.one("ServiceMonitor")["spec"]
+    assert monitor["selector"]["matchLabels"].items() <= headless["metadata"]["labels"].items()
+    others = [each for each in rendered.all("Service") if each is not headless]
+    assert not any(monitor["selector"]["matchLabels"].items() <= each["metadata"]["labels"].items() for each in others)
+    assert monitor["endpoints"][0]["port"] in {port["name"] for port in headless["spec"]["ports"]}
+
+
+# -- scaling -----------------------------------------------------------------------------------------------------------
+
+
+def test_scaled_pods_have_no_number_of_their_own() -> None:
+    assert render().one("Deployment")["spec"]["replicas"] == 2
+    for name, kind in (("production", "HorizontalPodAutoscaler"), ("keda", "ScaledObject")):
+        rendered = render(name)
+        assert "replicas" not in rendered.one("Deployment")["spec"]
+        assert rendered.one(kind)["spec"]["scaleTargetRef"]["name"] == NAME
+
+
+@pytest.mark.parametrize(
+    ("mode", "kinds"), [("none", []), ("hpa", ["HorizontalPodAutoscaler"]), ("keda", ["ScaledObject"])]
+)
+def test_one_thing_scales_the_pods_or_none(mode: str, kinds: list[str]) -> None:
+    rendered = render("minimal", {"autoscaling": {"mode": mode}})
+    assert [each["kind"] for each in rendered.all("HorizontalPodAutoscaler", "ScaledObject")] == kinds
+
+
+def test_keda_asks_the_service_by_what_it_understands() -> None:
+    rendered = render("keda")
+    (trigger,) = rendered.one("ScaledObject")["spec"]["triggers"]
+    told = dict(trigger["metadata"])
+    assert told.pop("scalerAddress") == f"{NAME}-scaler.{NAMESPACE}.svc.cluster.local:50053"
+    assert rendered.one("Service", "-scaler")["spec"]["ports"][0]["port"] == 50053
+    assert told == {"dueBacklogPerInstance": "2000", "oldestDueAgeMaxS": "30"}
+    assert set(told) == {name for name, _ in TARGETS.values()}
+    defaults = render("minimal", {"autoscaling": {"mode": "keda"}}).one("ScaledObject")["spec"]["triggers"][0][
+        "metadata"
+    ]
+    assert {name: float(defaults[name]) for name, _ in TARGETS.values()} == dict(TARGETS.values())
+
+
+def test_the_fleet_never_shrinks_to_nothing_even_where_the_scaler_fails() -> None:
+    spec = render("keda").one("ScaledObject")["spec"]
+    assert spec["minReplicaCount"] >= 1
+    assert "idleReplicaCount" not in spec
+    assert spec["fallback"]["replicas"] >= 1
+    assert spec["fallback"]["behavior"] == "currentReplicasIfHigher"
+    assert render("production").one("HorizontalPodAutoscaler")["spec"]["minReplicas"] == 3
+
+
+def test_metrics_that_scaling_asks_for_are_the_service_s() -> None:
+    known = {f"{metric.name.replace('.', '_')}{'_seconds' if metric.unit == 's' else ''}" for metric in METRICS}
+    overlay: dict[str, Any] = {
+        "autoscaling": {"mode": "keda", "keda": {"trigger": "prometheus", "prometheusAddress": "http://p:9090"}}
+    }
+    spec = render("minimal", overlay).one("ScaledObject")["spec"]
+    queries = " ".join(trigger["metadata"]["query"] for trigger in spec["triggers"])
+    named = {word for word in queries.replace("(", " ").replace("{", " ").split() if word.startswith("dispatcher_")}
+    assert named == {"dispatcher_backlog_due", "dispatcher_backlog_due_age_seconds", "dispatcher_partitions_owned"}
+    assert named <= known
+    assert not render("minimal", overlay).has("Service", "-scaler")
+    pods, age, _cpu = render("production").one("HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert pods["pods"]["metric"]["name"] in known
+    assert age["external"]["metric"]["name"].removesuffix("_max") in known
+
+
+# -- policies ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pod_that_is_broken_does_not_hold_up_a_node_and_one_at_a_time_may_be_evicted() -> None:
+    spec = render().one("PodDisruptionBudget")["spec"]
+    assert spec["maxUnavailable"] == 1
+    assert "minAvailable" not in spec
+    assert spec["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def test_a_gateway_opens_callers_services_and_no_others() -> None:
+    (rule,) = render("istio").one("GRPCRoute")["spec"]["rules"]
+    assert [match["method"]["service"] for match in rule["matches"]] == list(CALLER_SERVICES)
+    assert rule["backendRefs"] == [{"name": NAME, "port": 50051}]
+
+
+def test_istio_takes_mtls_only_save_for_prometheus_and_from_those_named() -> None:
+    rendered = render("istio")
+    peers = rendered.one("PeerAuthentication")["spec"]
+    assert peers["mtls"] == {"mode": "STRICT"}
+    assert peers["portLevelMtls"] == {"8080": {"mode": "PERMISSIVE"}}
+    rules = rendered.one("AuthorizationPolicy")["spec"]["rules"]
+    opened = {rule["to"][0]["operation"]["ports"][0]: rule.get("from") for rule in rules}
+    assert set(opened) == {"50051", "50052", "8080"}
+    assert opened["50052"] == [{"source": {"principals": ["cluster.local/ns/platform/sa/webhooks"]}}]
+    assert opened["8080"] is None
+
+
+def test_outlier_detection_is_off_unless_it_is_asked_for() -> None:
+    rule = render("istio").one("DestinationRule")["spec"]
+    assert rule["host"] == f"{NAME}.{NAMESPACE}.svc.cluster.local"
+    assert "outlierDetection" not in rule["trafficPolicy"]
+    asked = {"istio": {"destinationRule": {"outlierDetection": {"consecutive5xxErrors": 5}}}}
+    assert render("istio", asked).one("DestinationRule")["spec"]["trafficPolicy"]["outlierDetection"]
+
+
+def test_linkerd_lets_in_whom_its_policies_name() -> None:
+    rendered = render("linkerd")
+    servers = {server["metadata"]["name"]: server["spec"] for server in rendered.all("Server")}
+    assert {each["accessPolicy"] for each in servers.values()} == {"deny"}
+    authentications = {
+        (each["kind"], each["metadata"]["name"])
+        for each in rendered.all("MeshTLSAuthentication", "NetworkAuthentication")
+    }
+    guarded: set[str] = set()
+    for policy in rendered.all("AuthorizationPolicy"):
+        guarded.add(policy["spec"]["targetRef"]["name"])
+        (reference,) = policy["spec"]["requiredAuthenticationRefs"]
+        assert (reference["kind"], reference["name"]) in authentications
+    assert guarded == set(servers) == {f"{NAME}-grpc", f"{NAME}-grpc-admin", f"{NAME}-http-ops"}
+
+
+def test_an_external_secret_makes_what_the_pods_mount() -> None:
+    rendered = render("production")
+    spec = rendered.one("ExternalSecret")["spec"]
+    made = {entry["secretKey"] for entry in spec["data"]}
+    volume = next(each for each in rendered.pod["spec"]["volumes"] if each["name"] == "secrets")
+    mounted: dict[str, set[str]] = {}
+    for source in volume["projected"]["sources"]:
+        mounted.setdefault(source["secret"]["name"], set()).update(item["key"] for item in source["secret"]["items"])
+    assert mounted == {spec["target"]["name"]: made, f"{NAME}-db-app": {"uri"}}
+
+
+def test_the_database_of_the_chart_outlives_the_release_and_waits_for_a_standby() -> None:
+    cluster: Object = render("production").one("Cluster", "-db")
+    assert cluster["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert cluster["spec"]["postgresql"]["synchronous"] == {"method": "any", "number": 1}
+    single = render("production", {"cnpg": {"instances": 1}}).one("Cluster", "-db")
+    assert "synchronous" not in single["spec"]["postgresql"]
+
+
+def test_a_long_name_of_the_release_still_makes_names_that_kubernetes_takes() -> None:
+    name = "a-name-that-is-rather-long-for-anything-at-all"
+    rendered = render("production", {"fullnameOverride": name})
+    names = [found["metadata"]["name"] for found in rendered.objects]
+    assert max(map(len, names)) <= 63
+    assert not any(found.endswith("-") for found in names)

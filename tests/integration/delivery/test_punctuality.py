@@ -1,0 +1,114 @@
+"""The delivery SLO's counters, on a real database and a real receiver: what is ours is told from what is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from webhooks.v1 import endpoint_pb2
+
+from tests.support.postgres import TestDatabase
+from tests.support.receiver import Answer, Hang, Receiver
+from tests.support.service import NAME, Service, running_service
+from tests.support.waiting import until
+
+SOON: dict[str, Any] = {"slo_threshold_s": "1", "metrics_backlog_interval_s": "0.5"}
+
+
+def results(service: Service) -> dict[str, int]:
+    counts = service.node.core.telemetry.instruments._slo_deliveries._counts
+    return {result: count for result, count in counts.items() if count}
+
+
+def late_age_s(service: Service) -> float:
+    return service.node.core.telemetry.instruments.slo_late_age_s._points[0][0]
+
+
+async def until_results(service: Service, wanted: dict[str, int]) -> None:
+    async def are_there() -> bool:
+        return results(service) == wanted
+
+    try:
+        await until(are_there, 10)
+    except TimeoutError:
+        raise AssertionError(f"{results(service)} in place of {wanted}") from None
+
+
+@asynccontextmanager
+async def attempts_locked(database: TestDatabase) -> AsyncIterator[None]:
+    """Nobody can record an attempt: acknowledgements wait, and so does what comes after them."""
+    other = await database.connect()
+    try:
+        async with other.transaction():
+            await other.execute("LOCK TABLE attempt IN SHARE MODE")
+            yield
+    finally:
+        await other.close()
+
+
+async def test_an_outage_of_a_receiver_spends_no_budget(database: TestDatabase) -> None:
+    patient = SOON | {"retry_min_s": "30", "retry_max_s": "60"}
+    async with Receiver() as receiver, running_service(database.dsn, **patient) as service:
+        receiver.on("down", lambda _request: Answer(500))
+        await service.tenant()
+        await service.endpoint("up", receiver.url("up"))
+        await service.endpoint("down", receiver.url("down"))
+        await service.publish("e-1", "e-2", "e-3")
+        await until_results(service, {"good": 4, "excused": 2})
+        assert late_age_s(service) == 0
+
+
+async def test_a_pause_spends_no_budget(database: TestDatabase) -> None:
+    async with Receiver() as receiver, running_service(database.dsn, **SOON) as service:
+        await service.tenant()
+        await service.endpoint("a", receiver.url("a"))
+        await service.endpoints.PauseEndpoint(endpoint_pb2.PauseEndpointRequest(name=NAME.format("a")))
+        await service.publish("e-1", "e-2")
+        await until_results(service, {"excused": 2})
+        await service.endpoints.ResumeEndpoint(endpoint_pb2.ResumeEndpointRequest(name=NAME.format("a")))
+        await receiver.wait_for(2)
+        assert results(service) == {"excused": 2}
+
+
+async def test_a_receiver_that_takes_its_time_makes_the_others_slow(database: TestDatabase) -> None:
+    answered = asyncio.Event()
+    async with Receiver() as receiver, running_service(database.dsn, **SOON) as service:
+        receiver.on("a", Hang(answered))
+        await service.tenant()
+        await service.endpoint("a", receiver.url("a"))
+        await service.publish("e-1", "e-2")
+        await until_results(service, {"slow": 2})
+        answered.set()
+        await receiver.wait_for(lambda: len(receiver.accepted("a")) == 2)
+        assert results(service) == {"slow": 2}
+
+
+async def test_a_database_that_takes_no_record_is_late_for_as_long_as_it_lasts(database: TestDatabase) -> None:
+    async with (
+        Receiver() as receiver,
+        running_service(database.dsn, flush_stall_s="0.1", lock_timeout_s="30", **SOON) as service,
+    ):
+        await service.tenant()
+        await service.endpoint("a", receiver.url("a"))
+        async with attempts_locked(database):
+            await service.publish("e-1")
+            await receiver.wait_for(1)
+            await until(lambda: is_stalled(service), 5)
+            await service.publish("e-2", "e-3")
+            await until_results(service, {"good": 1, "late": 2})
+            assert late_age_s(service) > 1
+            assert len(receiver.requests) == 1
+        await receiver.wait_for(3)
+        assert results(service) == {"good": 1, "late": 2}, "their ends count no more"
+
+        async def is_over() -> bool:
+            return late_age_s(service) == 0
+
+        await until(is_over, 5)
+
+
+async def is_stalled(service: Service) -> bool:
+    flusher = service.node.core.engine.flusher
+    return flusher.oldest_wait_s(asyncio.get_running_loop().time()) > 0.2
