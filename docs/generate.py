@@ -42,7 +42,11 @@ dashboards in `helm/dispatcher/dashboards/`.
 ## Metrics
 
 No metric has an attribute per endpoint, save the two that name the worst few: the SDK drops all attributes beyond
-2,000 series. `GetEndpointStatus` answers for any one endpoint.
+2,000 series. What is not a metric is there for the asking, from what is on record anyway: `GetEndpointStatus` and
+`GetTenantStatus` of DeliveryService tell, for any endpoint and over all endpoints of a tenant, the backlog and the age
+of its oldest delivery, and of the last 300 s (`DISPATCHER_STATISTICS_WINDOW_S`) the success ratio, the rates in and
+out, percentiles of attempt durations, payload sizes and the time to drain. Each call reads a bounded number of rows;
+the path of an event pays nothing for it.
 
 | name | type | unit | attributes | meaning | what to do when it moves |
 |---|---|---|---|---|---|

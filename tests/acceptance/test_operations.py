@@ -73,6 +73,9 @@ async def test_the_commands_of_the_page_tell_and_do_what_it_says(served: Served)
     stuck = await run_until("stuck", served, "blockedBy")
     for expected in ("ATTEMPT_OUTCOME_CONNECTION_FAILED", '"backlogCount": "1"', '"latency"', '"leases/255"'):
         assert expected in stuck
+    behind = await run_until("tenant-status", served, '"backlogCount": "1"')
+    for expected in ('"total": 1', '"committedPerSecond"', '"attemptDurationP99"', "worst endpoints by age", BILLING):
+        assert expected in behind
     assert '"STATE_RETIRING"' in await run_page("rotate", served)
     changed = await run_page("failing", served, page="README.md")
     for expected in ('"EXHAUSTION_POLICY_HALT"', '"fallbackUrls"', '"maxAge": "86400s"', '"burst": 50'):

@@ -208,6 +208,7 @@ def test_resources_begin_with_their_name_and_have_the_names_promised() -> None:
     endpoint = "tenants/{tenant}/endpoints/{endpoint}"
     assert patterns == {
         "Tenant": "tenants/{tenant}",
+        "TenantStatus": "tenants/{tenant}/status",
         "EventType": "tenants/{tenant}/eventTypes/{event_type}",
         "Event": "tenants/{tenant}/events/{event}",
         "Endpoint": endpoint,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 from uuid_utils.compat import uuid7
-from webhooks.v1 import delivery_pb2, delivery_pb2_grpc, event_pb2
+from webhooks.v1 import delivery_pb2, delivery_pb2_grpc, event_pb2, tenant_status_pb2
 
 from dispatcher.api.convert import deliveries as convert
 from dispatcher.api.convert.attempts import attempt_message
 from dispatcher.api.convert.checks import Violations, text
 from dispatcher.api.convert.events import event_message
 from dispatcher.api.convert.names import ANY, parse_name, read_name
+from dispatcher.api.convert.statistics import tenant_status_message
 from dispatcher.api.guard import actor
 from dispatcher.api.interceptors import Context, wait_s
 from dispatcher.api.ports import CommandListener
@@ -24,13 +26,27 @@ from dispatcher.errors import (
 )
 from dispatcher.model import Command, CommandKind
 from dispatcher.policy import RetryDefaults
-from dispatcher.store import attempt_history, commands, deliveries, endpoint_status, endpoints, events, expunge, halts
+from dispatcher.store import (
+    attempt_history,
+    commands,
+    deliveries,
+    endpoint_status,
+    endpoints,
+    events,
+    expunge,
+    halts,
+    recent,
+    tenant_status,
+)
 from dispatcher.store.database import Database
 from dispatcher.store.delivery_commands import CommandOutcome
 from dispatcher.store.paging import PageRequest, page_size
+from dispatcher.store.recent import StatisticsLimits
 
 DELIVERY = "tenants/{tenant}/endpoints/{endpoint}/deliveries/{delivery}"
 REASON_CHARS_MAX = 256
+TENANT_STATUSES_MAX = 2
+"""Statuses of tenants worked out at a time: they share the pool with delivery."""
 
 _FULL_BY_DEFAULT = {
     event_pb2.EVENT_VIEW_UNSPECIFIED: True,
@@ -51,12 +67,15 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
         *,
         page_size_max: int,
         command_wait_s: float,
+        statistics: StatisticsLimits,
     ) -> None:
         self._database = database
         self._retry = retry
         self._on_command = on_command
         self._page_size_max = page_size_max
         self._command_wait_s = command_wait_s
+        self._statistics = statistics
+        self._tenant_statuses = asyncio.Semaphore(TENANT_STATUSES_MAX)
 
     async def GetEvent(self, request: delivery_pb2.GetEventRequest, context: Context) -> event_pb2.Event:
         tenant, event_id = parse_name(request.name, "tenants/{tenant}/events/{event}")
@@ -172,7 +191,15 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
     ) -> delivery_pb2.EndpointStatus:
         tenant, endpoint = parse_name(request.name, "tenants/{tenant}/endpoints/{endpoint}/status")
         status = await endpoint_status.read(self._database, tenant, endpoint)
-        return convert.status_message(tenant, status, self._retry)
+        lately = await recent.of_endpoint(self._database, status.endpoint.key, self._statistics)
+        return convert.status_message(tenant, status, self._retry, lately)
+
+    async def GetTenantStatus(
+        self, request: tenant_status_pb2.GetTenantStatusRequest, context: Context
+    ) -> tenant_status_pb2.TenantStatus:
+        (tenant,) = parse_name(request.name, "tenants/{tenant}/status")
+        async with self._tenant_statuses:
+            return tenant_status_message(await tenant_status.read(self._database, tenant, self._statistics))
 
     def _page(
         self,

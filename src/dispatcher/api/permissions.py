@@ -94,6 +94,7 @@ RULES: Mapping[str, MethodRule] = {
             "SkipDelivery": MethodRule(_OPERATE, "name", is_change=True),
             "RetryDelivery": MethodRule(_OPERATE, "name", is_change=True),
             "GetEndpointStatus": MethodRule(_SEE, "name"),
+            "GetTenantStatus": MethodRule(_SEE, "name"),
         },
     ),
     **_methods(

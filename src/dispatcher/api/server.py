@@ -65,6 +65,7 @@ from dispatcher.security.authentication import BySupervisor
 from dispatcher.security.egress import EgressPolicy
 from dispatcher.security.secrets import Keyring
 from dispatcher.store.database import Database
+from dispatcher.store.recent import StatisticsLimits
 from dispatcher.telemetry import Health, Instruments, Tracing
 
 HEALTH_INTERVAL_S = 0.25
@@ -225,6 +226,7 @@ class ApiServer:
                 parts.on_command,
                 page_size_max=size,
                 command_wait_s=settings.command_wait_s,
+                statistics=_statistics_limits(settings),
             ),
             server,
         )
@@ -267,6 +269,15 @@ def _endpoint_rules(settings: Settings, egress: EgressPolicy) -> EndpointRules:
         timeout_max_s=settings.attempt_timeout_max_s,
         in_flight_default=settings.endpoint_in_flight_max,
         overlap_default_s=settings.signing_key_overlap_s,
+    )
+
+
+def _statistics_limits(settings: Settings) -> StatisticsLimits:
+    return StatisticsLimits(
+        window_s=settings.statistics_window_s,
+        attempts_max=settings.statistics_attempts_max,
+        timeout_s=settings.statistics_timeout_s,
+        worst_max=settings.statistics_worst_max,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dispatcher.cli import access as options
-from dispatcher.cli import resource, tenant_control
+from dispatcher.cli import resource, tenant_control, tenant_status
 from dispatcher.cli.access import Access
 from dispatcher.cli.arguments import Fields, given, map_field, nested, tenant_name
 from dispatcher.cli.resource import Kind, Page, cell, headed
@@ -132,6 +132,7 @@ def delete(
     resource.delete(TENANT, access, tenant_name(name), etag=etag, validate_only=validate_only)
 
 
+app.command("status")(tenant_status.status)
 app.command("pause")(tenant_control.pause)
 app.command("resume")(tenant_control.resume)
 app.command("on-failure")(tenant_control.on_failure)

@@ -393,6 +393,16 @@ class ObservabilitySettings(Group):
     due_endpoint_rows_max: int = _count(
         100, 1, 1_000_000, "What one endpoint may add to the due backlog: more instances don't make one faster."
     )
+    statistics_window_s: float = _time_s(
+        300.0, 10, 6 * HOUR_S, "The time that the statistics in the status of an endpoint or a tenant are of."
+    )
+    statistics_attempts_max: int = _count(
+        2000, 100, 50_000, "Attempts read for them at most; where there are more, the latest."
+    )
+    statistics_timeout_s: float = _time_s(
+        2.0, 0.05, 30, "Longest that one statement for them may run, or the walk over a tenant's endpoints take."
+    )
+    statistics_worst_max: int = _count(10, 0, 100, "Endpoints that a tenant's status names, by age and by backlog.")
     telemetry_flush_timeout_s: float = _time_s(3.0, 0, 60, "Longest wait for the last export on shutdown.")
 
 

@@ -32,8 +32,9 @@ class HaltStatus:
 
 @dataclass(frozen=True, slots=True)
 class EndpointTroubles:
-    """`parked_*` tell of parked deliveries that are PENDING, counted up to a bound; `circuits` as `store.health` has
-    them. `catch_up` is the endpoint's or its tenant's, whichever is slower."""
+    """`parked_*` tell of parked deliveries that are PENDING, counted up to a bound, `parked_due` of those that have
+    failed and are not halted; `circuits` as `store.health` has them. `catch_up` is the endpoint's or its tenant's,
+    whichever is slower."""
 
     halt: HaltStatus | None
     halt_count: int
@@ -41,6 +42,7 @@ class EndpointTroubles:
     lowest_parked: int | None
     lowest_parked_failed: int | None
     oldest_parked_time: datetime | None
+    parked_due: datetime | None
     circuits: Sequence[Mapping[str, Any]]
     throttle_per_s: float | None
     failing_since: datetime | None
@@ -52,9 +54,11 @@ class EndpointTroubles:
 
 SELECT_PARKED = """
 SELECT count(*) AS count, min(p.seq) AS lowest, min(p.time) AS oldest,
-       min(p.seq) FILTER (WHERE p.attempts > 0) AS lowest_failed
-FROM (SELECT p.seq, p.event_id, p.time, p.attempts FROM parked p
+       min(p.seq) FILTER (WHERE p.attempts > 0) AS lowest_failed,
+       min(p.due_time) FILTER (WHERE p.attempts > 0 AND t.seq IS NULL) AS due
+FROM (SELECT p.seq, p.event_id, p.time, p.attempts, p.due_time FROM parked p
       WHERE p.tenant_id = $1 AND p.endpoint_id = $2 ORDER BY p.seq LIMIT $3) p
+LEFT JOIN halt t ON t.tenant_id = $1 AND t.endpoint_id = $2 AND t.seq = p.seq
 WHERE NOT EXISTS (SELECT FROM decision d WHERE d.tenant_id = $1 AND d.endpoint_id = $2 AND d.seq = p.seq
                     AND d.event_id = p.event_id)
   AND NOT EXISTS (SELECT FROM attempt a WHERE a.tenant_id = $1 AND a.endpoint_id = $2 AND a.seq = p.seq
@@ -105,6 +109,7 @@ async def read(db: Database, key: EndpointKey, rows_max: int) -> EndpointTrouble
         lowest_parked=parked["lowest"],
         lowest_parked_failed=parked["lowest_failed"],
         oldest_parked_time=parked["oldest"],
+        parked_due=parked["due"],
         circuits=health["circuits"] or (),
         throttle_per_s=health["throttle_per_s"],
         failing_since=health["failing_since"],

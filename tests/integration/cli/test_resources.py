@@ -9,7 +9,15 @@ from typing import Any
 
 from google.protobuf import empty_pb2
 from google.rpc import code_pb2, error_details_pb2
-from webhooks.v1 import attempt_pb2, delivery_pb2, endpoint_pb2, event_type_pb2, tenant_pb2
+from webhooks.v1 import (
+    attempt_pb2,
+    delivery_pb2,
+    endpoint_pb2,
+    event_type_pb2,
+    statistics_pb2,
+    tenant_pb2,
+    tenant_status_pb2,
+)
 
 from tests.support.cli import CliResult, run_cli
 from tests.support.fake_service import FakeResources, bad_request, fake_service, refusal, retry_info
@@ -221,6 +229,34 @@ def test_status_and_deliveries_name_the_endpoint():
     assert "backlog_count" in shown.out
     assert service.request.parent == "tenants/acme/endpoints/e1"
     assert "deliveries/7" in listed.out
+
+
+def test_a_tenants_status_is_a_panel_and_tables_of_the_worst():
+    worst = [
+        tenant_status_pb2.EndpointBacklog(endpoint=f"tenants/acme/endpoints/e{n}", backlog_count=n) for n in (7, 3)
+    ]
+    worst[1].halted = True
+    status = tenant_status_pb2.TenantStatus(
+        name="tenants/acme/status",
+        endpoints=tenant_status_pb2.EndpointCounts(total=4, active=4, halted=1),
+        backlog_count=10,
+        largest=worst,
+        recent=statistics_pb2.DeliveryStatistics(attempt_count=12, success_ratio=0.75),
+    )
+    with served({"DeliveryService.GetTenantStatus": status}) as service:
+        shown = service.run("tenants", "status", "acme")
+        assert service.request.name == "tenants/acme/status"
+        as_json = service.run("tenants", "status", "tenants/acme", "--json")
+    assert shown.code == 0
+    for expected in ("endpoints.halted", "recent.success_ratio", "worst endpoints by backlog"):
+        assert expected in shown.out
+    assert "worst endpoints by age" not in shown.out, "none is named"
+    rows = [line.split() for line in shown.out.splitlines() if "endpoints/e" in line]
+    assert [(row[0], row[1], row[-1]) for row in rows] == [
+        ("tenants/acme/endpoints/e7", "7", "no"),
+        ("tenants/acme/endpoints/e3", "3", "yes"),
+    ]
+    assert as_json.json["largest"][0]["backlogCount"] == "7"
 
 
 def test_a_refusal_is_one_paragraph_with_reason_and_fields():

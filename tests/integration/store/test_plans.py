@@ -21,8 +21,10 @@ from dispatcher.store import (
     halts,
     parked,
     partitions,
+    recent,
     replay_sources,
     runtime,
+    tenant_status,
     upkeep,
 )
 from dispatcher.store.database import Database
@@ -34,6 +36,8 @@ from tests.support.backlog import SETTINGS
 DAYS = 6
 ENDPOINTS = 40
 ROWS_PER_DAY = 50
+LIMIT = 7
+"""Rows that statistics may read of an endpoint."""
 PARTITIONED = ("outbox_p", "event_p", "attempt_p", "decision", "dead_letter", "cursor", "endpoint", "parked", "halt")
 
 FILL = """
@@ -111,6 +115,19 @@ def written(
     yield "letter payloads", decisions.INSERT_PAYLOADS, [tenants, ["e-1-1"] * 3, [last_day] * 3]
     yield "own payloads", decisions.KEEP_OWN, [tenants, three, [1, 1, 1], ["e-1-1"] * 3, [last_day] * 3]
     yield from statements_of_failure(tenant_id, three[0], start)
+    yield from statements_of_statistics(tenant_id, three, start)
+
+
+def statements_of_statistics(
+    tenant_id: uuid.UUID, endpoint_ids: list[uuid.UUID], start: datetime
+) -> Iterator[tuple[str, str | TenantStatement, list[Any]]]:
+    keys, count = [[tenant_id] * len(endpoint_ids), endpoint_ids], len(endpoint_ids)
+    day = start + timedelta(days=DAYS - 1)
+    yield "recent attempts", recent.READ_ATTEMPTS, [*keys, [day] * count, [LIMIT] * count]
+    yield "recent payloads", recent.READ_PAYLOADS, [*keys, [251] * count, [300] * count, [LIMIT] * count]
+    yield "committed", recent.COUNT_COMMITTED, [*keys, [day] * count, [day] * count, [LIMIT] * count]
+    yield "tenant status", tenant_status.PAGE, [tenant_id, uuid.UUID(int=0), 1000, 1000, day, 500, 10, None]
+    yield "tenant status, large", tenant_status.PAGE, [tenant_id, uuid.UUID(int=0), 1000, 1000, day, 500, 10, day]
 
 
 def statements_of_failure(
@@ -150,7 +167,8 @@ async def explain(connection: asyncpg.Connection, sql: str, arguments: list[Any]
         name = f"p{uuid.uuid4().hex}"
         await connection.execute(f"PREPARE {name} ({', '.join(types)}) AS {sql}")
         values = await connection.fetchval(
-            "SELECT string_agg(quote_nullable(v), ', ') FROM unnest($1::text[]) v", [literal(a) for a in arguments]
+            "SELECT string_agg(quote_nullable(v), ', ') FROM unnest($1::text[]) v",
+            [None if a is None else literal(a) for a in arguments],
         )
         plan = await connection.fetchval(f"EXPLAIN ({option}FORMAT JSON) EXECUTE {name} ({values})")
         await connection.execute(f"DEALLOCATE {name}")
@@ -250,6 +268,53 @@ async def test_facts_are_looked_up_once_per_endpoint_and_partition(
 
 def is_probe(node: dict, table: str) -> bool:
     return node.get("Relation Name", "").startswith(table) and "Index Cond" in node
+
+
+@pytest.mark.parametrize("form", ["", ", one tenant"])
+@pytest.mark.parametrize(("name", "table"), [("recent attempts", "attempt"), ("committed", "outbox")])
+async def test_statistics_read_no_more_than_their_limit_of_the_days_of_their_window(
+    db: Database, connection: asyncpg.Connection, start: datetime, name: str, table: str, form: str
+) -> None:
+    tenant_id, endpoint_ids = uuid.uuid4(), [uuid.uuid4() for _ in range(ENDPOINTS)]
+    await fill(connection, tenant_id, endpoint_ids, start)
+    known = {statement[0]: statement for statement in statements(tenant_id, endpoint_ids, start)}
+    plan = await explain(connection, *known[name + form][1:], analyze=True)
+    today, tomorrow = (Partition(table, (start + timedelta(days=n)).date()).name for n in (DAYS - 1, DAYS))
+    assert executed(plan, table) - {tomorrow} == {today}
+    (probe,) = [node for node in plan if is_probe(node, today)]
+    assert (probe["Actual Loops"], probe["Actual Rows"]) == (3, LIMIT)
+    assert "Rows Removed by Filter" not in probe
+
+
+@pytest.mark.parametrize("form", ["", ", one tenant"])
+async def test_payloads_of_statistics_are_looked_for_by_sequence_in_each_day(
+    db: Database, connection: asyncpg.Connection, start: datetime, form: str
+) -> None:
+    tenant_id, endpoint_ids = uuid.uuid4(), [uuid.uuid4() for _ in range(ENDPOINTS)]
+    await fill(connection, tenant_id, endpoint_ids, start)
+    known = {statement[0]: statement for statement in statements(tenant_id, endpoint_ids, start)}
+    plan = await explain(connection, *known["recent payloads" + form][1:], analyze=True)
+    probes = [node for node in plan if is_probe(node, "outbox_p")]
+    assert all("seq >= " in node["Index Cond"] and "seq <= " in node["Index Cond"] for node in probes)
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in probes) == 3 * LIMIT
+
+
+@pytest.mark.parametrize(("name", "cursor_day"), [("tenant status", DAYS - 1), ("tenant status, large", 0)])
+async def test_a_tenants_status_probes_each_endpoint_in_the_days_that_matter(
+    db: Database, connection: asyncpg.Connection, start: datetime, name: str, cursor_day: int
+) -> None:
+    tenant_id, endpoint_ids = uuid.uuid4(), [uuid.uuid4() for _ in range(ENDPOINTS)]
+    await fill(connection, tenant_id, endpoint_ids, start)
+    await connection.execute("UPDATE cursor SET seq = 300, time = $1", start + timedelta(days=cursor_day))
+    known = {statement[0]: statement for statement in statements(tenant_id, endpoint_ids, start)}
+    plan = await explain(connection, *known[name][1:], analyze=True)
+    today, tomorrow = (Partition("outbox", (start + timedelta(days=n)).date()).name for n in (DAYS - 1, DAYS))
+    assert executed(plan, "outbox") - {tomorrow} == {today}
+    probes = [node for node in plan if is_probe(node, today) and node["Actual Loops"]]
+    assert [(node["Actual Loops"], node["Actual Rows"]) for node in probes] == [(ENDPOINTS, 0)]
+    pages = [node for node in plan if node.get("Relation Name") == "endpoint"]
+    assert [node["Index Name"] for node in pages] == ["endpoint_pkey"]
+    assert [node["Actual Loops"] for node in plan if node.get("Relation Name") == "cursor"] == [ENDPOINTS]
 
 
 async def test_the_happy_path_pays_for_no_index_that_only_lists_need(connection: asyncpg.Connection) -> None:

@@ -8,12 +8,14 @@ from typing import assert_never
 from webhooks.v1 import delivery_pb2
 
 from dispatcher.api.convert.attempts import attempt_message, delivery_name
+from dispatcher.api.convert.statistics import add_recent
 from dispatcher.api.convert.times import duration, timestamp
 from dispatcher.api.convert.troubles import add_troubles
 from dispatcher.model import DeliveryState, EndpointState, OrderingMode, TenantState
 from dispatcher.policy import RetryDefaults, resolve, wait_bound_s
 from dispatcher.store.deliveries import Delivery, RecordedDecision
 from dispatcher.store.endpoint_status import EndpointStatus
+from dispatcher.store.statistics import DeliveryStatistics
 
 
 def delivery_message(tenant: str, delivery: Delivery) -> delivery_pb2.Delivery:
@@ -61,8 +63,10 @@ def decision_message(decision: RecordedDecision) -> delivery_pb2.DeliveryDecisio
     )
 
 
-def status_message(tenant: str, status: EndpointStatus, retry: RetryDefaults) -> delivery_pb2.EndpointStatus:
-    """How far an endpoint has come and what it waits for."""
+def status_message(
+    tenant: str, status: EndpointStatus, retry: RetryDefaults, recent: DeliveryStatistics | None
+) -> delivery_pb2.EndpointStatus:
+    """How far an endpoint has come, what it waits for and how it has fared of late."""
     message = delivery_pb2.EndpointStatus(
         name=f"tenants/{tenant}/endpoints/{status.endpoint.name}/status",
         last_sequence=status.last_sequence,
@@ -73,9 +77,15 @@ def status_message(tenant: str, status: EndpointStatus, retry: RetryDefaults) ->
     if oldest is not None:
         message.oldest_pending_time.CopyFrom(timestamp(oldest))
         message.oldest_pending_age.CopyFrom(duration(max(0.0, (status.now - oldest).total_seconds())))
+    due = next_attempt_time(status, retry)
     if status.blocked_by is not None:
-        message.blocked_by.CopyFrom(_blocking(tenant, status.blocked_by, next_attempt_time(status, retry)))
+        message.blocked_by.CopyFrom(_blocking(tenant, status.blocked_by, due))
+    first_due = first_attempt_time(status, due)
+    if first_due is not None:
+        message.next_attempt_time.CopyFrom(timestamp(first_due))
     add_troubles(message, tenant, status.endpoint, status.troubles)
+    if recent is not None:
+        add_recent(message, recent, is_held=is_held(status) or status.troubles.halt_count > 0)
     return message
 
 
@@ -97,15 +107,35 @@ def next_attempt_time(status: EndpointStatus, retry: RetryDefaults) -> datetime 
     endpoint, troubles, delivery = status.endpoint, status.troubles, status.blocked_by
     if delivery is None or delivery.last_attempt is None:
         return None
-    is_held = endpoint.state is not EndpointState.ACTIVE or troubles.tenant_state is not TenantState.ACTIVE
-    if is_held or endpoint.delete_time is not None or (troubles.halt is not None and troubles.halt.seq == delivery.seq):
+    if is_held(status) or (troubles.halt is not None and troubles.halt.seq == delivery.seq):
         return None
     others_wait = endpoint.settings.ordering_mode is not OrderingMode.UNORDERED
     policy = resolve(retry, troubles.tenant_retry, endpoint.settings.retry, others_wait=others_wait)
     last = delivery.last_attempt
     wait = timedelta(seconds=last.duration_s + wait_bound_s(policy.backoff, last.number))
     due = status.blocked_due or last.start_time + wait
-    # Where all URLs have a circuit that is not closed, the first probe comes before anything else.
-    probes = [datetime.fromisoformat(circuit["probe_time"]) for circuit in troubles.circuits]
-    all_open = len(probes) == 1 + len(endpoint.settings.fallback_urls)
-    return max(due, min(probes)) if all_open else due
+    return max(due, _first_probe(status) or due)
+
+
+def first_attempt_time(status: EndpointStatus, blocking_due: datetime | None) -> datetime | None:
+    """When the first of those that failed is due: the one that blocks, or one that is parked further on."""
+    if is_held(status):
+        return None
+    parked = status.troubles.parked_due
+    if parked is not None:
+        parked = max(parked, _first_probe(status) or parked)
+    return min((time for time in (parked, blocking_due) if time is not None), default=None)
+
+
+def is_held(status: EndpointStatus) -> bool:
+    """Whether nothing at all is sent until somebody says so."""
+    endpoint = status.endpoint
+    is_active = endpoint.state is EndpointState.ACTIVE and status.troubles.tenant_state is TenantState.ACTIVE
+    return not is_active or endpoint.delete_time is not None
+
+
+def _first_probe(status: EndpointStatus) -> datetime | None:
+    """Where all URLs have a circuit that is not closed, the first probe comes before anything else."""
+    probes = [datetime.fromisoformat(circuit["probe_time"]) for circuit in status.troubles.circuits]
+    all_open = len(probes) == 1 + len(status.endpoint.settings.fallback_urls)
+    return min(probes) if all_open else None

@@ -13,6 +13,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from webhooks.v1 import attempt_pb2 as _attempt_pb2
 from webhooks.v1 import endpoint_pb2 as _endpoint_pb2
 from webhooks.v1 import event_pb2 as _event_pb2
+from webhooks.v1 import statistics_pb2 as _statistics_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -201,6 +202,10 @@ class EndpointStatus(_message.Message):
     CATCH_UP_TIME_FIELD_NUMBER: _builtins.int
     ENDPOINT_STATE_FIELD_NUMBER: _builtins.int
     TENANT_PAUSED_FIELD_NUMBER: _builtins.int
+    RECENT_FIELD_NUMBER: _builtins.int
+    TIME_TO_DRAIN_FIELD_NUMBER: _builtins.int
+    EXPECTED_WAIT_FIELD_NUMBER: _builtins.int
+    NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tenants/{tenant}/endpoints/{endpoint}/status`."""
     last_sequence: _builtins.int
@@ -257,6 +262,32 @@ class EndpointStatus(_message.Message):
     def catch_up_time(self) -> _timestamp_pb2.Timestamp:
         """Deliveries committed before this time go out under `catch_up_per_second`."""
 
+    @_builtins.property
+    def recent(self) -> _statistics_pb2.DeliveryStatistics:
+        """How its deliveries have gone of late; not set where the database did not answer within 2 s, a setting of the
+        service.
+        """
+
+    @_builtins.property
+    def time_to_drain(self) -> _duration_pb2.Duration:
+        """How long it takes until there is no backlog, at the present rates of delivered and committed deliveries; zero without
+        a backlog. Not set where it does not drain: the endpoint is paused, disabled or halted, or no more is delivered than
+        is committed, as of an endpoint that keeps up; `expected_wait` tells the two apart.
+        """
+
+    @_builtins.property
+    def expected_wait(self) -> _duration_pb2.Duration:
+        """How long what is committed now waits behind the backlog, at the present rate of delivered ones; zero without a
+        backlog. Not set where nothing is delivered.
+        """
+
+    @_builtins.property
+    def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
+        """The first time on record at which a delivery that has failed is due again: that of `blocked_by`, or of one that is
+        parked and due before it, with the same provisos. Not set where none waits for a retry, or nothing is sent without an
+        operator.
+        """
+
     def __init__(
         self,
         *,
@@ -278,10 +309,14 @@ class EndpointStatus(_message.Message):
         catch_up_time: _timestamp_pb2.Timestamp | None = ...,
         endpoint_state: _endpoint_pb2.Endpoint.State.ValueType = ...,
         tenant_paused: _builtins.bool = ...,
+        recent: _statistics_pb2.DeliveryStatistics | None = ...,
+        time_to_drain: _duration_pb2.Duration | None = ...,
+        expected_wait: _duration_pb2.Duration | None = ...,
+        next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["blocked_by", b"blocked_by", "catch_up_time", b"catch_up_time", "failing_since_time", b"failing_since_time", "halt", b"halt", "oldest_pending_age", b"oldest_pending_age", "oldest_pending_time", b"oldest_pending_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blocked_by", b"blocked_by", "catch_up_time", b"catch_up_time", "expected_wait", b"expected_wait", "failing_since_time", b"failing_since_time", "halt", b"halt", "next_attempt_time", b"next_attempt_time", "oldest_pending_age", b"oldest_pending_age", "oldest_pending_time", b"oldest_pending_time", "recent", b"recent", "time_to_drain", b"time_to_drain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog_count", b"backlog_count", "blocked_by", b"blocked_by", "catch_up_per_second", b"catch_up_per_second", "catch_up_time", b"catch_up_time", "endpoint_state", b"endpoint_state", "exhausted_count", b"exhausted_count", "failing_since_time", b"failing_since_time", "halt", b"halt", "halt_count", b"halt_count", "last_sequence", b"last_sequence", "name", b"name", "oldest_pending_age", b"oldest_pending_age", "oldest_pending_time", b"oldest_pending_time", "open_circuits", b"open_circuits", "parked_count", b"parked_count", "settled_sequence", b"settled_sequence", "tenant_paused", b"tenant_paused", "throttled_per_second", b"throttled_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog_count", b"backlog_count", "blocked_by", b"blocked_by", "catch_up_per_second", b"catch_up_per_second", "catch_up_time", b"catch_up_time", "endpoint_state", b"endpoint_state", "exhausted_count", b"exhausted_count", "expected_wait", b"expected_wait", "failing_since_time", b"failing_since_time", "halt", b"halt", "halt_count", b"halt_count", "last_sequence", b"last_sequence", "name", b"name", "next_attempt_time", b"next_attempt_time", "oldest_pending_age", b"oldest_pending_age", "oldest_pending_time", b"oldest_pending_time", "open_circuits", b"open_circuits", "parked_count", b"parked_count", "recent", b"recent", "settled_sequence", b"settled_sequence", "tenant_paused", b"tenant_paused", "throttled_per_second", b"throttled_per_second", "time_to_drain", b"time_to_drain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,7 @@ import warnings
 
 from webhooks.v1 import delivery_pb2 as webhooks_dot_v1_dot_delivery__pb2
 from webhooks.v1 import event_pb2 as webhooks_dot_v1_dot_event__pb2
+from webhooks.v1 import tenant_status_pb2 as webhooks_dot_v1_dot_tenant__status__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -81,6 +82,11 @@ class DeliveryServiceStub:
                 '/webhooks.v1.DeliveryService/GetEndpointStatus',
                 request_serializer=webhooks_dot_v1_dot_delivery__pb2.GetEndpointStatusRequest.SerializeToString,
                 response_deserializer=webhooks_dot_v1_dot_delivery__pb2.EndpointStatus.FromString,
+                _registered_method=True)
+        self.GetTenantStatus = channel.unary_unary(
+                '/webhooks.v1.DeliveryService/GetTenantStatus',
+                request_serializer=webhooks_dot_v1_dot_tenant__status__pb2.GetTenantStatusRequest.SerializeToString,
+                response_deserializer=webhooks_dot_v1_dot_tenant__status__pb2.TenantStatus.FromString,
                 _registered_method=True)
 
 
@@ -169,7 +175,15 @@ class DeliveryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetEndpointStatus(self, request, context):
-        """Tells how far an endpoint has come and what it waits for. Errors: NOT_FOUND.
+        """Tells how far an endpoint has come, what it waits for and how its deliveries have gone of late. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTenantStatus(self, request, context):
+        """Tells how all endpoints of a tenant fare, and which lag behind most. It is worked out when it is asked for, by few
+        calls at a time in one instance; further ones wait. Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -222,6 +236,11 @@ def add_DeliveryServiceServicer_to_server(servicer, server):
                     servicer.GetEndpointStatus,
                     request_deserializer=webhooks_dot_v1_dot_delivery__pb2.GetEndpointStatusRequest.FromString,
                     response_serializer=webhooks_dot_v1_dot_delivery__pb2.EndpointStatus.SerializeToString,
+            ),
+            'GetTenantStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTenantStatus,
+                    request_deserializer=webhooks_dot_v1_dot_tenant__status__pb2.GetTenantStatusRequest.FromString,
+                    response_serializer=webhooks_dot_v1_dot_tenant__status__pb2.TenantStatus.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -469,6 +488,33 @@ class DeliveryService:
             '/webhooks.v1.DeliveryService/GetEndpointStatus',
             webhooks_dot_v1_dot_delivery__pb2.GetEndpointStatusRequest.SerializeToString,
             webhooks_dot_v1_dot_delivery__pb2.EndpointStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTenantStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/webhooks.v1.DeliveryService/GetTenantStatus',
+            webhooks_dot_v1_dot_tenant__status__pb2.GetTenantStatusRequest.SerializeToString,
+            webhooks_dot_v1_dot_tenant__status__pb2.TenantStatus.FromString,
             options,
             channel_credentials,
             insecure,

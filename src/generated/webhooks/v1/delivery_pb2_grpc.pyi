@@ -7,6 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from webhooks.v1 import delivery_pb2 as _delivery_pb2
 from webhooks.v1 import event_pb2 as _event_pb2
+from webhooks.v1 import tenant_status_pb2 as _tenant_status_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -83,7 +84,11 @@ class DeliveryServiceStub:
     letter is redriven instead); DEADLINE_EXCEEDED (it may still be executed).
     """
     GetEndpointStatus: _grpc.UnaryUnaryMultiCallable[_delivery_pb2.GetEndpointStatusRequest, _delivery_pb2.EndpointStatus]
-    """Tells how far an endpoint has come and what it waits for. Errors: NOT_FOUND."""
+    """Tells how far an endpoint has come, what it waits for and how its deliveries have gone of late. Errors: NOT_FOUND."""
+    GetTenantStatus: _grpc.UnaryUnaryMultiCallable[_tenant_status_pb2.GetTenantStatusRequest, _tenant_status_pb2.TenantStatus]
+    """Tells how all endpoints of a tenant fare, and which lag behind most. It is worked out when it is asked for, by few
+    calls at a time in one instance; further ones wait. Errors: NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class DeliveryServiceAsyncStub(DeliveryServiceStub):
@@ -139,7 +144,11 @@ class DeliveryServiceAsyncStub(DeliveryServiceStub):
     letter is redriven instead); DEADLINE_EXCEEDED (it may still be executed).
     """
     GetEndpointStatus: _aio.UnaryUnaryMultiCallable[_delivery_pb2.GetEndpointStatusRequest, _delivery_pb2.EndpointStatus]  # type: ignore[assignment]
-    """Tells how far an endpoint has come and what it waits for. Errors: NOT_FOUND."""
+    """Tells how far an endpoint has come, what it waits for and how its deliveries have gone of late. Errors: NOT_FOUND."""
+    GetTenantStatus: _aio.UnaryUnaryMultiCallable[_tenant_status_pb2.GetTenantStatusRequest, _tenant_status_pb2.TenantStatus]  # type: ignore[assignment]
+    """Tells how all endpoints of a tenant fare, and which lag behind most. It is worked out when it is asked for, by few
+    calls at a time in one instance; further ones wait. Errors: NOT_FOUND.
+    """
 
 class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells what was published and what became of it, and lets operators free a delivery that is stuck. Everything is kept
@@ -246,6 +255,16 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _delivery_pb2.GetEndpointStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_delivery_pb2.EndpointStatus, _abc.Awaitable[_delivery_pb2.EndpointStatus]]:
-        """Tells how far an endpoint has come and what it waits for. Errors: NOT_FOUND."""
+        """Tells how far an endpoint has come, what it waits for and how its deliveries have gone of late. Errors: NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def GetTenantStatus(
+        self,
+        request: _tenant_status_pb2.GetTenantStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tenant_status_pb2.TenantStatus, _abc.Awaitable[_tenant_status_pb2.TenantStatus]]:
+        """Tells how all endpoints of a tenant fare, and which lag behind most. It is worked out when it is asked for, by few
+        calls at a time in one instance; further ones wait. Errors: NOT_FOUND.
+        """
 
 def add_DeliveryServiceServicer_to_server(servicer: DeliveryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,189 @@
+"""Statuses with their statistics over a real channel: what is told, to whom, and what is left out."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from webhooks.v1 import delivery_pb2, endpoint_pb2, tenant_pb2, tenant_status_pb2
+
+from dispatcher.api.deliveries import TENANT_STATUSES_MAX
+from dispatcher.model import Outcome
+from dispatcher.store import attempts, endpoints
+from dispatcher.store import tenant_status as store
+from tests.integration.api.test_access import ALICE, BOB, bearer, guarded, tenant_made, with_tokens
+from tests.support.api import Api, event, refused, serving
+from tests.support.backlog import add_rows, attempt_at
+from tests.support.postgres import TestDatabase
+
+ENDPOINT = "tenants/acme/endpoints/billing"
+NONE_SET = ("attempt_duration_p50", "attempt_duration_p90", "attempt_duration_p99")
+
+
+async def endpoint_status(api: Api, endpoint: str = ENDPOINT, **options: Any) -> delivery_pb2.EndpointStatus:
+    request = delivery_pb2.GetEndpointStatusRequest(name=f"{endpoint}/status")
+    return await api.deliveries.GetEndpointStatus(request, **options)
+
+
+async def tenant_status(api: Api, **options: Any) -> tenant_status_pb2.TenantStatus:
+    request = tenant_status_pb2.GetTenantStatusRequest(name="tenants/acme/status")
+    return await api.deliveries.GetTenantStatus(request, **options)
+
+
+async def with_backlog(api: Api, database: TestDatabase, rows: int, delivered: int, name: str = "billing") -> None:
+    """`rows` committed an hour ago, of which so many were delivered just now, and one failed."""
+    await api.endpoint(name)
+    key = (await endpoints.get(api.database, "acme", name)).key
+    connection = await database.connect()
+    try:
+        hour_ago = datetime.now(UTC) - timedelta(hours=1)
+        await connection.execute("UPDATE cursor SET time = $1 WHERE endpoint_id = $2", hour_ago, key.endpoint_id)
+        made = await add_rows(connection, key, rows, time=hour_ago, data=b"x" * 100)
+    finally:
+        await connection.close()
+    now = datetime.now(UTC)
+    done = [attempt_at(row, start_time=now, duration_s=0.2) for row in made[:delivered]]
+    failed = attempt_at(made[delivered], start_time=now, duration_s=4.0, outcome=Outcome.TIMEOUT, status_code=None)
+    await attempts.append(api.database, [*done, failed])
+
+
+async def test_an_endpoints_status_tells_how_it_fared_and_when_its_backlog_will_be_gone(
+    api: Api, database: TestDatabase
+) -> None:
+    await api.tenant()
+    await with_backlog(api, database, 80, 60)
+    status = await endpoint_status(api)
+    recent = status.recent
+    assert (status.backlog_count, recent.attempt_count, recent.succeeded_count) == (20, 61, 60)
+    assert recent.window.ToTimedelta() == timedelta(seconds=300)
+    assert recent.success_ratio == pytest.approx(60 / 61)
+    assert recent.delivered_per_second == pytest.approx(60 / 300)
+    assert recent.attempts_per_second == pytest.approx(61 / 300)
+    assert recent.committed_per_second == 0
+    assert recent.attempt_duration_p50.ToTimedelta() == timedelta(seconds=0.2)
+    assert recent.attempt_duration_p99.ToTimedelta() == timedelta(seconds=4)
+    assert (recent.payload_bytes_p50, recent.payload_bytes_max) == (100, 100)
+    assert (recent.endpoint_count, recent.truncated) == (1, False)
+    assert status.time_to_drain.ToTimedelta() == status.expected_wait.ToTimedelta() == timedelta(seconds=100)
+    assert status.next_attempt_time == status.blocked_by.next_attempt_time
+
+
+async def test_what_comes_in_as_fast_as_it_leaves_never_drains_and_waits_all_the_same(
+    api: Api, database: TestDatabase
+) -> None:
+    await api.tenant()
+    await with_backlog(api, database, 80, 60)
+    await api.publish(*[event(f"new-{n}") for n in range(60)])
+    status = await endpoint_status(api)
+    assert status.recent.committed_per_second == pytest.approx(status.recent.delivered_per_second)
+    assert not status.HasField("time_to_drain")
+    assert status.expected_wait.ToTimedelta() == timedelta(seconds=400)
+
+
+async def test_a_paused_endpoint_says_nothing_of_when_its_backlog_will_be_gone(
+    api: Api, database: TestDatabase
+) -> None:
+    await api.tenant()
+    await with_backlog(api, database, 80, 60)
+    await api.endpoints.PauseEndpoint(endpoint_pb2.PauseEndpointRequest(name=ENDPOINT))
+    status = await endpoint_status(api)
+    assert status.recent.attempt_count == 61
+    for name in ("time_to_drain", "expected_wait", "next_attempt_time"):
+        assert not status.HasField(name), name
+
+
+async def test_an_endpoint_that_never_was_attempted_has_no_durations(api: Api) -> None:
+    await api.tenant()
+    await api.endpoint()
+    status = await endpoint_status(api)
+    assert status.HasField("recent")
+    assert not [name for name in NONE_SET if status.recent.HasField(name)]
+    assert status.HasField("time_to_drain"), "there is no backlog"
+    assert status.time_to_drain.ToTimedelta() == timedelta(0)
+    assert not status.HasField("next_attempt_time")
+
+
+async def test_a_tenants_status_is_that_of_all_its_endpoints(api: Api, database: TestDatabase) -> None:
+    await api.tenant()
+    await with_backlog(api, database, 80, 60)
+    await with_backlog(api, database, 100, 10, "slow")
+    await api.endpoints.PauseEndpoint(endpoint_pb2.PauseEndpointRequest(name="tenants/acme/endpoints/slow"))
+    status = await tenant_status(api)
+    assert (status.name, status.state) == ("tenants/acme/status", tenant_pb2.Tenant.STATE_ACTIVE)
+    assert (status.endpoints.total, status.endpoints.active, status.endpoints.paused) == (2, 1, 1)
+    assert (status.backlog_count, status.held_count) == (110, 90)
+    assert status.oldest_pending_age.ToTimedelta() >= timedelta(hours=1)
+    assert [(b.endpoint, b.backlog_count, b.state) for b in status.largest] == [
+        ("tenants/acme/endpoints/slow", 90, endpoint_pb2.Endpoint.STATE_PAUSED),
+        (ENDPOINT, 20, endpoint_pb2.Endpoint.STATE_ACTIVE),
+    ]
+    assert (status.recent.attempt_count, status.recent.endpoint_count) == (72, 2)
+    assert status.time_to_drain.ToTimedelta() == timedelta(seconds=100), "of what is not paused"
+    await api.tenants.PauseTenant(tenant_pb2.PauseTenantRequest(name="tenants/acme"))
+    paused = await tenant_status(api)
+    assert (paused.state, paused.held_count) == (tenant_pb2.Tenant.STATE_PAUSED, 110)
+    assert not paused.HasField("time_to_drain")
+
+
+async def test_the_bounds_are_those_of_the_settings(database: TestDatabase) -> None:
+    bounds = {"statistics_attempts_max": 100, "statistics_window_s": 600, "statistics_worst_max": 1}
+    async with serving(database.options, **bounds) as api:
+        await api.tenant()
+        await with_backlog(api, database, 200, 150)
+        await with_backlog(api, database, 9, 0, "other")
+        status = await endpoint_status(api)
+        assert (status.recent.attempt_count, status.recent.truncated) == (100, True)
+        assert status.recent.window.ToTimedelta() < timedelta(seconds=60)
+        whole = await tenant_status(api)
+        assert (len(whole.oldest), len(whole.largest), whole.endpoints.total) == (1, 1, 2)
+        assert whole.recent.attempt_count == 50 + 1, "they share the limit"
+        assert whole.recent.window.ToTimedelta() == timedelta(seconds=600)
+
+
+async def test_many_ask_for_a_tenants_status_and_few_at_a_time_are_worked_out(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await api.tenant()
+    at_once = most = 0
+    read = store.read
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        try:
+            return await read(*arguments)
+        finally:
+            at_once -= 1
+
+    monkeypatch.setattr(store, "read", counted)
+    answers = await asyncio.gather(*[tenant_status(api) for _ in range(20)])
+    assert len(answers) == 20
+    assert most == TENANT_STATUSES_MAX
+
+
+async def test_statuses_are_for_those_who_may_see_endpoints(database: TestDatabase, tmp_path: Path) -> None:
+    async with guarded(database, tmp_path, "tokens", **with_tokens(tmp_path)) as api:
+        await tenant_made(api, bearer(BOB))
+        assert (await tenant_status(api, metadata=bearer(BOB))).name == "tenants/acme/status"
+        for call in (tenant_status, endpoint_status):
+            error = await refused(call(api, metadata=bearer(ALICE)))
+            assert (error.code, error.reason) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_MISSING")
+            assert "tenants/acme" in error.metadata["resource"]
+            assert (await refused(call(api))).code is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("name", ["tenants/acme", "tenants/-/status", "tenants/acme/endpoints/a/status", ""])
+async def test_a_status_of_another_name_is_refused(api: Api, name: str) -> None:
+    call = api.deliveries.GetTenantStatus(tenant_status_pb2.GetTenantStatusRequest(name=name))
+    error = await refused(call)
+    assert (error.code, error.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["name"])
+
+
+async def test_a_tenant_that_does_not_exist_has_no_status(api: Api) -> None:
+    error = await refused(tenant_status(api))
+    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "RESOURCE_NOT_FOUND")
