@@ -334,10 +334,11 @@ sampler took them; each links to the Publish call. **Logs**: halts and dead lett
 `endpoint` as uids, which GetTenant and GetEndpoint tell.
 """
 TENANT_CALLS = """\
-A tenant's endpoints, each of which GetEndpointStatus tells more about, and its dead letters:
+A tenant's backlog, its worst endpoints and how its deliveries have gone of late, of which GetEndpointStatus tells more for
+each endpoint; and its dead letters:
 
 ```
-grpcurl -plaintext -d '{"parent": "tenants/$tenant"}' 127.0.0.1:50051 webhooks.v1.EndpointService/ListEndpoints
+grpcurl -plaintext -d '{"name": "tenants/$tenant/status"}' 127.0.0.1:50051 webhooks.v1.DeliveryService/GetTenantStatus
 grpcurl -plaintext -d '{"parent": "tenants/$tenant/endpoints/-", "filter": "state = OPEN"}' \\
   127.0.0.1:50051 webhooks.v1.DeadLetterService/ListDeadLetters
 ```
