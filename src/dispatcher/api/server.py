@@ -1,6 +1,7 @@
 """The gRPC servers of one process: callers' services on one port, operators' on another.
 
-starting ──▶ serving ──drain()──▶ draining: new calls refused, calls in flight answered ──▶ stopped
+starting ──▶ serving ──turn_away()──▶ not serving, says health; calls are answered
+             ──drain()──▶ draining: new calls refused, calls in flight answered ──▶ stopped
 """
 
 from __future__ import annotations
@@ -69,9 +70,6 @@ from dispatcher.telemetry import Health, Instruments, Tracing
 
 HEALTH_INTERVAL_S = 0.25
 """How soon after a change the health service tells it."""
-KEEPALIVE_INTERVAL_S = 60
-KEEPALIVE_TIMEOUT_S = 20
-CLIENT_PING_INTERVAL_MIN_S = 10
 CANCEL_GRACE_S = 0.5
 """What is left for calls that the drain did not see end: they are cancelled then."""
 
@@ -163,20 +161,24 @@ class ApiServer:
         await self._drain.quiet()
         await asyncio.gather(*(server.stop(CANCEL_GRACE_S) for server in self._servers))
 
-    async def drain(self) -> None:
-        """Refuse new calls (UNAVAILABLE `DRAINING`) and wait for those in flight, at most `grpc_drain_s`. Idempotent.
-
-        Calls must still be able to end: whoever commits and delivers stops after this.
-        """
-        self._drain.start()
-        if self._is_drained:
-            return
-        self._is_drained = True
+    async def turn_away(self) -> None:
+        """Health says NOT_SERVING from now on, to those who watch at once; calls are still answered. Idempotent."""
         if self._health_task is not None:
             self._health_task.cancel()
             await asyncio.wait([self._health_task])
         for servicer in self._healths:
             await servicer.enter_graceful_shutdown()
+
+    async def drain(self) -> None:
+        """Refuse new calls (UNAVAILABLE `DRAINING`) and wait for those in flight, at most `grpc_drain_s`. Idempotent.
+
+        Calls must still be able to end: whoever commits stops after this.
+        """
+        self._drain.start()
+        if self._is_drained:
+            return
+        self._is_drained = True
+        await self.turn_away()
         try:
             async with asyncio.timeout(self._settings.grpc_drain_s):
                 await self._drain.idle()
@@ -280,12 +282,17 @@ def server_options(settings: Settings, *, shares_port: bool = False) -> list[tup
         ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_metadata_size", settings.grpc_metadata_bytes_max),
         ("grpc.absolute_max_metadata_size", settings.grpc_metadata_bytes_max),
-        ("grpc.max_connection_age_ms", round(settings.grpc_connection_age_s * 1000)),
-        ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_S * 1000),
-        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", CLIENT_PING_INTERVAL_MIN_S * 1000),
+        ("grpc.max_connection_age_ms", _ms(settings.grpc_connection_age_s)),
+        ("grpc.max_connection_age_grace_ms", _ms(settings.grpc_connection_age_grace_s)),
+        ("grpc.keepalive_time_ms", _ms(settings.grpc_keepalive_interval_s)),
+        ("grpc.keepalive_timeout_ms", _ms(settings.grpc_keepalive_timeout_s)),
+        ("grpc.keepalive_permit_without_calls", int(settings.grpc_ping_without_calls)),
+        ("grpc.http2.min_ping_interval_without_data_ms", _ms(settings.grpc_ping_interval_min_s)),
     ]
+
+
+def _ms(duration_s: float) -> int:
+    return round(duration_s * 1000)
 
 
 def guarded_paths(settings: CallerSettings) -> tuple[str, ...]:
