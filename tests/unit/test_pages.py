@@ -12,7 +12,15 @@ from dispatcher.store import citus
 from dispatcher.telemetry.catalog import METRICS
 from tests.support.readme import ROOT
 
-PAGES = ("README.md", "CHANGELOG.md", "docs/guarantees.md", "docs/operations.md", "docs/scaling.md", "docs/security.md")
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "docs/guarantees.md",
+    "docs/mesh.md",
+    "docs/operations.md",
+    "docs/scaling.md",
+    "docs/security.md",
+)
 UNITS = re.compile(r"_(seconds|bytes)?(_?(total|count|sum|bucket))?$")
 
 
