@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import grpc.aio
 from webhooks.admin.v1 import admin_pb2
 
 from tests.support.callers import Caller, calling, event
-from tests.support.mesh import SERVICE_CONFIG
+from tests.support.mesh import SERVICE_CONFIG, SIDECAR_CONFIG
 from tests.support.node import QUICK
 from tests.support.postgres import TestDatabase
 from tests.support.process import Served, processes
@@ -67,6 +68,12 @@ async def balanced(*served: Served) -> AsyncIterator[Balanced]:
         made = Balanced(caller, served)
         await made.until_spread([ROUND // 2, ROUND // 2])
         yield made
+
+
+def test_through_a_sidecar_it_is_the_same_without_balancing_and_health() -> None:
+    direct, sidecar = (json.loads(path.read_text()) for path in (SERVICE_CONFIG, SIDECAR_CONFIG))
+    assert direct.keys() - sidecar.keys() == {"loadBalancingConfig", "healthCheckConfig"}
+    assert sidecar["methodConfig"] == direct["methodConfig"]
 
 
 async def test_no_call_fails_in_a_rolling_restart(database: TestDatabase, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ bindings:
   - {{principals: ["{ADMIN}"], roles: [operator, manager], tenants: ["*"]}}
 """
 SERVICE_CONFIG = ROOT / "docs" / "examples" / "service_config.json"
+SIDECAR_CONFIG = SERVICE_CONFIG.with_name("service_config_sidecar.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,8 @@ class Mesh:
 
     @contextlib.asynccontextmanager
     async def caller(self, uri: str) -> AsyncIterator[Caller]:
-        """Calls as the workload of this SPIFFE id, by the service config that is shipped."""
-        options = {"grpc__service_config": SERVICE_CONFIG.read_text(), "grpc__enable_retries": 1}
+        """Calls as the workload of this SPIFFE id, by the service config that is shipped for that."""
+        options = {"grpc__service_config": SIDECAR_CONFIG.read_text(), "grpc__enable_retries": 1}
         options |= {"grpc__initial_reconnect_backoff_ms": 100, "grpc__max_reconnect_backoff_ms": 500}
         async with self.workload(self.authority.issue(uris=[uri]), **options) as channel:
             yield Caller(channel, channel)
