@@ -63,7 +63,7 @@ log = logging.getLogger(__name__)
 
 POOLED_SWEEP_INTERVAL_S = 1.0
 """Without LISTEN the sweep is the only way to hear of rows that others committed."""
-END_WAIT_S = 1.0
+END_WAIT_S = 0.5
 """Longest wait, each, for the last hints to others and for the instance's row to go."""
 
 
