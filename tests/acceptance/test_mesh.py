@@ -100,11 +100,11 @@ async def test_the_trace_crosses_the_sidecar(database: TestDatabase, tmp_path: P
 
 
 def _of_trace(sink: OtlpSink) -> list[tuple[str, Any]]:
-    """The spans of the caller's trace, each with the service that made it."""
+    """The spans of the caller's trace that are of a call taken, each with the service that took it."""
     return [
         (attributes_of(resource.resource)["service.name"], span)
         for resource in sink.resource_spans
         for scope in resource.scope_spans
         for span in scope.spans
-        if span.trace_id.hex() == TRACE
+        if span.trace_id.hex() == TRACE and span.kind == span.SPAN_KIND_SERVER
     ]

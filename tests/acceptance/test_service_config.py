@@ -62,10 +62,10 @@ def _count(metrics: str) -> int:
 async def balanced(*served: Served) -> AsyncIterator[Balanced]:
     target = "ipv4:" + ",".join(f"127.0.0.1:{each.grpc_port}" for each in served)
     options = [("grpc.service_config", SERVICE_CONFIG.read_text()), ("grpc.use_local_subchannel_pool", 1)]
+    async with calling(*served) as (direct, *_):
+        await direct.tenant()
     async with grpc.aio.insecure_channel(target, options=options) as channel:
-        caller = Caller(channel, channel)
-        await caller.tenant()
-        made = Balanced(caller, served)
+        made = Balanced(Caller(channel, channel), served)
         await made.until_spread([ROUND // 2, ROUND // 2])
         yield made
 

@@ -75,7 +75,7 @@ async def test_an_https_receiver_is_tunnelled_to_by_its_checked_address_and_veri
     assert b"Proxy-Authorization: Basic " + credentials in by.asked[0]
     (got,) = server.requests
     assert got.startswith(b"POST /hook?a=1 HTTP/1.1\r\n")
-    assert f"Host: receiver.example:{server.port}\r\n".encode() in got
+    assert f"host: receiver.example:{server.port}\r\n".encode() in got
     assert credentials not in got
 
 

@@ -52,7 +52,7 @@ async def test_a_proxy_that_fails_uses_up_no_attempt_and_opens_no_circuit(databa
         assert list(status.open_circuits) == []
         by.answer = b""
         await receiver.wait_for(lambda: len(receiver.accepted("a")) == 2)
-        found = await service.until_attempts("a", 8, seq=1)
+        found = await service.until_delivered("a", 1)
         request = delivery_pb2.GetDeliveryRequest(name=f"{NAME.format('a')}/deliveries/1")
         delivery = await service.deliveries.GetDelivery(request)
     counted = [(a.attempt_number, a.outcome) for a in found if a.outcome != PROXY]
@@ -92,5 +92,4 @@ async def test_the_next_owner_counts_what_reached_the_receiver_and_no_more(datab
 
             await until(is_given_up, 10)
             assert await service.database.fetchval("SELECT attempts FROM dead_letter") == 2
-            assert (await service.attempts("a", 1))[-1].attempt_number == 2
     assert [request.attempt for request in receiver.of("a")] == [1, 2]
