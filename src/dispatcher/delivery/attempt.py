@@ -136,7 +136,7 @@ async def authenticated_post(
     return replace(exchange, duration_s=exchange.duration_s + took_s)
 
 
-def outcome_of(exchange: Exchange) -> Outcome:
+def outcome_of(exchange: Exchange) -> Outcome:  # noqa: C901 -- one line for each of a closed enum
     """The closed outcome: 2xx succeeded, any other whole response is an HTTP error, else whatever broke it."""
     match exchange.kind:
         case ExchangeKind.RESPONSE:
@@ -165,7 +165,7 @@ def outcome_of(exchange: Exchange) -> Outcome:
 def to_attempt(
     row: OutboxRow, number: int, epoch: int, start_s: float, exchange: Exchange, url_index: int = 0
 ) -> Attempt:
-    """The fact as it is stored; error and excerpt are kept of failures only. Where the egress proxy failed, `number` was
+    """The fact as it is stored; error and excerpt are kept of failures only. Where the egress proxy failed, `number` is
     not used up: it is the next one's, too."""
     outcome = outcome_of(exchange)
     failed = outcome is not Outcome.SUCCEEDED

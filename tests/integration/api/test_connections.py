@@ -117,10 +117,11 @@ async def test_a_stream_goes_on_for_the_grace_while_new_calls_take_a_new_connect
         watch = stub.Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         ended, calls = asyncio.ensure_future(watch.read()), 0
-        while not ended.done():
-            await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
-            calls += 1
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while not ended.done():
+                await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+                calls += 1
+                await asyncio.sleep(0.01)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             ended.result()
         lasted_s = time.monotonic() - began
