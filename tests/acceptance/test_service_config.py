@@ -62,6 +62,7 @@ def _count(metrics: str) -> int:
 async def balanced(*served: Served) -> AsyncIterator[Balanced]:
     target = "ipv4:" + ",".join(f"127.0.0.1:{each.grpc_port}" for each in served)
     options = [("grpc.service_config", SERVICE_CONFIG.read_text()), ("grpc.use_local_subchannel_pool", 1)]
+    options += [(f"grpc.{bound}_reconnect_backoff_ms", 200) for bound in ("initial", "min", "max")]
     async with calling(*served) as (direct, *_):
         await direct.tenant()
     async with grpc.aio.insecure_channel(target, options=options) as channel:
