@@ -373,6 +373,7 @@ async def _serve(
         async with OpsServer(core.settings.ops_listen, pages, seen_by) as ops:
             async with ApiServer(core.settings, api_parts(core), shares_port=shares_port) as api:
                 core.health.started()
+                await api.tell_health()
                 log.info("serving", extra={"version": __version__, "instance": str(core.instance.instance_id)})
                 if on_ready is not None:
                     on_ready(core, Ports(api.port, api.admin_port, ops.port))

@@ -60,7 +60,7 @@ async def test_each_step_of_the_end_waits_for_the_one_before(
             receiver.on("slow", Hang(released))
             watch = health_pb2_grpc.HealthStub(caller.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
             while (await watch.read()).status != health_pb2.HealthCheckResponse.SERVING:
-                pass  # it has just started, and health is told a moment later
+                pass  # /readyz was a moment earlier
             await caller.publish(event("in-flight", type="slow"))
             await receiver.wait_for(lambda: receiver.in_flight["slow"] == 1)
 

@@ -161,6 +161,10 @@ class ApiServer:
         await self._drain.quiet()
         await asyncio.gather(*(server.stop(CANCEL_GRACE_S) for server in self._servers))
 
+    async def tell_health(self) -> None:
+        """Tell now what would be told within `HEALTH_INTERVAL_S`: at the start, /readyz and gRPC health agree."""
+        await self._tell_health(is_ready=self._parts.health.is_ready)
+
     async def turn_away(self) -> None:
         """Health says NOT_SERVING from now on, to those who watch at once; calls are still answered. Idempotent."""
         if self._health_task is not None:
