@@ -122,6 +122,7 @@ class ApiServer:
         self._parts = parts
         self._drain = Drain()
         self._is_drained = False
+        self._told = False
         self._healths = (health.aio.HealthServicer(), health.aio.HealthServicer())
         self._servers: list[grpc.aio.Server] = []
         self._health_task: asyncio.Task[None] | None = None
@@ -145,12 +146,11 @@ class ApiServer:
         self._add_common(operators, self._healths[1], ADMIN_SERVICES)
         self.port = bind(callers, self._settings.grpc_listen, access)
         self.admin_port = bind(operators, self._settings.admin_listen, access)
-        told = self._parts.health.is_ready
-        await self._tell_health(is_ready=told)
+        await self.tell_health()
         self._servers = [callers, operators]
         for server in self._servers:
             await server.start()
-        self._health_task = asyncio.create_task(self._follow_health(told), name="grpc-health")
+        self._health_task = asyncio.create_task(self._follow_health(), name="grpc-health")
         _log.info("gRPC is served", extra={"port": self.port, "admin_port": self.admin_port})
         return self
 
@@ -163,7 +163,12 @@ class ApiServer:
 
     async def tell_health(self) -> None:
         """Tell now what would be told within `HEALTH_INTERVAL_S`: at the start, /readyz and gRPC health agree."""
-        await self._tell_health(is_ready=self._parts.health.is_ready)
+        self._told = self._parts.health.is_ready
+        statuses = health_pb2.HealthCheckResponse
+        for servicer, services in zip(self._healths, (CALLER_SERVICES, ADMIN_SERVICES), strict=True):
+            for name in ("", *services):
+                # Asked for each, since it may be told anew meanwhile.
+                await servicer.set(name, statuses.SERVING if self._told else statuses.NOT_SERVING)
 
     async def turn_away(self) -> None:
         """Health says NOT_SERVING from now on, to those who watch at once; calls are still answered. Idempotent."""
@@ -250,20 +255,11 @@ class ApiServer:
         if self._settings.reflection_access != "off":
             enable_reflection(server, (*services, health.SERVICE_NAME))
 
-    async def _follow_health(self, told: bool) -> None:  # noqa: FBT001 - what was told last, a plain fact
+    async def _follow_health(self) -> None:
         while True:
             await asyncio.sleep(HEALTH_INTERVAL_S)
-            is_ready = self._parts.health.is_ready
-            if is_ready != told:
-                await self._tell_health(is_ready=is_ready)
-                told = is_ready
-
-    async def _tell_health(self, *, is_ready: bool) -> None:
-        statuses = health_pb2.HealthCheckResponse
-        status = statuses.SERVING if is_ready else statuses.NOT_SERVING
-        for servicer, services in zip(self._healths, (CALLER_SERVICES, ADMIN_SERVICES), strict=True):
-            for name in ("", *services):
-                await servicer.set(name, status)
+            if self._parts.health.is_ready != self._told:
+                await self.tell_health()
 
 
 def _endpoint_rules(settings: Settings, egress: EgressPolicy) -> EndpointRules:
