@@ -334,8 +334,8 @@ sampler took them; each links to the Publish call. **Logs**: halts and dead lett
 `endpoint` as uids, which GetTenant and GetEndpoint tell.
 """
 TENANT_CALLS = """\
-A tenant's backlog, its worst endpoints and how its deliveries have gone of late, of which GetEndpointStatus tells more for
-each endpoint; and its dead letters:
+A tenant's backlog, its worst endpoints and how its deliveries have gone of late (GetEndpointStatus tells it of one
+endpoint); and its dead letters:
 
 ```
 grpcurl -plaintext -d '{"name": "tenants/$tenant/status"}' 127.0.0.1:50051 webhooks.v1.DeliveryService/GetTenantStatus

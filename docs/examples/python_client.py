@@ -3,10 +3,12 @@
 import random
 import sys
 import time
+from pathlib import Path
 
 import grpc
 from webhooks.v1 import event_pb2, publisher_pb2, publisher_pb2_grpc
 
+CONFIG = Path(__file__).with_name("service_config.json").read_text()  # balances, heeds health, retries
 AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
@@ -23,7 +25,7 @@ def publish(stub, request, tries=20):
 
 target, tenant, event_id = sys.argv[1:]
 event = event_pb2.Event(id=event_id, type="order.paid", data=b'{"order": 17}')
-with grpc.insecure_channel(target) as channel:
+with grpc.insecure_channel(target, [("grpc.service_config", CONFIG)]) as channel:
     stub = publisher_pb2_grpc.PublisherServiceStub(channel)
     response = publish(stub, publisher_pb2.PublishRequest(parent=tenant, events=[event]))
 print(response.results[0])

@@ -1,10 +1,13 @@
 """The composition root: everything of one process is made here, started in one order and stopped in one order.
 
-Start: telemetry, database, delivery, publishing, ports. Stop: the reverse, from the caller's side inwards, so that what
-was read is answered, what was committed is handed over, and what was sent is on record:
+Start: telemetry, database, delivery, publishing, ports. Stop: what others wait for first, which is the leases; callers
+are answered meanwhile, and who watches health has gone elsewhere by the time that calls are refused:
 
-    draining (health turns) ──> API answers what it has read ──> group commit runs dry ──> delivery winds down
-    ──> ports close ──> telemetry flushed
+    health turns ──> no send starts ──> sends in flight end, all is on record ──> leases are given back
+    ──> API refuses, answers what it has read ──> group commit runs dry, its rows are told to their owners
+    ──> ports close ──> telemetry flushed ──> pool closes
+
+Each step is bounded; `Settings.stop_max_s` is the sum.
 """
 
 from __future__ import annotations
@@ -118,8 +121,14 @@ class Core:
                     await asyncio.shield(keeper)
             keeper.cancel()
 
+    async def hand_over(self) -> None:
+        """While the API still takes calls: end the sends in flight, put all on record, give the leases back. What is
+        published from then on is for others to deliver, as with any instance that does not own an endpoint."""
+        self.engine.leave()
+        await self.engine.left()
+
     async def drain(self) -> None:
-        """After the API has stopped taking calls: commit what is queued, then end delivery in good order."""
+        """After the API has stopped taking calls: commit what is queued, then end."""
         try:
             async with asyncio.timeout(self.settings.grpc_drain_s):
                 await self.commits.drained()
@@ -338,7 +347,11 @@ async def serve(
         async with open_core(settings, telemetry, instance) as core:
             with contextlib.suppress(UnavailableError):  # away at start: it is waited for
                 await check_schema(core.database)
-            await _serve(core, stopping, on_ready, shares_port=worker is not None)
+            try:
+                await _serve(core, stopping, on_ready, shares_port=worker is not None)
+            finally:
+                # Closing the pool may take as long as the database lets it.
+                await telemetry.shutdown(settings.telemetry_flush_timeout_s)
     finally:
         await telemetry.shutdown(settings.telemetry_flush_timeout_s)
 
@@ -375,6 +388,7 @@ async def _serve(
                 ApiServer(core.settings, api_parts(core), shares_port=shares_port) as api,
             ):
                 core.health.started()
+                await api.tell_health()
                 log.info("serving", extra={"version": __version__, "instance": str(core.instance.instance_id)})
                 if on_ready is not None:
                     on_ready(core, Ports(api.port, api.admin_port, ops.port, scaler.port))
@@ -383,6 +397,8 @@ async def _serve(
                 stopped.cancel()
                 core.health.start_draining()
                 if not running.done():
+                    await api.turn_away()
+                    await core.hand_over()
                     await api.drain()
                     await core.drain()
             await running

@@ -82,6 +82,8 @@ class Outcome(enum.IntEnum):
     INVALID_RESPONSE = 8
     RESPONSE_TOO_LARGE = 9
     AUTHENTICATION_FAILED = 10
+    EGRESS_PROXY_FAILED = 11
+    """Our own way out is to blame, not the endpoint: recorded, and counted against nobody."""
 
 
 class DecisionKind(enum.IntEnum):
@@ -332,7 +334,8 @@ class OutboxRow:
 class Attempt:
     """One attempt as a fact: appended by whoever made it, owner or not. A success is the acknowledgement.
 
-    `url_index` is 0 for the endpoint's URL, n for its n-th fallback URL.
+    `url_index` is 0 for the endpoint's URL, n for its n-th fallback URL. `number` is that of the last attempt that
+    counted, this one included where it counts: so the highest one on record is how many have been used up.
     """
 
     key: EndpointKey

@@ -76,6 +76,7 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Node examples with what their package.json names."""
     folder = tmp_path_factory.mktemp("node") / "examples"
     shutil.copytree(EXAMPLES / "node", folder, ignore=shutil.ignore_patterns("node_modules"))
+    shutil.copy(EXAMPLES / "service_config.json", folder.parent)
     run_commands("npm install --no-audit --no-fund", {}, folder)
     assert not (folder / "package-lock.json").exists(), "it would name the registry of this machine"
     return folder

@@ -1,24 +1,26 @@
-"""A real Envoy in front of a gRPC port: it ends mTLS and says who called, as the sidecar of a mesh does."""
+"""Real Envoys: as the sidecar of a mesh before gRPC ports, and as the forward proxy that webhooks leave through."""
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from tests.support.certificates import Authority
+from tests.support.envoy_config import SOURCE, forward_proxy_config, sidecar_config
 from tests.support.process import free_ports
 
-HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-SOURCE = "127.0.0.2"
-"""The address that Envoy calls from, so that it can be told from whoever calls past it."""
+__all__ = ["SOURCE", "Envoy", "binary", "envoy", "forward_proxy"]
 READY_WITHIN_S = 20.0
+POLL_S = 0.02
 
 
 def binary() -> Path | None:
@@ -30,106 +32,83 @@ def binary() -> Path | None:
     return found if found.exists() else None
 
 
+class Envoy:
+    """One Envoy on ports of its own, which may be killed and started again on them."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], port: int, admin_port: int) -> None:
+        self.port, self.admin_port = port, admin_port
+        self._config, self._log_file = folder / f"envoy-{port}.json", folder / f"envoy-{port}.log"
+        self._config.write_bytes(orjson.dumps(config))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """As a forward proxy."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start, and wait until it listens; AssertionError with its log where it ends before that."""
+        with self._log_file.open("ab") as log:
+            options = ["--disable-hot-restart", "--concurrency", "1", "-l", "warning"]
+            command = [str(binary()), "-c", str(self._config), *options]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        end = time.monotonic() + READY_WITHIN_S
+        while not _listens(self.port):
+            assert self._process.poll() is None, self._log_file.read_text()[-2000:]
+            assert time.monotonic() < end, f"it does not listen within {READY_WITHIN_S} s"
+            time.sleep(POLL_S)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+
+    def post(self, path: str) -> None:
+        """Ask its admin port for something, such as /drain_listeners?graceful."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=5)
+        try:
+            connection.request("POST", path)
+            assert connection.getresponse().status == 200
+        finally:
+            connection.close()
+
+
 @contextlib.contextmanager
-def envoy(folder: Path, authority: Authority, upstream: int) -> Iterator[int]:
-    """Runs while entered; the port that takes mTLS of this authority's certificates."""
-    (port,) = free_ports(1)
+def envoy(
+    folder: Path, authority: Authority, *upstreams: int, otlp: int | None = None, watches_health: bool = False
+) -> Iterator[Envoy]:
+    """The sidecar in front of these gRPC ports, while entered; its port takes mTLS of this authority's certificates.
+
+    `otlp`: where it exports spans of its own; without it, it makes none. `watches_health`: it asks the ports' health
+    service, and calls none that is NOT_SERVING.
+    """
+    port, admin_port = free_ports(2)
     certificate, key = authority.issue(hosts=["localhost"]).written(folder, "envoy")
     (folder / "envoy-ca.crt").write_bytes(authority.root)
-    config = folder / "envoy.json"
-    config.write_bytes(orjson.dumps(_config(port, upstream, certificate, key, folder / "envoy-ca.crt")))
-    log = (folder / "envoy.log").open("wb")
-    command = [str(binary()), "-c", str(config), "--disable-hot-restart", "--concurrency", "1", "-l", "warning"]
-    process = subprocess.Popen(command, stdout=log, stderr=log)
+    files = (certificate, key, folder / "envoy-ca.crt")
+    config = sidecar_config((port, admin_port), upstreams, files, otlp=otlp, watches_health=watches_health)
+    with _running(Envoy(folder, config, port, admin_port)) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def forward_proxy(folder: Path) -> Iterator[Envoy]:
+    """A forward proxy that knows CONNECT, and says in Proxy-Status what it could not reach."""
+    port, admin_port = free_ports(2)
+    with _running(Envoy(folder, forward_proxy_config(port, admin_port), port, admin_port)) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def _running(made: Envoy) -> Iterator[Envoy]:
     try:
-        _wait_for(process, port, folder)
-        yield port
+        made.start()
+        yield made
     finally:
-        process.kill()
-        process.wait()
-        log.close()
-
-
-def _wait_for(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
-    """Until it listens; AssertionError with its log where it ends before that."""
-    end = time.monotonic() + READY_WITHIN_S
-    while not _listens(port):
-        assert process.poll() is None, (folder / "envoy.log").read_text()[-2000:]
-        assert time.monotonic() < end, f"it does not listen within {READY_WITHIN_S} s"
-        time.sleep(0.02)
+        made.kill()
 
 
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _config(port: int, upstream: int, certificate: Path, key: Path, ca: Path) -> dict[str, object]:
-    prefix = "type.googleapis.com/envoy.extensions"
-    address = {"socket_address": {"address": "127.0.0.1", "port_value": upstream}}
-    manager = {
-        "@type": f"{prefix}.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "in",
-        "codec_type": "HTTP2",
-        "forward_client_cert_details": "SANITIZE_SET",
-        "set_current_client_cert_details": {"subject": True, "uri": True, "dns": True},
-        "route_config": {
-            "virtual_hosts": [
-                {
-                    "name": "all",
-                    "domains": ["*"],
-                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "dispatcher", "timeout": "0s"}}],
-                }
-            ]
-        },
-        "http_filters": [
-            {
-                "name": "router",
-                "typed_config": {"@type": f"{prefix}.filters.http.router.v3.Router"},
-            }
-        ],
-    }
-    tls = {
-        "@type": f"{prefix}.transport_sockets.tls.v3.DownstreamTlsContext",
-        "require_client_certificate": True,
-        "common_tls_context": {
-            "alpn_protocols": ["h2"],
-            "tls_certificates": [
-                {"certificate_chain": {"filename": str(certificate)}, "private_key": {"filename": str(key)}}
-            ],
-            "validation_context": {"trusted_ca": {"filename": str(ca)}},
-        },
-    }
-    http2 = {
-        "@type": f"{prefix}.upstreams.http.v3.HttpProtocolOptions",
-        "explicit_http_config": {"http2_protocol_options": {}},
-    }
-    return {
-        "static_resources": {
-            "listeners": [
-                {
-                    "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
-                    "filter_chains": [
-                        {
-                            "filters": [{"name": "http", "typed_config": manager}],
-                            "transport_socket": {"name": "tls", "typed_config": tls},
-                        }
-                    ],
-                }
-            ],
-            "clusters": [
-                {
-                    "name": "dispatcher",
-                    "connect_timeout": "2s",
-                    "upstream_bind_config": {"source_address": {"address": SOURCE, "port_value": 0}},
-                    "typed_extension_protocol_options": {
-                        f"{prefix.rpartition('/')[2]}.upstreams.http.v3.HttpProtocolOptions": http2
-                    },
-                    "load_assignment": {
-                        "cluster_name": "dispatcher",
-                        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
-                    },
-                }
-            ],
-        }
-    }

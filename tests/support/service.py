@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc.aio
 from webhooks.v1 import (
+    attempt_pb2,
     dead_letter_pb2_grpc,
     delivery_pb2,
     delivery_pb2_grpc,
@@ -112,6 +113,16 @@ class Service:
             return len(await self.attempts(name, seq)) >= count
 
         await until(are_there, timeout_s)
+        return await self.attempts(name, seq)
+
+    async def until_delivered(self, name: str, seq: int, timeout_s: float = 10.0) -> list[Any]:
+        """Wait until a success is on record; the attempts of the delivery in the order made."""
+
+        async def is_there() -> bool:
+            made = await self.attempts(name, seq)
+            return bool(made) and made[-1].outcome == attempt_pb2.ATTEMPT_OUTCOME_SUCCEEDED
+
+        await until(is_there, timeout_s)
         return await self.attempts(name, seq)
 
     async def skip(self, name: str, seq: int, reason: str = "INC-1") -> delivery_pb2.Delivery:

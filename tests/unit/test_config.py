@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -250,3 +251,13 @@ def test_who_calls_is_never_guessed() -> None:
     assert any("AUTH_MODE: must be set" in each for each in problems_of({}, required=("auth_mode",)))
     assert any("https" in each for each in problems_of(auth("jwt", AUTH_JWT_KEYS="http://issuer.example/keys")))
     assert any("TLS_KEY_FILE" in each for each in problems_of(auth("tokens", TLS_CERTIFICATE_FILE="c")))
+
+
+def test_the_longest_end_is_the_sum_that_the_page_tells() -> None:
+    alone, supervised = Settings(), Settings(workers=4)
+    assert (alone.stop_max_s, supervised.stop_max_s, supervised.process_stop_max_s) == (63, 71, 63)
+    page = (FOLDER / "mesh.md").read_text()
+    line = next(line for line in page.splitlines() if line.endswith("=  73 s"))
+    pre_stop_s, *own_s = [int(number) for number in re.findall(r"\d+", line.partition("=")[0])]
+    assert (pre_stop_s, sum(own_s)) == (10, alone.stop_max_s)
+    assert f"more, {pre_stop_s + supervised.stop_max_s:g} s, for the supervisor" in page

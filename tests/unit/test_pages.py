@@ -16,10 +16,12 @@ PAGES = (
     "CHANGELOG.md",
     "docs/guarantees.md",
     "docs/kubernetes.md",
+    "docs/mesh.md",
     "docs/operations.md",
     "docs/scaling.md",
     "docs/security.md",
 )
+UNITS = re.compile(r"_(seconds|bytes)?(_?(total|count|sum|bucket))?$")
 
 
 def text_of(page: str) -> str:

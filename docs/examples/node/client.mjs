@@ -1,4 +1,5 @@
 // Publishes one event: node client.mjs PROTOS 127.0.0.1:50051 tenants/acme order-17-paid
+import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import grpc from "@grpc/grpc-js";
@@ -7,7 +8,8 @@ import protoLoader from "@grpc/proto-loader";
 const [protos, target, tenant, id] = process.argv.slice(2);
 const loaded = protoLoader.loadSync("webhooks/v1/publisher.proto", { includeDirs: [protos] });
 const { PublisherService } = grpc.loadPackageDefinition(loaded).webhooks.v1;
-const publisher = new PublisherService(target, grpc.credentials.createInsecure());
+const config = readFileSync(new URL("../service_config.json", import.meta.url), "utf8"); // balances, retries
+const publisher = new PublisherService(target, grpc.credentials.createInsecure(), { "grpc.service_config": config });
 const call = promisify(publisher.publish.bind(publisher));
 const again = [grpc.status.UNAVAILABLE, grpc.status.RESOURCE_EXHAUSTED];
 

@@ -1,6 +1,7 @@
 """The gRPC servers of one process: callers' services on one port, operators' on another.
 
-starting ──▶ serving ──drain()──▶ draining: new calls refused, calls in flight answered ──▶ stopped
+starting ──▶ serving ──turn_away()──▶ not serving, says health; calls are answered
+             ──drain()──▶ draining: new calls refused, calls in flight answered ──▶ stopped
 """
 
 from __future__ import annotations
@@ -70,9 +71,6 @@ from dispatcher.telemetry import Health, Instruments, Tracing
 
 HEALTH_INTERVAL_S = 0.25
 """How soon after a change the health service tells it."""
-KEEPALIVE_INTERVAL_S = 60
-KEEPALIVE_TIMEOUT_S = 20
-CLIENT_PING_INTERVAL_MIN_S = 10
 CANCEL_GRACE_S = 0.5
 """What is left for calls that the drain did not see end: they are cancelled then."""
 
@@ -125,6 +123,7 @@ class ApiServer:
         self._parts = parts
         self._drain = Drain()
         self._is_drained = False
+        self._told = False
         self._healths = (health.aio.HealthServicer(), health.aio.HealthServicer())
         self._servers: list[grpc.aio.Server] = []
         self._health_task: asyncio.Task[None] | None = None
@@ -148,12 +147,11 @@ class ApiServer:
         self._add_common(operators, self._healths[1], ADMIN_SERVICES)
         self.port = bind(callers, self._settings.grpc_listen, access)
         self.admin_port = bind(operators, self._settings.admin_listen, access)
-        told = self._parts.health.is_ready
-        await self._tell_health(is_ready=told)
+        await self.tell_health()
         self._servers = [callers, operators]
         for server in self._servers:
             await server.start()
-        self._health_task = asyncio.create_task(self._follow_health(told), name="grpc-health")
+        self._health_task = asyncio.create_task(self._follow_health(), name="grpc-health")
         _log.info("gRPC is served", extra={"port": self.port, "admin_port": self.admin_port})
         return self
 
@@ -164,20 +162,33 @@ class ApiServer:
         await self._drain.quiet()
         await asyncio.gather(*(server.stop(CANCEL_GRACE_S) for server in self._servers))
 
-    async def drain(self) -> None:
-        """Refuse new calls (UNAVAILABLE `DRAINING`) and wait for those in flight, at most `grpc_drain_s`. Idempotent.
+    async def tell_health(self) -> None:
+        """Tell now what would be told within `HEALTH_INTERVAL_S`: at the start, /readyz and gRPC health agree."""
+        self._told = self._parts.health.is_ready
+        statuses = health_pb2.HealthCheckResponse
+        for servicer, services in zip(self._healths, (CALLER_SERVICES, ADMIN_SERVICES), strict=True):
+            for name in ("", *services):
+                # Asked for each, since it may be told anew meanwhile.
+                await servicer.set(name, statuses.SERVING if self._told else statuses.NOT_SERVING)
 
-        Calls must still be able to end: whoever commits and delivers stops after this.
-        """
-        self._drain.start()
-        if self._is_drained:
-            return
-        self._is_drained = True
+    async def turn_away(self) -> None:
+        """Health says NOT_SERVING from now on, to those who watch at once; calls are still answered. Idempotent."""
         if self._health_task is not None:
             self._health_task.cancel()
             await asyncio.wait([self._health_task])
         for servicer in self._healths:
             await servicer.enter_graceful_shutdown()
+
+    async def drain(self) -> None:
+        """Refuse new calls (UNAVAILABLE `DRAINING`) and wait for those in flight, at most `grpc_drain_s`. Idempotent.
+
+        Calls must still be able to end: whoever commits stops after this.
+        """
+        self._drain.start()
+        if self._is_drained:
+            return
+        self._is_drained = True
+        await self.turn_away()
         try:
             async with asyncio.timeout(self._settings.grpc_drain_s):
                 await self._drain.idle()
@@ -246,20 +257,11 @@ class ApiServer:
         if self._settings.reflection_access != "off":
             enable_reflection(server, (*services, health.SERVICE_NAME))
 
-    async def _follow_health(self, told: bool) -> None:  # noqa: FBT001 - what was told last, a plain fact
+    async def _follow_health(self) -> None:
         while True:
             await asyncio.sleep(HEALTH_INTERVAL_S)
-            is_ready = self._parts.health.is_ready
-            if is_ready != told:
-                await self._tell_health(is_ready=is_ready)
-                told = is_ready
-
-    async def _tell_health(self, *, is_ready: bool) -> None:
-        statuses = health_pb2.HealthCheckResponse
-        status = statuses.SERVING if is_ready else statuses.NOT_SERVING
-        for servicer, services in zip(self._healths, (CALLER_SERVICES, ADMIN_SERVICES), strict=True):
-            for name in ("", *services):
-                await servicer.set(name, status)
+            if self._parts.health.is_ready != self._told:
+                await self.tell_health()
 
 
 def _endpoint_rules(settings: Settings, egress: EgressPolicy) -> EndpointRules:
@@ -291,12 +293,17 @@ def server_options(settings: Settings, *, shares_port: bool = False) -> list[tup
         ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_metadata_size", settings.grpc_metadata_bytes_max),
         ("grpc.absolute_max_metadata_size", settings.grpc_metadata_bytes_max),
-        ("grpc.max_connection_age_ms", round(settings.grpc_connection_age_s * 1000)),
-        ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_S * 1000),
-        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", CLIENT_PING_INTERVAL_MIN_S * 1000),
+        ("grpc.max_connection_age_ms", _ms(settings.grpc_connection_age_s)),
+        ("grpc.max_connection_age_grace_ms", _ms(settings.grpc_connection_age_grace_s)),
+        ("grpc.keepalive_time_ms", _ms(settings.grpc_keepalive_interval_s)),
+        ("grpc.keepalive_timeout_ms", _ms(settings.grpc_keepalive_timeout_s)),
+        ("grpc.keepalive_permit_without_calls", int(settings.grpc_ping_without_calls)),
+        ("grpc.http2.min_ping_interval_without_data_ms", _ms(settings.grpc_ping_interval_min_s)),
     ]
+
+
+def _ms(duration_s: float) -> int:
+    return round(duration_s * 1000)
 
 
 def guarded_paths(settings: CallerSettings) -> tuple[str, ...]:

@@ -40,6 +40,8 @@ PREFIX = "DISPATCHER_"
 FILE_SUFFIX = "_FILE"
 SECRET_FILE_BYTES_MAX = 64 * 1024
 SHOWN_VALUE_CHARS_MAX = 80
+STOP_SLACK_S = 5.0
+"""For all that is bounded in code at the end of a process: last hints, ports, the interpreter."""
 SERVE_REQUIRES = ("database_url", "secret_keys", "auth_mode")
 MIGRATE_REQUIRES = ("database_url",)
 
@@ -121,6 +123,19 @@ class Settings(
         if broken := [sentence for holds, sentence in _relations(self) if not holds]:
             raise ValueError("\n".join(broken))
         return self
+
+    @property
+    def process_stop_max_s(self) -> float:
+        """The longest that the orderly end of one process takes, in the order of `dispatcher.app`."""
+        leaving_s = 3 * self.delivery_drain_s
+        answering_s = 2 * self.grpc_drain_s
+        return leaving_s + answering_s + self.telemetry_flush_timeout_s + self.database_connect_timeout_s + STOP_SLACK_S
+
+    @property
+    def stop_max_s(self) -> float:
+        """The longest from SIGTERM to the exit of `serve`, that of its workers included."""
+        supervisor_s = self.telemetry_flush_timeout_s + STOP_SLACK_S if self.workers > 1 else 0.0
+        return self.process_stop_max_s + supervisor_s
 
     def effective(self) -> tuple[EffectiveSetting, ...]:
         """Every setting in the order of the documentation, secrets masked."""

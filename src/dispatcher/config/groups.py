@@ -144,7 +144,21 @@ class ListenSettings(Group):
     grpc_message_bytes_max: int = _count(16 * MIB, 64 * KIB, 256 * MIB, "Largest gRPC message read or written.")
     grpc_metadata_bytes_max: int = _count(16 * KIB, 1 * KIB, 1 * MIB, "Largest metadata of one call.")
     grpc_connection_age_s: float = _time_s(
-        1800.0, 10, DAY_S, "Connections are renewed so often, so that new instances get their share."
+        1800.0, 1, DAY_S, "Connections are renewed about so often, so that new instances get their share."
+    )
+    grpc_connection_age_grace_s: float = _time_s(
+        60.0, 0.1, DAY_S, "Calls go on so long on a connection that is being renewed; then it is closed under them."
+    )
+    grpc_keepalive_interval_s: float = _time_s(
+        60.0, 1, DAY_S, "A connection on which nothing comes in for so long is pinged."
+    )
+    grpc_keepalive_timeout_s: float = _time_s(20.0, 0.1, 600, "And closed where the ping is not answered in this time.")
+    grpc_ping_interval_min_s: float = _time_s(
+        10.0, 0.1, HOUR_S, "Callers that ping more often are sent away at the third time (GOAWAY, too_many_pings)."
+    )
+    grpc_ping_without_calls: bool = _plain(
+        default=True,
+        description="Callers may ping a connection that has no call on it; else no more often than every 2 hours.",
     )
     grpc_streams_max: int = _count(1000, 1, 100_000, "Concurrent calls on one gRPC connection.")
     workers: int = _count(

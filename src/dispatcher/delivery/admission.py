@@ -2,7 +2,8 @@
 
 An admission outlives the lanes of its endpoint: a bucket that were made anew with each of them would never be empty.
 
-    opens_at = latest of (hold by Retry-After, rate limit, throttle, catch-up, the earliest of the circuits)
+    opens_at = latest of (hold by Retry-After or for the egress proxy, rate limit, throttle, catch-up, the earliest of
+    the circuits)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dispatcher.bucket import TokenBucket
 from dispatcher.delivery.circuit import Circuit, CircuitPolicy, CircuitState, Transition
 from dispatcher.delivery.rate import Throttle, ThrottlePolicy
 from dispatcher.model import CatchUp
-from dispatcher.policy import RateLimit
+from dispatcher.policy import ExponentialBackoff, RateLimit
 
 SLOW_DOWN = frozenset({429, 503})
 """The statuses by which a receiver asks for a lower rate (RFC 6585 section 4, RFC 9110 section 15.6.4)."""
@@ -24,12 +25,16 @@ SLOW_DOWN = frozenset({429, 503})
 
 @dataclass(frozen=True, slots=True)
 class AdmissionPolicy:
-    """What one revision of an endpoint says; `urls` are the endpoint's and its fallbacks, in this order."""
+    """What one revision of an endpoint says; `urls` are the endpoint's and its fallbacks, in this order.
+
+    `proxy_waits` bound the waits for an egress proxy that fails: the service's own, whatever the endpoint says.
+    """
 
     urls: tuple[str, ...]
     rate_limit: RateLimit | None = None
     circuit: CircuitPolicy = CircuitPolicy()  # noqa: RUF009 -- frozen
     throttle: ThrottlePolicy = ThrottlePolicy()  # noqa: RUF009 -- frozen
+    proxy_waits: ExponentialBackoff = ExponentialBackoff(1.0, 60.0, 2.0)  # noqa: RUF009 -- frozen
     catch_ups: tuple[CatchUp, ...] = ()
 
 
@@ -54,6 +59,7 @@ class Admission:
     policy: AdmissionPolicy
     is_shut: bool = False
     _hold_until: float = -math.inf
+    _proxy_failing_since: float | None = None
     _bucket: TokenBucket | None = None
     _catch_ups: list[_CatchUpBucket] = field(default_factory=list)
     _circuits: dict[str, Circuit] = field(default_factory=dict)
@@ -109,6 +115,7 @@ class Admission:
         return (
             not self.is_shut
             and self._hold_until <= now
+            and self._proxy_failing_since is None
             and (self._bucket is None or self._bucket.is_full(now))
             and self._throttle.per_second is None
             and not self.open_circuits
@@ -170,6 +177,7 @@ class Admission:
         self, now: float, url: str, *, failed: bool, status_code: int | None, hold_s: float | None
     ) -> Sequence[CircuitChange]:
         """An attempt at `url` has ended. `hold_s`: the receiver's Retry-After, clamped, if it sent one."""
+        self._proxy_failing_since = None
         if not failed:
             if self._throttle.is_on:
                 self._throttle.succeeded(now)
@@ -183,6 +191,16 @@ class Admission:
             return ()  # the endpoint has other URLs by now
         transition = circuit.ended(now, failed=failed)
         return () if transition is None else (CircuitChange(self.policy.urls.index(url), transition),)
+
+    def proxy_failed(self, now: float, draw: float) -> float:
+        """The egress proxy failed an attempt, which says nothing of the endpoint: nothing begins for as many seconds as
+        are returned. They are random, up to as long again as it has been failing; `draw` in [0, 1)."""
+        if self._proxy_failing_since is None:
+            self._proxy_failing_since = now
+        waits = self.policy.proxy_waits
+        wait_s = draw * min(max(waits.min_s, now - self._proxy_failing_since), waits.max_s)
+        self._hold_until = max(self._hold_until, now + wait_s)
+        return wait_s
 
     def has_another_url(self, now: float, url: str) -> bool:
         """Whether the circuit of `url` is open and another one lets an attempt begin now."""

@@ -130,7 +130,7 @@ async def authenticated_post(
     token = await tokens.token(wanted, request.timeout_s)
     took_s = time.monotonic() - start_s
     if isinstance(token, NoToken):
-        return Exchange(ExchangeKind.AUTHENTICATION_FAILED, took_s, error=token.problem)
+        return Exchange(token.kind, took_s, error=token.problem)
     left_s = request.timeout_s - took_s
     if left_s <= 0:
         return Exchange(ExchangeKind.TIMEOUT, took_s, error="no response before the deadline")
@@ -141,7 +141,7 @@ async def authenticated_post(
     return replace(exchange, duration_s=exchange.duration_s + took_s)
 
 
-def outcome_of(exchange: Exchange) -> Outcome:
+def outcome_of(exchange: Exchange) -> Outcome:  # noqa: C901 -- one line for each of a closed enum
     """The closed outcome: 2xx succeeded, any other whole response is an HTTP error, else whatever broke it."""
     match exchange.kind:
         case ExchangeKind.RESPONSE:
@@ -162,13 +162,16 @@ def outcome_of(exchange: Exchange) -> Outcome:
             return Outcome.RESPONSE_TOO_LARGE
         case ExchangeKind.AUTHENTICATION_FAILED:
             return Outcome.AUTHENTICATION_FAILED
+        case ExchangeKind.EGRESS_PROXY_FAILED:
+            return Outcome.EGRESS_PROXY_FAILED
     assert_never(exchange.kind)
 
 
 def to_attempt(
     row: OutboxRow, number: int, epoch: int, start_s: float, exchange: Exchange, url_index: int = 0
 ) -> Attempt:
-    """The fact as it is stored; error and excerpt are kept of failures only."""
+    """The fact as it is stored; error and excerpt are kept of failures only. Where the egress proxy failed, `number` is
+    not used up: it is the next one's, too."""
     outcome = outcome_of(exchange)
     failed = outcome is not Outcome.SUCCEEDED
     return Attempt(
@@ -176,7 +179,7 @@ def to_attempt(
         row.seq,
         row.event_id,
         epoch,
-        number,
+        number if outcome is not Outcome.EGRESS_PROXY_FAILED else number - 1,
         datetime.fromtimestamp(start_s, UTC),
         exchange.duration_s,
         outcome,

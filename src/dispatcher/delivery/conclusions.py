@@ -88,6 +88,11 @@ class Conclusions:
                 return Retry(0.0)
         return step
 
+    def proxy_failed(self, key: EndpointKey) -> float:
+        """The egress proxy failed an attempt: no more than a wait, in seconds, follows from it for the endpoint."""
+        standing = self._board.admissions.get(key)
+        return 0.0 if standing is None else standing.admission.proxy_failed(self._clock(), self._random.random())
+
     def exhausted(self, runtime: EndpointRuntime, row: OutboxRow, epoch: int) -> None:
         """A delivery has no further attempt; where others wait for it that counts against its endpoint."""
         standing = self._board.admissions.get(runtime.key)

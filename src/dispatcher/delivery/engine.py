@@ -1,7 +1,10 @@
 """The delivery side of one process, put together: leases, lanes, sending, flushing, and the order of its end.
 
-Shutdown: nothing new starts, what is in flight ends within a bound, facts are flushed, decisions committed, watermarks
-written, leases given back. Whatever a bound cuts off is a duplicate for the next owner, never a loss.
+delivering ──leave()──▶ leaving: nothing new starts, what is in flight ends within a bound, facts are flushed, decisions
+committed, watermarks written, leases given back ──▶ left: others deliver, and are told of what is still published here
+──stop()──▶ ended
+
+Whatever a bound cuts off is a duplicate for the next owner, never a loss.
 """
 
 from __future__ import annotations
@@ -61,6 +64,8 @@ log = logging.getLogger(__name__)
 
 POOLED_SWEEP_INTERVAL_S = 1.0
 """Without LISTEN the sweep is the only way to hear of rows that others committed."""
+END_WAIT_S = 0.5
+"""Longest wait, each, for the last hints to others and for the instance's row to go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,8 @@ class Engine:
 
     def __init__(self, parts: EngineParts, settings: EngineSettings, *, chance: random.Random | None = None) -> None:
         self._parts, self._settings = parts, settings
+        self._leaving = asyncio.Event()
+        self._left = asyncio.Event()
         self._stop = asyncio.Event()
         delivery, database, clocks = settings.delivery, parts.database, parts.clocks
         self.board = Board(
@@ -267,21 +274,36 @@ class Engine:
         """Hand all partitions over to others, for good, and go on running. Idempotent."""
         self.keeper.drain()
 
+    def leave(self) -> None:
+        """Begin to leave the deliveries to others. Idempotent."""
+        self._leaving.set()
+
+    async def left(self) -> None:
+        """Wait until that is done, within three times the drain bound, or until `run` has ended."""
+        await self._left.wait()
+
     def stop(self) -> None:
-        """Begin the orderly end; `run` returns when it is done."""
+        """`leave` if need be, and end; `run` returns when that is done."""
+        self._leaving.set()
         self._stop.set()
 
     async def run(self) -> None:
         """Deliver until `stop`. Any unexpected error ends the service: it is a bug, and the next owner goes on."""
-        async with asyncio.TaskGroup() as group:
-            keeper = group.create_task(self.keeper.run(), name="leases")
-            others = [group.create_task(work, name=name) for name, work in self._tasks()]
-            await self._stop.wait()
-            await self._wind_down(keeper)
-            for task in others:
-                task.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                keeper = group.create_task(self.keeper.run(), name="leases")
+                others = [group.create_task(work, name=name) for name, work in self._tasks()]
+                await self._leaving.wait()
+                await self._leave()
+                self._left.set()
+                await self._stop.wait()
+                await self._end(keeper)
+                for task in others:
+                    task.cancel()
+        finally:
+            self._left.set()
 
-    async def _wind_down(self, keeper: asyncio.Task[None]) -> None:
+    async def _leave(self) -> None:
         """Within three times the drain bound: for attempts in flight, for what is to be written, for the leases."""
         self.sending.stop_starting()
         with contextlib.suppress(TimeoutError):
@@ -289,10 +311,21 @@ class Engine:
                 await self.sending.quiesced(lambda _key: True)
         await self.decisions.drain(self._settings.drain_s / 2)
         await self.flusher.drain(self._settings.drain_s / 2)
-        self.keeper.stop()
-        done, _ = await asyncio.wait([keeper], timeout=self._settings.drain_s)
-        if not done:
+        self.keeper.drain()
+        try:
+            async with asyncio.timeout(self._settings.drain_s):
+                await self.keeper.handed_over()
+        except TimeoutError:
             log.warning("leases could not be given back in time; they expire")
+
+    async def _end(self, keeper: asyncio.Task[None]) -> None:
+        """The keeper has known the new owners till now: whoever of them is owed a hint gets it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_WAIT_S):
+                await self._hints.sent()
+        self.keeper.stop()
+        done, _ = await asyncio.wait([keeper], timeout=END_WAIT_S)
+        if not done:
             keeper.cancel()
 
     def _tasks(self) -> list[tuple[str, asyncio._CoroutineLike[None]]]:

@@ -17,7 +17,8 @@ class ExchangeKind(enum.StrEnum):
     """How an exchange ended. RESPONSE: a whole response came, whatever its status; everything else is a failure.
 
     RESPONSE_TOO_LARGE is about the head (header lines, their number): of a larger body only the beginning is read and
-    the status counts. AUTHENTICATION_FAILED: there was no token to send, so nothing was sent.
+    the status counts. AUTHENTICATION_FAILED: there was no token to send, so nothing was sent. EGRESS_PROXY_FAILED: the
+    receiver has not been reached, and by all that is known that is not its fault.
     """
 
     RESPONSE = "RESPONSE"
@@ -29,6 +30,7 @@ class ExchangeKind(enum.StrEnum):
     INVALID_RESPONSE = "INVALID_RESPONSE"
     RESPONSE_TOO_LARGE = "RESPONSE_TOO_LARGE"
     AUTHENTICATION_FAILED = "AUTHENTICATION_FAILED"
+    EGRESS_PROXY_FAILED = "EGRESS_PROXY_FAILED"
 
 
 @dataclass(slots=True)  # not frozen, nor is an exchange: that would double what making one costs

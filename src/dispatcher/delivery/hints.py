@@ -29,13 +29,21 @@ class HintSender:
         self._own_id = own_id
         self._pending: dict[EndpointKey, int] = {}
         self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def add(self, highest: Mapping[EndpointKey, int]) -> None:
         for key, seq in highest.items():
             if len(self._pending) >= HINTS_PENDING_MAX and key not in self._pending:
                 return
             self._pending[key] = max(seq, self._pending.get(key, 0))
-        self._arrived.set()
+        if self._pending:
+            self._idle.clear()
+            self._arrived.set()
+
+    async def sent(self) -> None:
+        """Wait until nothing is left to be told. The caller bounds it."""
+        await self._idle.wait()
 
     async def run(self) -> None:
         while True:
@@ -46,6 +54,8 @@ class HintSender:
                 await self._send(pending)
             except listen.LOST as error:
                 log.info("hints were lost; the sweep will find the rows", extra={"error": str(error)})
+            if not self._pending:
+                self._idle.set()
 
     async def _send(self, pending: Mapping[EndpointKey, int]) -> None:
         by_owner: dict[UUID, list[tuple[EndpointKey, int]]] = {}

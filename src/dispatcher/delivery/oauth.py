@@ -29,6 +29,8 @@ LIFE_DEFAULT_S = 300.0
 LIFE_MAX_S = 86_400.0
 EARLY_S = 60.0
 """A token is renewed so long before it ends, or once four fifths of its life are over, whichever is later."""
+FETCH_SHARE = 0.9
+"""What a fetch takes of its first waiter's time, so that the waiter hears why there is no token, not only that."""
 FAILURE_S = 1.0
 """So long a failure stands for those who ask next."""
 
@@ -41,9 +43,10 @@ class Poster(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NoToken:
-    """Why there is none; a sentence without anything secret."""
+    """Why there is none; a sentence without anything secret. `kind` is how the exchange ends that wants it."""
 
     problem: str
+    kind: ExchangeKind = ExchangeKind.AUTHENTICATION_FAILED
 
 
 @dataclass(slots=True)
@@ -99,7 +102,7 @@ class Tokens:
     async def _fetch(self, wanted: TokenWanted, timeout_s: float) -> str | NoToken:
         name, asked_at = wanted.fingerprint, self._clock()
         try:
-            request = _request(wanted, timeout_s)
+            request = _request(wanted, timeout_s * FETCH_SHARE)
         except UrlRefusedError as error:
             return NoToken(f"the token URL is refused: {error.description}")
         answer = read_answer(await self._client.post(request))
@@ -139,6 +142,8 @@ def _request(wanted: TokenWanted, timeout_s: float) -> WebhookRequest:
 def read_answer(exchange: Exchange) -> tuple[str, float] | NoToken:
     """Token and life in seconds (RFC 6749 section 5.1), or why there is none. Nothing that the server says is told on,
     for it may repeat the secret; only its status is."""
+    if exchange.kind is ExchangeKind.EGRESS_PROXY_FAILED:
+        return NoToken(exchange.error, exchange.kind)
     if exchange.kind is not ExchangeKind.RESPONSE:
         return NoToken(bounded_error(f"the token server: {exchange.error or exchange.kind.value}"))
     if exchange.status_code != 200:

@@ -70,6 +70,7 @@ def policies_of(
             rate_limit=settings.rate_limit,
             circuit=_circuit(defaults.circuit, settings.circuit),
             throttle=defaults.throttle,
+            proxy_waits=defaults.retry.exponential,
             catch_ups=catch_ups,
         ),
         disable=_disable(defaults.disable, settings.auto_disable),

@@ -1,6 +1,7 @@
 """The send loop: starts attempts while caps, leases and flushes allow, and draws the conclusion of each.
 
     take ──> attempt ──> succeeded ──────────────> next row may go; the flush makes it durable
+                   ├──> the egress proxy failed ─> the same row again, with as many attempts left as before
                    └──> failed ──> retry due at … ─> the same row again
                              └──> exhausted ──> dead letter ──committed──> next row may go
                                             └─> halt ──committed──> what waits for it waits for an operator
@@ -32,7 +33,7 @@ from dispatcher.delivery.keeping import Disabling
 from dispatcher.delivery.lane import Lane
 from dispatcher.delivery.retry import Exhausted, Retry
 from dispatcher.delivery.slots import SETTLED
-from dispatcher.model import EndpointKey, Halt, OutboxRow
+from dispatcher.model import EndpointKey, Halt, OutboxRow, Outcome
 from dispatcher.policy import ExhaustionPolicy
 from dispatcher.telemetry import Instruments
 
@@ -213,6 +214,9 @@ class SendLoop:
 
     def _conclude(self, lane: Lane, row: OutboxRow, result: AttemptResult, runtime: EndpointRuntime) -> Ending | None:
         """Tell the lane what came of its row; where it is exhausted, the decision or halt that is being committed."""
+        if result.attempt.outcome is Outcome.EGRESS_PROXY_FAILED:
+            self._try_again(lane, row, self._conclusions.proxy_failed(row.key))
+            return None
         row.attempts += 1
         row.first_attempt_time = row.first_attempt_time or result.attempt.start_time
         hold_s = self._conclusions.note(runtime, row, result)
@@ -223,14 +227,22 @@ class SendLoop:
             return None
         step = self._conclusions.next_step(runtime, row, result, hold_s)
         if isinstance(step, Retry):
-            lane.failed(row.seq, self._clock() + step.delay_s)
-            self._board.feed(lane)
+            self._try_again(lane, row, step.delay_s)
         elif lane.deciding(row.seq):
             self._conclusions.exhausted(runtime, row, lane.epoch)
             return self._end(lane, row, result, step, runtime)
+        else:
+            self._settle_if_done(lane, row)
+        return None
+
+    def _try_again(self, lane: Lane, row: OutboxRow, delay_s: float) -> None:
+        lane.failed(row.seq, self._clock() + delay_s)
+        self._board.feed(lane)
+        self._settle_if_done(lane, row)
+
+    def _settle_if_done(self, lane: Lane, row: OutboxRow) -> None:
         if lane.state_of(row.seq) is SETTLED:
             self._board.settled(lane)  # a former owner's success is on record
-        return None
 
     def _end(
         self, lane: Lane, row: OutboxRow, result: AttemptResult, step: Exhausted, runtime: EndpointRuntime

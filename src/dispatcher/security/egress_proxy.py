@@ -1,5 +1,5 @@
 """A forward proxy that webhooks leave through, so that an organisation has fixed source addresses (HTTP CONNECT,
-RFC 9110 section 9.3.6; absolute form for http targets, RFC 9112 section 3.2.2).
+RFC 9110 section 9.3.6).
 
 The address policy is applied before: names are resolved here, and the proxy is told an address, never a name, so what
 was checked is what is connected to. What the proxy itself lets through is its own affair.

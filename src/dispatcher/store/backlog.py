@@ -158,16 +158,18 @@ async def fetch_rows_on(connection: Connection, wants: Sequence[RowsWanted]) -> 
 
 
 # By range of sequences, not by row: one probe per endpoint and partition. An attempt's time is its sender's clock:
-# allow it to lag an hour behind the database or be a day ahead.
+# allow it to lag an hour behind the database or be a day ahead. What the egress proxy failed (11) bears the number of
+# the attempt before it, so that the highest is how many were used up; neither age nor back-off begin with it.
 FETCH_FACTS = by_tenant(
     """
 SELECT w.endpoint_id, f.*
 FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::timestamptz[])
      w(tenant_id, endpoint_id, first_seq, last_seq, first_time)
 CROSS JOIN LATERAL (
-    SELECT a.seq, a.event_id, max(a.number) AS attempts, min(a.time) AS first_time,
-           max(a.time + a.duration_us * interval '1 microsecond') AS last_time, bool_or(a.outcome = 1) AS settled,
-           false AS parked
+    SELECT a.seq, a.event_id, max(a.number) AS attempts,
+           min(a.time) FILTER (WHERE a.outcome <> 11) AS first_time,
+           max(a.time + a.duration_us * interval '1 microsecond') FILTER (WHERE a.outcome <> 11) AS last_time,
+           bool_or(a.outcome = 1) AS settled, false AS parked
     FROM attempt a
     WHERE a.tenant_id = w.tenant_id AND a.endpoint_id = w.endpoint_id AND a.seq >= w.first_seq AND a.seq <= w.last_seq
       AND a.time >= w.first_time - interval '1 hour' AND a.time < now() + interval '1 day'

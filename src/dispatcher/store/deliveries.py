@@ -123,7 +123,7 @@ WITH scanned AS MATERIALIZED ({scan}
     FROM picked p
     JOIN endpoint e ON e.tenant_id = p.tenant_id AND e.endpoint_id = p.endpoint_id
     CROSS JOIN LATERAL (
-        SELECT count(*) AS attempt_count,
+        SELECT count(*) FILTER (WHERE a.outcome <> 11) AS attempt_count,
                min(a.time + a.duration_us * interval '1 microsecond') FILTER (WHERE a.outcome = 1) AS deliver_time
         FROM attempt a
         WHERE a.tenant_id = p.tenant_id AND a.endpoint_id = p.endpoint_id AND a.seq = p.seq

@@ -31,10 +31,10 @@ class Telemetry:
     tracing: Tracing
     instruments: Instruments
     registry: CollectorRegistry
-    _closers: tuple[Callable[[], None], ...]
+    _closers: list[Callable[[], None]]
 
     async def shutdown(self, timeout_s: float) -> bool:
-        """Export what is left and stop; False if that took longer than `timeout_s`, which then is given up.
+        """Export what is left and stop; False if that took longer than `timeout_s`, which then is given up. Idempotent.
 
         A thread of its own, and a daemon: an unreachable collector must not hold up the end of the process.
         """
@@ -42,9 +42,9 @@ class Telemetry:
         done = asyncio.Event()
 
         def close() -> None:
-            for closer in self._closers:
+            while self._closers:
                 try:
-                    closer()
+                    self._closers.pop(0)()
                 except Exception:  # noqa: BLE001 - the SDK raises bare Exception; the rest is still to be closed
                     _log.warning("telemetry did not stop cleanly", exc_info=True)
             if not loop.is_closed():
@@ -82,7 +82,7 @@ def start_telemetry(plan: ExportPlan, *, version: str, instance_id: str) -> Tele
     meters = MeterProvider(readers, resource, AlwaysOffExemplarFilter(), shutdown_on_exit=False)
     instruments = Instruments(meters.get_meter(SCOPE, version, SCHEMA_URL), histograms)
     tracing, close_traces = _start_tracing(plan, resource, version)
-    return Telemetry(tracing, instruments, registry, (*close_traces, meters.shutdown))
+    return Telemetry(tracing, instruments, registry, [*close_traces, meters.shutdown])
 
 
 def _start_tracing(

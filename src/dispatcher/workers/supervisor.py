@@ -30,8 +30,6 @@ from dispatcher.workers.pool import PoolOptions, WorkerPool
 log = logging.getLogger(__name__)
 
 RESTART_MIN_S = 0.1
-DRAIN_SLACK_S = 5.0
-"""Beyond what the drains of a worker may take by their settings."""
 
 
 async def supervise(settings: Settings) -> None:
@@ -97,7 +95,7 @@ def _pool_options(settings: Settings, folder: Path, address: str) -> PoolOptions
         silent_max_s=settings.worker_silent_max_s,
         restart_min_s=min(RESTART_MIN_S, settings.worker_restart_max_s),
         restart_max_s=settings.worker_restart_max_s,
-        drain_s=settings.grpc_drain_s * 2 + settings.delivery_drain_s * 3 + DRAIN_SLACK_S,
+        drain_s=settings.process_stop_max_s,
     )
 
 

@@ -24,6 +24,7 @@ from dispatcher.api.server import ADMIN_SERVICES, CALLER_SERVICES
 from dispatcher.model import Instance
 from dispatcher.store import instances, leases
 from dispatcher.telemetry import Tracing
+from tests.support import waiting
 from tests.support.api import STATUS, Api, event, refused, serving
 from tests.support.postgres import TestDatabase
 from tests.support.tasks import until
@@ -238,3 +239,21 @@ async def test_grpcurl_lists_describes_and_calls(api: Api) -> None:
     assert '"tenants/nobody"' in error
     code, status = await grpcurl(api.server.admin_port, "webhooks.admin.v1.AdminService/GetStatus")
     assert (code, json.loads(status)["version"]) == (0, "0.1.0")
+
+
+async def test_what_was_told_out_of_turn_is_followed_all_the_same(database: TestDatabase) -> None:
+    async with serving(database.options) as api:
+
+        async def status() -> int:
+            return (await api.health_stub.Check(health_pb2.HealthCheckRequest(service=CALLER_SERVICES[0]))).status
+
+        async def is_turned() -> bool:
+            return await status() == Serving.NOT_SERVING
+
+        api.health.fail("test", "broken")
+        await waiting.until(is_turned)
+        api.health.clear("test")
+        await api.server.tell_health()
+        assert await status() == Serving.SERVING
+        api.health.fail("test", "broken")
+        await waiting.until(is_turned)

@@ -25,25 +25,30 @@ from dispatcher.credentials import (
     OAuth2ClientCredentials,
 )
 from dispatcher.delivery.attempt import Attempter
-from dispatcher.delivery.client import WebhookClient
+from dispatcher.delivery.client import ClientOptions, WebhookClient
 from dispatcher.delivery.endpoint import EndpointRuntime
 from dispatcher.model import Attempt, Outcome
 from dispatcher.security.addresses import parse_network
 from dispatcher.security.credentials import prepare
 from dispatcher.security.egress import EgressPolicy
+from dispatcher.security.egress_proxy import EgressProxy
 from dispatcher.telemetry import Instruments, Tracing
 from tests.support.certificates import Authority, Issued
 from tests.support.deliveries import row_of
 from tests.support.endpoints import runtime_of
+from tests.support.forward_proxy import proxy
+from tests.support.ports import closed_port
 
 SECRET = "S3cr3t-of-the-client"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @contextlib.asynccontextmanager
-async def attempting() -> AsyncIterator[Attempter]:
+async def attempting(by: str = "") -> AsyncIterator[Attempter]:
+    """`by`: the URL of an egress proxy."""
     recorded: list[Attempt] = []
-    async with WebhookClient(EgressPolicy.for_development()) as client:
+    options = ClientOptions(proxy=EgressProxy.parse(by) if by else None)
+    async with WebhookClient(EgressPolicy.for_development(), options) as client:
         yield Attempter(client, recorded.append, Tracing(NoOpTracer()), Instruments.silent())
 
 
@@ -207,6 +212,17 @@ async def test_a_token_server_that_hangs_costs_no_more_than_the_attempts_time() 
             result = await attempter.attempt(runtime, row_of(1), 1, 1)
     assert result.attempt.outcome is Outcome.AUTHENTICATION_FAILED
     assert result.attempt.duration_s < 2
+
+
+async def test_a_token_that_the_egress_proxy_kept_from_us_is_the_proxys_fault() -> None:
+    async with proxy() as hanging:
+        hanging.is_silent = True
+        for by in (f"http://127.0.0.1:{closed_port()}", hanging.url):
+            async with attempting(by) as attempter:
+                runtime = with_credentials("http://127.0.0.1/hook", *oauth2("http://127.0.0.1/token"))
+                runtime = replace(runtime, settings=replace(runtime.settings, timeout_s=0.3))
+                result = await attempter.attempt(runtime, row_of(1), 1, 1)
+            assert (result.attempt.outcome, result.attempt.number) == (Outcome.EGRESS_PROXY_FAILED, 0)
 
 
 async def test_the_token_url_is_under_the_address_policy() -> None:

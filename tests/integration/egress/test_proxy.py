@@ -1,4 +1,5 @@
-"""Webhooks through a forward proxy: it is told the address that was checked here, and nothing gets past the policy."""
+"""Webhooks through a forward proxy: it is told the address that was checked here, nothing gets past the policy, and
+what is its fault is told from what is the receiver's."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ import base64
 import contextlib
 import ssl
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -20,69 +20,11 @@ from dispatcher.security.egress_proxy import EgressProxy
 from dispatcher.security.endpoint_tls import EndpointTls
 from dispatcher.security.resolver import PolicyResolver
 from tests.support.certificates import Authority
-from tests.support.hostile import answering, hostile_server
+from tests.support.forward_proxy import proxy
+from tests.support.hostile import HostileServer, answering, hostile_server
 from tests.support.ports import closed_port
 
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
-
-
-@dataclass
-class Proxy:
-    """What it was asked: the first line and the headers of each connection's first request."""
-
-    port: int = 0
-    asked: list[bytes] = field(default_factory=list)
-    answer: bytes = b""
-    """Instead of doing it."""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-
-@contextlib.asynccontextmanager
-async def proxy() -> AsyncIterator[Proxy]:
-    """A small forward proxy."""
-    state = Proxy()
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            head = await reader.readuntil(b"\r\n\r\n")
-            state.asked.append(head)
-            if state.answer:
-                writer.write(state.answer)
-                writer.close()
-                return
-            method, target, _ = head.split(b"\r\n")[0].decode().split(" ")
-            place = target if method == "CONNECT" else target.partition("://")[2].partition("/")[0]
-            host, _, port = place.rpartition(":")
-            upstream, back = await asyncio.open_connection(host.strip("[]"), int(port))
-            if method == "CONNECT":
-                writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            else:
-                back.write(head)
-            await asyncio.gather(_pump(reader, back), _pump(upstream, writer))
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    state.port = server.sockets[0].getsockname()[1]
-    try:
-        yield state
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()
-    writer.close()
 
 
 @contextlib.asynccontextmanager
@@ -99,7 +41,12 @@ async def client(by: str, policy: EgressPolicy | None = None, **names: list[str]
 
 
 def request(url: str, **fields: object) -> WebhookRequest:
-    return WebhookRequest(parse_url(url), {"x-a": "b"}, b"{}", 5.0, **fields)  # type: ignore[arg-type] # by name
+    fields.setdefault("timeout_s", 5.0)
+    return WebhookRequest(parse_url(url), {"x-a": "b"}, b"{}", **fields)  # type: ignore[arg-type] # by name
+
+
+async def silent(_: HostileServer, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+    await reader.read()
 
 
 def tls_of(folder: Path, authority: Authority, host: str) -> ssl.SSLContext:
@@ -123,24 +70,43 @@ async def test_an_https_receiver_is_tunnelled_to_by_its_checked_address_and_veri
     assert (first.kind, first.status_code) == (ExchangeKind.RESPONSE, 204)
     assert other.kind is ExchangeKind.TLS_FAILED, "another name on the same address is another receiver"
     assert by.asked[0].startswith(f"CONNECT 127.0.0.1:{server.port} HTTP/1.1".encode())
+    assert b"receiver.example" not in by.asked[0]
     credentials = base64.b64encode(b"user:pass")
     assert b"Proxy-Authorization: Basic " + credentials in by.asked[0]
     (got,) = server.requests
     assert got.startswith(b"POST /hook?a=1 HTTP/1.1\r\n")
-    assert f"Host: receiver.example:{server.port}\r\n".encode() in got
+    assert f"host: receiver.example:{server.port}\r\n".encode() in got
     assert credentials not in got
 
 
-async def test_an_http_receiver_is_reached_in_absolute_form() -> None:
+async def test_an_http_receiver_is_tunnelled_to_as_well_and_finds_its_own_name_in_host() -> None:
     async with (
         proxy() as by,
         hostile_server(answering(OK)) as server,
-        client(by.url, receiver_example=["127.0.0.1"]) as c,
+        client(by.url.replace("//", "//user:pass@"), receiver_example=["127.0.0.1"]) as c,
     ):
         exchange = await c.post(request(f"http://receiver.example:{server.port}/hook"))
     assert exchange.is_success
-    assert by.asked[0].startswith(f"POST http://127.0.0.1:{server.port}/hook HTTP/1.1".encode())
-    assert f"Host: receiver.example:{server.port}\r\n".encode() in server.requests[0]
+    (asked,) = by.asked
+    assert asked.startswith(f"CONNECT 127.0.0.1:{server.port} HTTP/1.1".encode())
+    assert b"Proxy-Authorization: Basic " in asked
+    assert server.requests[0].startswith(b"POST /hook HTTP/1.1\r\n")
+    assert f"host: receiver.example:{server.port}\r\n".encode() in server.requests[0].lower()
+    assert b"proxy-authorization" not in server.requests[0].lower()
+
+
+async def test_a_tunnel_is_used_again_for_its_own_origin_alone() -> None:
+    async with (
+        proxy() as by,
+        hostile_server(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as server,
+        client(by.url, receiver_example=["127.0.0.1"]) as c,
+    ):
+        plain = f"http://receiver.example:{server.port}/hook"
+        assert [(await c.post(request(plain))).is_success for _ in range(2)] == [True, True]
+        assert (len(by.asked), len(server.requests)) == (1, 2)
+        encrypted = await c.post(request(plain.replace("http:", "https:"), timeout_s=0.3))
+    assert encrypted.kind is ExchangeKind.TIMEOUT, "a handshake is begun, which that server does not understand"
+    assert (len(by.asked), len(server.requests)) == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -176,20 +142,71 @@ async def test_an_endpoints_own_networks_choose_among_its_addresses() -> None:
     assert len(by.asked) == 1
 
 
-@pytest.mark.parametrize(
-    ("answer", "word"),
-    [
-        (b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n", "answered 407"),
-        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", "answered 403"),
-        (b"garbage\r\n\r\n", "HTTP"),
-    ],
-)
-async def test_what_the_proxy_refuses_is_a_failure_that_says_so(answer: bytes, word: str) -> None:
+PROXYS_OWN = [
+    (b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n", "answered 407"),
+    (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", "answered 403"),
+    (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", "answered 502"),
+    (b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\n", "answered 503"),
+    (b"HTTP/1.1 503 Busy\r\nProxy-Status: p; error=proxy_internal_error\r\n\r\n", "answered 503"),
+    (b"HTTP/1.1 503 Busy\r\nX-Squid-Error: ERR_CANNOT_FORWARD 0\r\n\r\n", "answered 503"),
+    (b"garbage\r\n\r\n", "did not answer in HTTP"),
+    (b"HTTP/1.1 200", "closed the connection"),
+]
+RECEIVERS = [
+    ("Proxy-Status: envoy; error=connection_refused", ExchangeKind.CONNECTION_FAILED),
+    ('Proxy-Status: envoy; error="connection_terminated"; details="x"', ExchangeKind.CONNECTION_FAILED),
+    ("Proxy-Status: near; details=y;error=destination_unavailable, far", ExchangeKind.CONNECTION_FAILED),
+    ("Proxy-Status: envoy; error=connection_timeout", ExchangeKind.TIMEOUT),
+    ("X-Squid-Error: ERR_CONNECT_FAIL 111", ExchangeKind.CONNECTION_FAILED),
+]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(("answer", "words"), PROXYS_OWN)
+async def test_what_the_proxy_fails_at_is_its_own_fault(answer: bytes, words: str, scheme: str) -> None:
     async with proxy() as by, client(by.url, receiver_example=["127.0.0.1"]) as c:
         by.answer = answer
+        exchange = await c.post(request(f"{scheme}://receiver.example/"))
+    assert (exchange.kind, exchange.error) == (ExchangeKind.EGRESS_PROXY_FAILED, f"the egress proxy {words}")
+    assert exchange.status_code is None, "no receiver has answered"
+
+
+@pytest.mark.parametrize(("header", "kind"), RECEIVERS)
+async def test_a_proxy_that_says_it_is_the_receiver_is_believed(header: str, kind: ExchangeKind) -> None:
+    async with proxy() as by, client(by.url, receiver_example=["127.0.0.1"]) as c:
+        by.answer = f"HTTP/1.1 503 Unavailable\r\n{header}\r\nContent-Length: 0\r\n\r\n".encode()
         exchange = await c.post(request("https://receiver.example/"))
-    assert exchange.kind in (ExchangeKind.CONNECTION_FAILED, ExchangeKind.INVALID_RESPONSE)
-    assert word in exchange.error
+    assert (exchange.kind, exchange.error) == (kind, "the egress proxy did not get through to the receiver")
+
+
+async def test_a_proxy_that_says_nothing_is_its_own_fault_as_well() -> None:
+    async with proxy() as by, client(by.url, receiver_example=["127.0.0.1"]) as c:
+        by.is_silent = True
+        exchange = await c.post(request("https://receiver.example/", timeout_s=0.3))
+    assert exchange.kind is ExchangeKind.EGRESS_PROXY_FAILED
+    assert exchange.error == "the egress proxy did not answer before the deadline"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_once_the_tunnel_is_open_it_is_the_receiver_that_fails(scheme: str) -> None:
+    """A handshake that is not answered, and a request that is not."""
+    async with (
+        proxy() as by,
+        hostile_server(silent) as server,
+        client(by.url, receiver_example=["127.0.0.1"]) as c,
+    ):
+        exchange = await c.post(request(f"{scheme}://receiver.example:{server.port}/", timeout_s=0.3))
+    assert (exchange.kind, len(by.asked)) == (ExchangeKind.TIMEOUT, 1)
+
+
+async def test_a_receiver_that_answers_as_a_proxy_does_is_no_proxy() -> None:
+    async with (
+        proxy() as by,
+        hostile_server(answering(PROXYS_OWN[0][0])) as server,
+        client(by.url, receiver_example=["127.0.0.1"]) as c,
+    ):
+        exchange = await c.post(request(f"http://receiver.example:{server.port}/"))
+    assert (exchange.kind, exchange.status_code) == (ExchangeKind.RESPONSE, 407)
 
 
 async def test_without_the_proxy_nothing_goes_out_and_a_name_without_address_is_told() -> None:
@@ -198,8 +215,14 @@ async def test_without_the_proxy_nothing_goes_out_and_a_name_without_address_is_
             down = await c.post(request(f"http://receiver.example:{server.port}/"))
             unknown = await c.post(request("https://none.example/"))
         assert server.connections == 0
-    assert (down.kind, down.error) == (ExchangeKind.CONNECTION_FAILED, "the egress proxy is not reached")
+    assert (down.kind, down.error) == (ExchangeKind.EGRESS_PROXY_FAILED, "the egress proxy is not reached")
     assert unknown.kind is ExchangeKind.NAME_NOT_RESOLVED
+
+
+async def test_a_proxy_whose_name_is_not_known_is_its_own_fault() -> None:
+    async with client("http://proxy.invalid:3128", receiver_example=["127.0.0.1"]) as c:
+        exchange = await c.post(request("https://receiver.example/"))
+    assert (exchange.kind, exchange.error) == (ExchangeKind.EGRESS_PROXY_FAILED, "the egress proxy is not reached")
 
 
 @pytest.mark.parametrize(

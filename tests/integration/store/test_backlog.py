@@ -84,6 +84,29 @@ async def test_rows_tell_what_is_on_record_about_them(db: Database, connection: 
     assert not any(r.settled or r.attempts for r in fresh)
 
 
+async def test_what_the_egress_proxy_failed_uses_up_no_attempt_and_no_age(
+    db: Database, connection: asyncpg.Connection
+) -> None:
+    key = await add_endpoint(connection, await add_tenant(connection), 7)
+    now = await connection.fetchval("SELECT now()")
+    rows = await add_rows(connection, key, 2, time=now - EARLIER)
+    at = [rows[0].time + timedelta(seconds=s) for s in range(4)]
+    proxy, failed = {"outcome": Outcome.EGRESS_PROXY_FAILED, "status_code": None}, {"outcome": Outcome.TIMEOUT}
+    await attempts.append(
+        db,
+        [
+            attempt_at(rows[0], **proxy, number=0, start_time=at[0]),
+            attempt_at(rows[0], **failed, number=1, start_time=at[1]),
+            attempt_at(rows[0], **proxy, number=1, start_time=at[2]),
+            attempt_at(rows[1], **proxy, number=0, start_time=at[3]),
+        ],
+    )
+    found = await backlog.fetch_rows(db, [wanted(key, rows)])
+    assert [(r.attempts, r.first_attempt_time, r.settled) for r in found] == [(1, at[1], False), (0, None, False)]
+    ended = timedelta(seconds=0.01)
+    assert [r.last_attempt_time for r in found] == [at[1] + ended, None]
+
+
 async def test_a_payload_is_read_once_however_many_want_it(db: Database, connection: asyncpg.Connection) -> None:
     key = await add_endpoint(connection, await add_tenant(connection), 7)
     (row,) = await add_rows(connection, key, 1, data=b"\x00\xff")

@@ -114,3 +114,28 @@ def test_what_a_receiver_asked_for_ends_with_its_url() -> None:
     gate.configure(replace(POLICY, urls=("https://other.example/", *POLICY.urls[1:])), 1)
     assert gate.throttled_per_s is None
     assert gate.opens_at(1, TIME) <= 1
+
+
+def test_a_proxy_that_fails_only_puts_off_and_for_no_longer_than_it_has_been_failing_again() -> None:
+    gate = admission()
+    waits_s = [gate.proxy_failed(now, 0.5) for now in (100.0, 100.5, 104.0, 140.0, 1000.0)]
+    assert waits_s == [0.5, 0.5, 2.0, 20.0, 30.0]
+    assert gate.opens_at(1000, TIME) == 1030
+    assert gate.open_circuits == []
+    assert gate.throttled_per_s is None
+    assert not gate.is_at_rest(1030)
+
+
+def test_whatever_a_receiver_does_ends_the_waiting_for_the_proxy() -> None:
+    for status_code in (204, 500):
+        gate = admission()
+        gate.proxy_failed(0, 0.5)
+        attempt(gate, 60, status_code)
+        assert gate.proxy_failed(61, 0.5) == 0.5
+
+
+def test_an_operator_who_wants_an_attempt_does_not_wait_for_the_proxy() -> None:
+    gate = admission()
+    gate.proxy_failed(0, 0.9)
+    gate.try_now(0)
+    assert gate.opens_at(0, TIME) == 0

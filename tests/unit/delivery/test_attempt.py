@@ -57,6 +57,17 @@ class Bench:
         return self.receiver.requests[-1].headers.get("traceparent")
 
 
+async def test_what_the_egress_proxy_failed_bears_the_number_of_the_attempt_before_it():
+    bench = Bench(Exchange(ExchangeKind.EGRESS_PROXY_FAILED, 0.1, error="the egress proxy is not reached"))
+    for number in (1, 4):
+        result = await bench.attempt(number=number)
+        assert (result.is_success, result.attempt.outcome) == (False, Outcome.EGRESS_PROXY_FAILED)
+        assert bench.receiver.requests[-1].headers["webhook-attempt"] == str(number)
+    assert [attempt.number for attempt in bench.recorded] == [0, 3]
+    assert bench.recorded[0].error == "the egress proxy is not reached"
+    assert [word for word, *_ in bench.instruments.attempts] == ["egress_proxy_failed"] * 2
+
+
 async def test_a_success_is_recorded_as_the_acknowledgement_without_what_the_receiver_said():
     bench = Bench()
     result = await bench.attempt(row_of(9), number=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,16 +15,18 @@ from opentelemetry.trace import NoOpTracer
 
 from dispatcher.delivery.attempt import Attempter
 from dispatcher.delivery.board import Board
+from dispatcher.delivery.exchange import Exchange, ExchangeKind
 from dispatcher.delivery.flush import Flusher, FlushLimits
 from dispatcher.delivery.lane import LaneLimits
 from dispatcher.delivery.scheduler import SchedulerLimits
 from dispatcher.delivery.sending import SendingOptions, SendLoop
 from dispatcher.model import Attempt, Outcome
+from dispatcher.policy import RetryOverrides
 from dispatcher.store.backlog import EndpointPosition
 from dispatcher.telemetry import Instruments, Tracing
 from tests.support.deliveries import row_of
 from tests.support.endpoints import runtime_of
-from tests.support.exchanges import Receiver
+from tests.support.exchanges import OK, Receiver
 from tests.support.tasks import until
 
 KEY = row_of().key
@@ -48,7 +51,9 @@ async def nothing(_: Any) -> None:
 
 
 @asynccontextmanager
-async def loop_with(rows: int, in_flight_max: int = 100) -> AsyncIterator[Loop]:
+async def loop_with(
+    rows: int, in_flight_max: int = 100, chance: random.Random | None = None, **settings: Any
+) -> AsyncIterator[Loop]:
     """A loop at work on a lane with so many rows, whose receiver does not answer yet."""
     receiver, recorded = Receiver(), []
     receiver.open.clear()
@@ -56,7 +61,7 @@ async def loop_with(rows: int, in_flight_max: int = 100) -> AsyncIterator[Loop]:
     board = Board(LaneLimits(64, 10_000), limits, 1_000_000)
     board.open(KEY.partition, 1, [EndpointPosition(KEY, 0, row_of(1).time, 0)])
     board.offer([row_of(seq) for seq in range(1, rows + 1)])
-    board.configure(runtime_of())
+    board.configure(runtime_of(**settings))
     instruments = Instruments.silent()
     flusher = Flusher(
         nothing, nothing, on_flushed=print, on_dropped=print, instruments=instruments, limits=FlushLimits()
@@ -64,7 +69,15 @@ async def loop_with(rows: int, in_flight_max: int = 100) -> AsyncIterator[Loop]:
     attempter = Attempter(receiver, recorded.append, Tracing(NoOpTracer()), instruments)
     never: Any = None
     sending = SendLoop(
-        board, attempter, flusher, never, lambda: math.inf, SendingOptions(1.0), instruments, disable=never
+        board,
+        attempter,
+        flusher,
+        never,
+        lambda: math.inf,
+        SendingOptions(1.0),
+        instruments,
+        disable=never,
+        chance=chance,
     )
     task = asyncio.create_task(sending.run())
     try:
@@ -118,6 +131,29 @@ async def test_a_sender_goes_on_with_what_its_own_success_has_let_go():
             str(seq) for seq in range(1, 21)
         ]
         assert loop.sending.in_flight == 0
+
+
+class LeastWait(random.Random):
+    def random(self) -> float:
+        return 0.001
+
+
+async def test_what_the_egress_proxy_fails_is_sent_again_and_counted_against_nobody():
+    """The endpoint has a single attempt, and no decision could be made here."""
+    failed = Exchange(ExchangeKind.EGRESS_PROXY_FAILED, 0.0, error="the egress proxy is not reached")
+    async with loop_with(rows=2, chance=LeastWait(), retry=RetryOverrides(attempts_max=1)) as loop:
+        loop.receiver.answer = failed
+        loop.receiver.open.set()
+        await until(lambda: len(loop.receiver.requests) >= 20, "many of them")
+        standing = loop.board.admissions.get(KEY)
+        assert standing is not None
+        assert (standing.admission.open_circuits, standing.health.is_well) == ([], True)
+        assert {request.headers["webhook-attempt"] for request in loop.receiver.requests} == {"1"}
+        loop.receiver.answer = OK
+        await until(lambda: loop.sending.delivered_total == 2, "both of them")
+    outcomes = [(attempt.seq, attempt.number, attempt.outcome) for attempt in loop.recorded]
+    assert set(outcomes[:-2]) == {(1, 0, Outcome.EGRESS_PROXY_FAILED)}
+    assert outcomes[-2:] == [(1, 1, Outcome.SUCCEEDED), (2, 1, Outcome.SUCCEEDED)]
 
 
 async def test_a_sender_that_dies_ends_the_loop():

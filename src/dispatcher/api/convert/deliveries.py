@@ -11,7 +11,7 @@ from dispatcher.api.convert.attempts import attempt_message, delivery_name
 from dispatcher.api.convert.statistics import add_recent
 from dispatcher.api.convert.times import duration, timestamp
 from dispatcher.api.convert.troubles import add_troubles
-from dispatcher.model import DeliveryState, EndpointState, OrderingMode, TenantState
+from dispatcher.model import DeliveryState, EndpointState, OrderingMode, Outcome, TenantState
 from dispatcher.policy import RetryDefaults, resolve, wait_bound_s
 from dispatcher.store.deliveries import Delivery, RecordedDecision
 from dispatcher.store.endpoint_status import EndpointStatus
@@ -112,8 +112,10 @@ def next_attempt_time(status: EndpointStatus, retry: RetryDefaults) -> datetime 
     others_wait = endpoint.settings.ordering_mode is not OrderingMode.UNORDERED
     policy = resolve(retry, troubles.tenant_retry, endpoint.settings.retry, others_wait=others_wait)
     last = delivery.last_attempt
-    wait = timedelta(seconds=last.duration_s + wait_bound_s(policy.backoff, last.number))
-    due = status.blocked_due or last.start_time + wait
+    # For our own proxy the service waits, by its own bounds: see `delivery.admission`.
+    is_ours = last.outcome is Outcome.EGRESS_PROXY_FAILED
+    wait_s = retry.exponential.max_s if is_ours else wait_bound_s(policy.backoff, last.number)
+    due = status.blocked_due or last.start_time + timedelta(seconds=last.duration_s + wait_s)
     return max(due, _first_probe(status) or due)
 
 

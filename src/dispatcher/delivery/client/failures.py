@@ -24,9 +24,6 @@ def classify(failure: Exception, reading: Reading) -> tuple[ExchangeKind, str]:
     refused = _find(failure, AddressRefusedError)
     if refused is not None:
         return ExchangeKind.ADDRESS_REFUSED, bounded_error(str(refused))
-    if isinstance(failure, aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError):
-        said = f"answered {failure.status}" if isinstance(failure, aiohttp.ClientHttpProxyError) else "is not reached"
-        return ExchangeKind.CONNECTION_FAILED, f"the egress proxy {said}"
     if isinstance(failure, aiohttp.ClientConnectorDNSError | NameNotResolvedError):
         cause = failure.os_error if isinstance(failure, aiohttp.ClientConnectorDNSError) else failure
         return ExchangeKind.NAME_NOT_RESOLVED, bounded_error(str(cause))

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Self
 import aiohttp
 from aiohttp import hdrs
 
+from dispatcher.delivery.client.by_proxy import TunnelConnector, TunnelRequest, Way, classify_at_proxy, way
 from dispatcher.delivery.client.connections import Connections, Route
 from dispatcher.delivery.client.failures import classify
 from dispatcher.delivery.client.wire import Reading, ResponseLimits, Writes, converse, request_head
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 _REUSE_TRIES = 3
 CONTEXTS_MAX = 1024
 """TLS contexts of endpoints with roots or certificates of their own that are kept."""
-_PROXY_HEADERS = (hdrs.PROXY_AUTHORIZATION,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ class _Sending:
     client: WebhookClient
     deadline_s: float
     peer: str | None = None
+    way: Way = field(default_factory=Way)
 
     @property
     def host(self) -> str | None:
@@ -137,7 +138,8 @@ class WebhookClient:
         options = self._options
         if self._resolver is None:
             self._resolver = PolicyResolver(self._policy, options.resolver)
-        connector = aiohttp.TCPConnector(
+        kind = aiohttp.TCPConnector if options.proxy is None else TunnelConnector
+        connector = kind(
             resolver=self._resolver if options.proxy is None else ProxyResolver(),
             use_dns_cache=False,  # the resolver has its own, with failures and bounds
             limit=options.connections_max,
@@ -173,7 +175,7 @@ class WebhookClient:
                 await self._post_by(self._options.proxy, self._connections, sending, reading)
             kind, error = ExchangeKind.RESPONSE, ""
         except Exception as failure:  # noqa: BLE001  # a hostile peer must not be able to end a delivery loop
-            kind, error = classify(failure, reading)
+            kind, error = classify_at_proxy(failure) if sending.way.is_at_proxy else classify(failure, reading)
         kept = request.excerpt_bytes_max
         return Exchange(
             kind,
@@ -234,17 +236,16 @@ class WebhookClient:
         async with asyncio.timeout(request.timeout_s):
             route = await self._route_by(proxy, request)
             _sending.set(sending)
+            way.set(sending.way)
+            sending.way.is_at_proxy = True
             connection = await connections.connect(route)
             is_reusable = False
             try:
-                headers = {**request.headers, hdrs.HOST: request.url.authority}
-                target = request.url.target
-                if not route.is_ssl():
-                    target = str(route.url)
-                    headers |= {name: route.headers[name] for name in _PROXY_HEADERS if name in route.headers}
-                head = request_head(target, request.url.authority, headers, len(request.body))
+                url = request.url
+                head = request_head(url.target, url.authority, request.headers, len(request.body))
                 if not self._is_fit(sending, *_with_peer(connection)):
                     raise _UnfitError("the proxy's connection was lost before it was used")
+                sending.way.is_at_proxy = False
                 left_s = sending.deadline_s - self._clock()
                 is_reusable = await converse(
                     connection, head, request.body, self._writes, self._limits, reading, left_s
@@ -257,10 +258,9 @@ class WebhookClient:
 
     async def _route_by(self, proxy: EgressProxy, request: WebhookRequest) -> aiohttp.ClientRequest:
         address = await self._checked_address(request)
-        return aiohttp.ClientRequest(
+        return TunnelRequest(
             hdrs.METH_POST,
             numeric(request.url, address),
-            headers={hdrs.HOST: request.url.authority},
             ssl=True if request.tls is None else await self._context(request.tls),
             server_hostname=request.url.host,
             proxy=proxy.url,

@@ -47,6 +47,10 @@ class _AttemptOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Attemp
     """The answer's headers or body were larger than the service reads."""
     ATTEMPT_OUTCOME_AUTHENTICATION_FAILED: _AttemptOutcome.ValueType  # 10
     """No token was to be had from the OAuth 2.0 server; nothing was sent to the receiver."""
+    ATTEMPT_OUTCOME_EGRESS_PROXY_FAILED: _AttemptOutcome.ValueType  # 11
+    """The service's own egress proxy failed: it was not reached, or did not open the way to the receiver and did not say
+    that this is the receiver's fault. It counts against nobody: neither attempts nor circuit nor health know of it.
+    """
 
 class AttemptOutcome(_AttemptOutcome, metaclass=_AttemptOutcomeEnumTypeWrapper):
     """How an attempt ended."""
@@ -73,6 +77,10 @@ ATTEMPT_OUTCOME_RESPONSE_TOO_LARGE: AttemptOutcome.ValueType  # 9
 """The answer's headers or body were larger than the service reads."""
 ATTEMPT_OUTCOME_AUTHENTICATION_FAILED: AttemptOutcome.ValueType  # 10
 """No token was to be had from the OAuth 2.0 server; nothing was sent to the receiver."""
+ATTEMPT_OUTCOME_EGRESS_PROXY_FAILED: AttemptOutcome.ValueType  # 11
+"""The service's own egress proxy failed: it was not reached, or did not open the way to the receiver and did not say
+that this is the receiver's fault. It counts against nobody: neither attempts nor circuit nor health know of it.
+"""
 Global___AttemptOutcome: _TypeAlias = AttemptOutcome  # noqa: Y015
 
 @_typing.final
@@ -96,7 +104,9 @@ class Attempt(_message.Message):
     unique within the delivery.
     """
     attempt_number: _builtins.int
-    """The number sent as `webhook-attempt`, from 1. After a crash two attempts may bear the same number."""
+    """The number sent as `webhook-attempt`, from 1. After a crash two attempts may bear the same number. One that the
+    egress proxy failed uses up no number: it bears that of the attempt before it, 0 where there was none.
+    """
     outcome: Global___AttemptOutcome.ValueType
     """How it ended."""
     status_code: _builtins.int

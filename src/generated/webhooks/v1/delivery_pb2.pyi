@@ -93,7 +93,7 @@ class Delivery(_message.Message):
     endpoint_revision: _builtins.int
     """The endpoint's revision at the time of publishing, under which it is sent."""
     attempt_count: _builtins.int
-    """The attempts on record so far."""
+    """The attempts on record so far, without those that the egress proxy failed."""
     replay: _builtins.bool
     """Whether a replay, a backfill or a redrive made it; sent as `webhook-replay: true`."""
     replay_of: _builtins.str
@@ -453,7 +453,7 @@ class BlockingDelivery(_message.Message):
     event: _builtins.str
     """Its event: `tenants/{tenant}/events/{event}`."""
     attempt_count: _builtins.int
-    """The attempts on record so far."""
+    """The attempts on record so far, without those that the egress proxy failed."""
     @_builtins.property
     def last_attempt(self) -> _attempt_pb2.Attempt:
         """The latest attempt: its outcome, status and error."""
