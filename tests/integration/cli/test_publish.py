@@ -17,7 +17,7 @@ import pytest
 from google.rpc import code_pb2
 from webhooks.v1 import tenant_pb2
 
-from tests.support.cli import CliResult, run_cli
+from tests.support.cli import CliResult, interruptible_cli, run_cli
 from tests.support.fake_service import (
     Break,
     Decision,
@@ -241,9 +241,9 @@ def test_ctrl_c_ends_it_at_once_and_names_the_line_to_go_on_from(tmp_path: Path)
     publisher = FakePublisher(lambda _request, seen: Hang() if seen == 3 else None)
     file = write_events(tmp_path, 100)
     with fake_service(publisher) as target:
-        command = [sys.executable, "-m", "dispatcher", "publish", "-f", str(file), "-t", "acme", "--target", target]
+        options = ("-f", str(file), "-t", "acme", "--target", target, "--batch", "10", "--json")
         with subprocess.Popen(
-            [*command, "--batch", "10", "--json"],
+            interruptible_cli("publish", *options),
             env=ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
