@@ -149,7 +149,7 @@ def _sample(
 ) -> Sample:
     first = min((row["time"] for row in attempts), default=window.start)
     truncated = len(attempts) >= row_limit and first > window.start
-    recent = [row for row in attempts if row["time"] >= window.start]
+    recent = [row for row in attempts if row["time"] >= window.start and row["outcome"] != Outcome.EGRESS_PROXY_FAILED]
     attempted = {row["seq"] for row in recent}
     is_cut = committed["read"] >= row_limit and committed["first"] > window.start
     return Sample(

@@ -63,6 +63,16 @@ async def test_only_attempts_of_the_window_are_counted(
     assert found.delivered == {3, 4}
 
 
+async def test_what_the_egress_proxy_failed_is_no_attempt_at_the_receiver(
+    db: Database, connection: asyncpg.Connection, key: EndpointKey, now: datetime
+) -> None:
+    rows = await add_rows(connection, key, 2, time=now - LONG_AGO)
+    await attempted(db, rows[:1], now - HALF_A_MINUTE, outcome=Outcome.EGRESS_PROXY_FAILED, number=0)
+    await attempted(db, rows, now - HALF_A_MINUTE / 2)
+    found = await sample_of(db, key)
+    assert [(a.seq, a.succeeded) for a in sorted(found.attempts, key=lambda a: a.seq)] == [(1, True), (2, True)]
+
+
 async def test_of_more_than_may_be_read_the_latest_are_and_the_span_is_theirs(
     db: Database, connection: asyncpg.Connection, key: EndpointKey, now: datetime
 ) -> None:

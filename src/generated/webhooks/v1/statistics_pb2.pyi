@@ -49,7 +49,7 @@ class DeliveryStatistics(_message.Message):
     endpoint_count: _builtins.int
     """The endpoints that are counted: those with a backlog, or with an event published in the window that is settled."""
     attempt_count: _builtins.int
-    """The attempts counted, by the time they began."""
+    """The attempts counted, by the time they began; what our own egress proxy failed never reached the receiver and is none."""
     succeeded_count: _builtins.int
     """Those of them that the receiver answered with 2xx."""
     success_ratio: _builtins.float
