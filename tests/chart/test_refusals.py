@@ -59,6 +59,15 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
     (mode("xfcc", mesh="linkerd"), "auth.mode=xfcc with linkerd.enabled"),
     (mode("xfcc"), "auth.mode=xfcc needs istio.enabled, or the Envoy that tells who calls"),
     (mode("mtls", mesh="istio") | {"tls": {"secretName": "t"}}, "auth.mode=mtls in a mesh: the sidecar ends TLS"),
+    *(
+        (mode(name, mesh=mesh, **more) | {"tls": {"secretName": "t"}}, "tls.secretName in a mesh")
+        for mesh, name, more in (
+            ("istio", "xfcc", {}),
+            ("linkerd", "linkerd", {}),
+            ("istio", "jwt", {"jwt": JWT}),
+            ("linkerd", "tokens", {}),
+        )
+    ),
     ({"istio": {"enabled": True}, "linkerd": {"enabled": True}}, "a pod is in one mesh"),
     ({"secrets": {"existingSecret": ""}}, "secrets: where is DISPATCHER_DATABASE_URL?"),
     ({"secrets": {"secretKeys": {"key": ""}}}, "secrets.secretKeys.key must be set"),

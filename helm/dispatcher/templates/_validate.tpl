@@ -145,6 +145,8 @@ auth.mode=xfcc needs istio.enabled, or the Envoy that tells who calls in config.
 {{- end }}
 {{- if and (eq $mode "mtls") (or $istio $linkerd) }}
 auth.mode=mtls in a mesh: the sidecar ends TLS, so our server never sees a caller's certificate; use {{ ternary "xfcc" "linkerd" $istio }}
+{{- else if and .Values.tls.secretName (or $istio $linkerd) }}
+tls.secretName in a mesh: the sidecar hands calls on in the clear, so nobody would get through; take tls.secretName away
 {{- end }}
 {{- end -}}
 
