@@ -75,7 +75,7 @@
     - {protocol: TCP, port: 53}
 {{- end -}}
 
-{{/* Behind a pooler the migrations and the listener go past it, by a port of its own. */}}
+{{/* Migrations go past a pooler, an init container's as well, by a port of its own. */}}
 {{- define "dispatcher.databaseRule" -}}
 {{- $ports := list (int64 .Values.networkPolicy.database.port) -}}
 {{- if .Values.secrets.databaseDirectUrl.key -}}
