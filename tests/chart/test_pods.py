@@ -293,6 +293,21 @@ def test_a_migration_is_told_of_the_database_and_of_no_other_secret(mode: str, t
     assert settings.database_pooled is True
 
 
+@pytest.mark.parametrize("mode", ["initContainer", "job", "hook"])
+def test_a_database_with_roots_of_its_own_is_checked_by_the_service_and_by_the_migration(mode: str) -> None:
+    roots = {"databaseCa": {"secretName": "db-ca", "key": "ca.crt"}, "collectorCa": {"key": "otlp.crt"}}
+    rendered = render("minimal", {"migrations": {"mode": mode}, "secrets": roots})
+    projected = {"secret": {"name": "db-ca", "items": [{"key": "ca.crt", "path": "database-ca"}]}}
+    for component, spec in pod_specs(rendered):
+        (volume,) = (volume["projected"] for volume in spec["volumes"] if volume["name"] == "secrets")
+        assert projected in volume["sources"]
+        assert component == "server" or "collector-ca" not in str(volume)
+        for container in containers(spec):
+            told = {entry["name"]: entry.get("value") for entry in container["env"]}
+            assert told["PGSSLROOTCERT"] == f"{MOUNTED}/secrets/database-ca"
+            assert ("OTEL_EXPORTER_OTLP_CERTIFICATE" in told) == (container["name"] == "dispatcher")
+
+
 def test_a_migration_s_pod_is_no_pod_of_the_service() -> None:
     rendered = migration("job")
     (job,) = rendered.all("Job")

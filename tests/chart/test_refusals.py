@@ -122,6 +122,14 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
         {"extraEnv": [{"name": "DISPATCHER_WORKERS", "value": "2"}]},
         "extraEnv: DISPATCHER_WORKERS goes into config, or into secrets",
     ),
+    (
+        {"secrets": {"databaseCa": {"key": "ca.crt"}}, "extraEnv": [{"name": "PGSSLROOTCERT", "value": "x"}]},
+        "extraEnv: PGSSLROOTCERT is there already",
+    ),
+    (
+        {"secrets": {"collectorCa": {"key": "c"}}, "config": {"OTEL_EXPORTER_OTLP_CERTIFICATE": "x"}},
+        "config.OTEL_EXPORTER_OTLP_CERTIFICATE and secrets.collectorCa: keep one",
+    ),
     ({"extraEnv": [{"name": "POD_NAME", "value": "x"}]}, "extraEnv: POD_NAME is there already"),
     ({"extraEnv": [{"name": "A", "value": "x"}, {"name": "A", "value": "z"}]}, "extraEnv: A is there already"),
 ]

@@ -23,7 +23,11 @@ config.{{ $name }}: {{ $where }}
 config.{{ $name }}: headers hold credentials; take them from a Secret by extraEnv
 {{- end }}
 {{- end }}
-{{- $seen := list "POD_NAME" "POD_NAMESPACE" "POD_IPS" }}
+{{- $files := include "dispatcher.secretFiles" . | fromYaml }}
+{{- if and (hasKey $files "OTEL_EXPORTER_OTLP_CERTIFICATE") (hasKey .Values.config "OTEL_EXPORTER_OTLP_CERTIFICATE") }}
+config.OTEL_EXPORTER_OTLP_CERTIFICATE and secrets.collectorCa: keep one
+{{- end }}
+{{- $seen := concat (list "POD_NAME" "POD_NAMESPACE" "POD_IPS") (keys $files) }}
 {{- range .Values.extraEnv }}
 {{- if hasPrefix "DISPATCHER_" .name }}
 extraEnv: {{ .name }} goes into config, or into secrets
