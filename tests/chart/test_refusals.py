@@ -32,6 +32,17 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     ({"config": {"DISPATCHER_WORKERS": 65}}, "at '/config/DISPATCHER_WORKERS': maximum: got 65, want 64"),
     ({"config": {"DISPATCHER_LOG_LEVEL": "loud"}}, "value must be one of 'debug', 'info', 'warning', 'error'"),
     ({"egress": {"gateway": {"hosts": ["*.example.com"]}}}, "at '/egress/gateway/hosts/0'"),
+    ({"podLabels": {"app.kubernetes.io/name": "x"}}, "at '/podLabels/app.kubernetes.io~1name': false schema"),
+    (
+        {"commonLabels": {"app.kubernetes.io/component": "x"}},
+        "at '/commonLabels/app.kubernetes.io~1component': false",
+    ),
+    ({"monitoring": {"labels": {"helm.sh/chart": "x"}}}, "at '/monitoring/labels/helm.sh~1chart': false schema"),
+    ({"podAnnotations": {"checksum/config": "x"}}, "at '/podAnnotations/checksum~1config': false schema"),
+    (
+        {"monitoring": {"rules": {"runbookBaseUrl": "https://git.example.com/"}}},
+        "at '/monitoring/rules/runbookBaseUrl'",
+    ),
     ({"istio": {"sidecar": {"outboundTrafficPolicy": "NONE"}}}, "'REGISTRY_ONLY', 'ALLOW_ANY'"),
 ]
 

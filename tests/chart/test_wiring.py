@@ -186,6 +186,24 @@ def test_metrics_that_scaling_asks_for_are_the_service_s() -> None:
     assert age["external"]["metric"]["name"].removesuffix("_max") in known
 
 
+@pytest.mark.parametrize("monitor", ["podMonitor", "serviceMonitor"])
+def test_the_oldest_of_this_release_is_what_an_hpa_asks_for_where_our_monitor_marks_its_series(monitor: str) -> None:
+    hpa: dict[str, Any] = {"autoscaling": {"mode": "hpa"}}
+    rendered = render("minimal", hpa | {"monitoring": {"monitor": monitor}})
+    (spec,) = (each["spec"] for each in rendered.all("PodMonitor", "ServiceMonitor"))
+    (copied,) = spec["podTargetLabels"]
+    (external,) = (each["external"] for each in oldest_of(rendered))
+    label, value = next(iter(external["metric"]["selector"]["matchLabels"].items()))
+    assert label == re.sub(r"[^a-zA-Z0-9_]", "_", copied)  # as Prometheus' operator writes it
+    assert value == rendered.pod["metadata"]["labels"][copied]
+    (other,) = (each["external"] for each in oldest_of(render("minimal", hpa)))
+    assert "selector" not in other["metric"]
+
+
+def oldest_of(rendered: Rendered) -> list[Object]:
+    return [each for each in rendered.one("HorizontalPodAutoscaler")["spec"]["metrics"] if each["type"] == "External"]
+
+
 # -- policies ----------------------------------------------------------------------------------------------------------
 
 
