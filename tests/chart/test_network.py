@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -152,9 +153,98 @@ def test_a_migration_reaches_the_database_and_names_and_nothing_else() -> None:
     assert ports == {53, 5432}
 
 
-def test_with_a_proxy_nothing_leaves_for_the_world() -> None:
+def lets_out(rules: list[Object], port: int, address: str = "8.8.8.8") -> bool:
+    """Whether a rule lets this address out on this port; a rule without peers lets out to all."""
+    return any(
+        ("to" not in rule or ip_address(address) in Blocks(rule))
+        and any(port in range(each["port"], each.get("endPort", each["port"]) + 1) for each in rule["ports"])
+        for rule in rules
+        if "ports" in rule
+    )
+
+
+def ports_named(rendered: Rendered) -> Iterator[int]:
+    """Ports of the addresses that the service itself connects to by its settings."""
+    for variable in ("DISPATCHER_AUTH_JWT_KEYS", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        if "//" in (url := rendered.settings.get(variable, "")):
+            yield urlsplit(url).port or 443
+
+
+JWT: dict[str, Any] = {
+    "auth": {"mode": "jwt", "jwt": {"issuer": "https://idp", "audiences": ["a"], "keysUrl": "https://idp:8443/keys"}},
+    "secrets": {"authTokens": {"key": ""}},
+}
+
+
+@pytest.mark.parametrize("name", CI_VALUES)
+def test_every_address_that_a_setting_names_is_let_out(name: str) -> None:
+    rendered = render(name)
+    allowed = {port["port"] for rule in egress_rules(rendered) for port in rule.get("ports", ())}
+    assert {*ports_named(rendered), 53, 5432} <= allowed
+    assert list(ports_named(rendered)) == {"keda": [443], "production": [4317]}.get(name, [])
+
+
+@pytest.mark.parametrize("egress", [{"egress": {"mode": "direct"}}, {}], ids=["direct", "proxy"])
+def test_an_issuer_s_keys_are_fetched_whatever_way_webhooks_leave(egress: dict[str, Any]) -> None:
+    way = egress | ({"secrets": {"egressProxyUrl": {"key": ""}}} if egress else {})
+    assert lets_out(egress_rules(render("keda", way)), 443)
+    assert not lets_out(egress_rules(render("keda", way)), 443, "10.1.2.3")
+    private = {"networkPolicy": {"jwks": {"to": [{"ipBlock": {"cidr": "10.1.2.0/24"}}]}}}
+    rules = egress_rules(render("keda", way | private))
+    assert lets_out(rules, 443, "10.1.2.3")
+    assert not lets_out(rules, 443, "10.1.3.3")
+
+
+def test_an_issuer_has_the_port_of_its_url_or_another_that_is_said() -> None:
+    closed = {"config": {"DISPATCHER_EGRESS_ALLOWED_PORTS": "80"}}
+    assert lets_out(egress_rules(render("minimal", JWT | closed)), 8443)
+    said = JWT | closed | {"networkPolicy": {"jwks": {"port": 9443}}}
+    rules = egress_rules(render("minimal", said))
+    assert lets_out(rules, 9443)
+    assert not lets_out(rules, 8443)
+    assert not lets_out(egress_rules(render("minimal", closed)), 443)
+
+
+POOLER: dict[str, Any] = {
+    "networkPolicy": {"database": {"port": 6432, "directPort": 5433}, "collector": {"ports": []}},
+    "config": {"DISPATCHER_EGRESS_ALLOWED_PORTS": "443"},
+}
+
+
+def test_past_a_pooler_the_database_s_own_port_is_open_too() -> None:
+    direct = {"secrets": {"databaseDirectUrl": {"key": "direct-url"}}, "migrations": {"mode": "job"}}
+    for suffix in ("", "-migrate"):
+        rules = render("minimal", POOLER | direct).one("NetworkPolicy", suffix)["spec"]["egress"]
+        assert lets_out(rules, 6432)
+        assert lets_out(rules, 5433)
+    assert not lets_out(egress_rules(render("minimal", POOLER)), 5433)
+    same = render("minimal", direct).one("NetworkPolicy", "-migrate")["spec"]["egress"][1]
+    assert same["ports"] == [{"protocol": "TCP", "port": 5432}]
+
+
+def test_a_rule_of_one_s_own_holds_for_the_migrations_as_well() -> None:
+    rule = {"to": [{"ipBlock": {"cidr": "10.9.0.0/16"}}], "ports": [{"protocol": "TCP", "port": 88}]}
+    rendered = render("minimal", {"networkPolicy": {"extraEgress": [rule]}, "migrations": {"mode": "job"}})
+    for suffix in ("", "-migrate"):
+        assert rule in rendered.one("NetworkPolicy", suffix)["spec"]["egress"]
+
+
+def test_a_forward_proxy_in_linkerd_s_mesh_is_reached_by_its_proxy_s_port() -> None:
+    proxy = {
+        "egress": {"mode": "proxy", "proxy": {"to": [{"podSelector": {"matchLabels": {"app": "squid"}}}]}},
+        "secrets": {"egressProxyUrl": {"key": "url"}},
+    }
+    (rule,) = (
+        rule for rule in egress_rules(render("linkerd", proxy)) if rule.get("to") == proxy["egress"]["proxy"]["to"]
+    )
+    assert [port["port"] for port in rule["ports"]] == [3128, 4143]
+
+
+def test_with_a_proxy_nothing_but_the_fetch_of_keys_leaves_for_the_world() -> None:
     rendered = render("keda")
-    assert not any("ipBlock" in peer for rule in egress_rules(rendered) for peer in rule.get("to", ()))
+    assert world_rule(rendered)["ports"] == [{"protocol": "TCP", "port": 443}]
+    file = {"auth": {"jwt": {"keysUrl": "", "keys": "{}"}}}
+    assert not any("ipBlock" in peer for rule in egress_rules(render("keda", file)) for peer in rule.get("to", ()))
     assert {"protocol": "TCP", "port": 3128} in [port for rule in egress_rules(rendered) for port in rule["ports"]]
     variables = {entry["name"] for entry in rendered.container["env"]}
     assert "DISPATCHER_EGRESS_PROXY_URL_FILE" in variables
@@ -188,6 +278,9 @@ def test_direct_webhooks_go_past_istio_s_sidecar_wherever_they_go() -> None:
     assert len(let_out) > RANDOM_ADDRESSES
     assert not any(address in network for network in captured for address in let_out)
     assert found["traffic.sidecar.istio.io/excludeOutboundIPRanges"] == "10.20.0.0/16"
+    bare = {"config": {"DISPATCHER_EGRESS_ALLOWED_NETWORKS": " 10.1.1.1, fd00::1,10.2.0.0/16,"}}
+    ranges = render("istio", DIRECT | bare).annotations["traffic.sidecar.istio.io/excludeOutboundIPRanges"]
+    assert ranges == "10.1.1.1/32,fd00::1/128,10.2.0.0/16"  # as Istio's injector takes them
     assert found["traffic.sidecar.istio.io/excludeOutboundPorts"] == "80,443,5432"
     meshed = render("istio", {"istio": {"excludeOutboundPorts": []}}).annotations
     assert "traffic.sidecar.istio.io/excludeOutboundPorts" not in meshed

@@ -18,11 +18,14 @@ from tests.support.commands import needs_grpcurl, run_commands
 from tests.support.node import SECRET_KEYS
 from tests.support.postgres import TestDatabase
 from tests.support.process import Served
+from tests.support.readme import ROOT
 from tests.support.receiver import Receiver
 from tests.support.waiting import until
 
 pytestmark = [needs_helm, needs_grpcurl]
 TOKEN = "dsp_" + "t" * 40
+BESIDE_THE_POOL = 2
+"""Connections of a process that DISPATCHER_DATABASE_POOL_SIZE_MAX does not count: store.listen's and store.upkeep's."""
 
 
 def commands(text: str) -> list[str]:
@@ -86,12 +89,32 @@ def test_the_notes_name_what_was_made_and_how_one_says_who_one_is(name: str) -> 
     assert ("pin image.digest" in text) != has_digest
 
 
+@pytest.mark.parametrize("name", [*CI_VALUES, "tls"])
+def test_the_operations_page_knows_the_flags_of_every_mode(name: str) -> None:
+    tls = {"tls": {"secretName": "t"}}
+    text = notes("minimal", tls) if name == "tls" else notes(name)
+    line = next(line for line in commands(text) if "AdminService/GetStatus" in line)
+    flags = line.removeprefix("grpcurl ").partition("127.0.0.1:")[0].strip()
+    wire, _, who = flags.partition(" -H ")
+    page = (ROOT / "docs" / "operations.md").read_text()
+    section = page.partition("## Flags by how callers are known\n")[2].partition("\n## ")[0]
+    assert f"`{wire}`" in section
+    assert not who or f"`-H {who}`" in section
+
+
+def test_every_runbook_with_a_call_points_there() -> None:
+    calling = [page for page in (ROOT / "docs" / "runbooks").glob("*.md") if "grpcurl" in page.read_text()]
+    assert len(calling) > 8
+    for page in calling:
+        assert "(../operations.md#flags-by-how-callers-are-known)" in page.read_text(), page.name
+
+
 @pytest.mark.parametrize(
     ("name", "overlay", "expected"),
     [
-        ("minimal", {}, (2 + 1) * 8),
-        ("production", {}, (12 + 1) * 2 * 6),
-        ("keda", {"maxSurge": "25%", "config": {"DISPATCHER_WORKERS": "3"}}, (20 + 5) * 3 * 8),
+        ("minimal", {}, (2 + 1) * (8 + BESIDE_THE_POOL)),
+        ("production", {}, (12 + 1) * 2 * (6 + BESIDE_THE_POOL) + 1),  # a Job migrates
+        ("keda", {"maxSurge": "25%", "config": {"DISPATCHER_WORKERS": "3"}}, (20 + 5) * 3 * (8 + BESIDE_THE_POOL) + 1),
     ],
 )
 def test_the_notes_say_how_many_connections_the_database_must_bear(

@@ -32,6 +32,17 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     ({"config": {"DISPATCHER_WORKERS": 65}}, "at '/config/DISPATCHER_WORKERS': maximum: got 65, want 64"),
     ({"config": {"DISPATCHER_LOG_LEVEL": "loud"}}, "value must be one of 'debug', 'info', 'warning', 'error'"),
     ({"egress": {"gateway": {"hosts": ["*.example.com"]}}}, "at '/egress/gateway/hosts/0'"),
+    ({"podLabels": {"app.kubernetes.io/name": "x"}}, "at '/podLabels/app.kubernetes.io~1name': false schema"),
+    (
+        {"commonLabels": {"app.kubernetes.io/component": "x"}},
+        "at '/commonLabels/app.kubernetes.io~1component': false",
+    ),
+    ({"monitoring": {"labels": {"helm.sh/chart": "x"}}}, "at '/monitoring/labels/helm.sh~1chart': false schema"),
+    ({"podAnnotations": {"checksum/config": "x"}}, "at '/podAnnotations/checksum~1config': false schema"),
+    (
+        {"monitoring": {"rules": {"runbookBaseUrl": "https://git.example.com/"}}},
+        "at '/monitoring/rules/runbookBaseUrl'",
+    ),
     ({"istio": {"sidecar": {"outboundTrafficPolicy": "NONE"}}}, "'REGISTRY_ONLY', 'ALLOW_ANY'"),
 ]
 
@@ -59,6 +70,15 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
     (mode("xfcc", mesh="linkerd"), "auth.mode=xfcc with linkerd.enabled"),
     (mode("xfcc"), "auth.mode=xfcc needs istio.enabled, or the Envoy that tells who calls"),
     (mode("mtls", mesh="istio") | {"tls": {"secretName": "t"}}, "auth.mode=mtls in a mesh: the sidecar ends TLS"),
+    *(
+        (mode(name, mesh=mesh, **more) | {"tls": {"secretName": "t"}}, "tls.secretName in a mesh")
+        for mesh, name, more in (
+            ("istio", "xfcc", {}),
+            ("linkerd", "linkerd", {}),
+            ("istio", "jwt", {"jwt": JWT}),
+            ("linkerd", "tokens", {}),
+        )
+    ),
     ({"istio": {"enabled": True}, "linkerd": {"enabled": True}}, "a pod is in one mesh"),
     ({"secrets": {"existingSecret": ""}}, "secrets: where is DISPATCHER_DATABASE_URL?"),
     ({"secrets": {"secretKeys": {"key": ""}}}, "secrets.secretKeys.key must be set"),
@@ -112,6 +132,14 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
     (
         {"extraEnv": [{"name": "DISPATCHER_WORKERS", "value": "2"}]},
         "extraEnv: DISPATCHER_WORKERS goes into config, or into secrets",
+    ),
+    (
+        {"secrets": {"databaseCa": {"key": "ca.crt"}}, "extraEnv": [{"name": "PGSSLROOTCERT", "value": "x"}]},
+        "extraEnv: PGSSLROOTCERT is there already",
+    ),
+    (
+        {"secrets": {"collectorCa": {"key": "c"}}, "config": {"OTEL_EXPORTER_OTLP_CERTIFICATE": "x"}},
+        "config.OTEL_EXPORTER_OTLP_CERTIFICATE and secrets.collectorCa: keep one",
     ),
     ({"extraEnv": [{"name": "POD_NAME", "value": "x"}]}, "extraEnv: POD_NAME is there already"),
     ({"extraEnv": [{"name": "A", "value": "x"}, {"name": "A", "value": "z"}]}, "extraEnv: A is there already"),

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.support.chart import CHART, NAME, Object, check_custom, needs_helm, refusal, render
+from tests.support.readme import ROOT
 
 pytestmark = needs_helm
 ON: dict[str, Any] = {
@@ -92,6 +93,25 @@ def test_every_file_that_the_chart_ships_is_wrapped() -> None:
     assert {next(iter(each["data"])) for each in shown} == {f"dispatcher-{path.name}" for path in dashboards}
     for path, each in zip(dashboards, sorted(shown, key=lambda each: each["metadata"]["name"]), strict=True):
         assert json.loads(each["data"][f"dispatcher-{path.name}"]) == json.loads(path.read_text())
+
+
+def test_a_runbook_is_a_link_where_it_is_said_where_they_are() -> None:
+    base = "https://git.example.com/dispatcher/blob/main"
+    overlay = {"monitoring": {"rules": {"enabled": True, "runbookBaseUrl": base}}}
+    found = {
+        rule["metadata"]["name"]: rule["spec"]["groups"] for rule in render("minimal", overlay).all("PrometheusRule")
+    }
+    linked = 0
+    for path in sorted((CHART / "rules").glob("*.yaml")):
+        groups = yaml.safe_load(path.read_text())["groups"]
+        for rule in (
+            rule for group in groups for rule in group["rules"] if "runbook_url" in rule.get("annotations", {})
+        ):
+            assert (ROOT / rule["annotations"]["runbook_url"]).is_file()
+            rule["annotations"]["runbook_url"] = f"{base}/{rule['annotations']['runbook_url']}"
+            linked += 1
+        assert found[f"{NAME}-{path.stem}"] == groups  # and nothing else is another
+    assert linked > 10
 
 
 def test_nothing_of_it_is_there_unless_it_is_asked_for() -> None:

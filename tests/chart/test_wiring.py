@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -152,20 +153,55 @@ def test_the_fleet_never_shrinks_to_nothing_even_where_the_scaler_fails() -> Non
     assert render("production").one("HorizontalPodAutoscaler")["spec"]["minReplicas"] == 3
 
 
+BY_PROMETHEUS: dict[str, Any] = {
+    "autoscaling": {"mode": "keda", "keda": {"trigger": "prometheus", "prometheusAddress": "http://p:9090"}}
+}
+
+
+def test_without_any_series_the_number_of_pods_stays() -> None:
+    triggers = render("minimal", BY_PROMETHEUS).one("ScaledObject")["spec"]["triggers"]
+    assert [trigger["metadata"]["ignoreNullValues"] for trigger in triggers] == ["false", "false"]
+
+
+def test_another_installation_s_pods_do_not_count_although_its_name_begins_alike() -> None:
+    triggers = render("minimal", BY_PROMETHEUS).one("ScaledObject")["spec"]["triggers"]
+    patterns = [text for each in triggers for text in re.findall(r'pod=~"([^"]+)"', each["metadata"]["query"])]
+    assert len(patterns) == 3
+    for pattern in patterns:
+        assert re.fullmatch(pattern, f"{NAME}-7d9f8c6b54-x2x9z")
+        assert not re.fullmatch(pattern, f"{NAME}-eu-7d9f8c6b54-x2x9z")
+        assert not re.fullmatch(pattern, f"{NAME}-migrate-0a1b2c3d-7d9f8-x2x9z")
+
+
 def test_metrics_that_scaling_asks_for_are_the_service_s() -> None:
     known = {f"{metric.name.replace('.', '_')}{'_seconds' if metric.unit == 's' else ''}" for metric in METRICS}
-    overlay: dict[str, Any] = {
-        "autoscaling": {"mode": "keda", "keda": {"trigger": "prometheus", "prometheusAddress": "http://p:9090"}}
-    }
-    spec = render("minimal", overlay).one("ScaledObject")["spec"]
+    spec = render("minimal", BY_PROMETHEUS).one("ScaledObject")["spec"]
     queries = " ".join(trigger["metadata"]["query"] for trigger in spec["triggers"])
     named = {word for word in queries.replace("(", " ").replace("{", " ").split() if word.startswith("dispatcher_")}
     assert named == {"dispatcher_backlog_due", "dispatcher_backlog_due_age_seconds", "dispatcher_partitions_owned"}
     assert named <= known
-    assert not render("minimal", overlay).has("Service", "-scaler")
+    assert not render("minimal", BY_PROMETHEUS).has("Service", "-scaler")
     pods, age, _cpu = render("production").one("HorizontalPodAutoscaler")["spec"]["metrics"]
     assert pods["pods"]["metric"]["name"] in known
     assert age["external"]["metric"]["name"].removesuffix("_max") in known
+
+
+@pytest.mark.parametrize("monitor", ["podMonitor", "serviceMonitor"])
+def test_the_oldest_of_this_release_is_what_an_hpa_asks_for_where_our_monitor_marks_its_series(monitor: str) -> None:
+    hpa: dict[str, Any] = {"autoscaling": {"mode": "hpa"}}
+    rendered = render("minimal", hpa | {"monitoring": {"monitor": monitor}})
+    (spec,) = (each["spec"] for each in rendered.all("PodMonitor", "ServiceMonitor"))
+    (copied,) = spec["podTargetLabels"]
+    (external,) = (each["external"] for each in oldest_of(rendered))
+    label, value = next(iter(external["metric"]["selector"]["matchLabels"].items()))
+    assert label == re.sub(r"[^a-zA-Z0-9_]", "_", copied)  # as Prometheus' operator writes it
+    assert value == rendered.pod["metadata"]["labels"][copied]
+    (other,) = (each["external"] for each in oldest_of(render("minimal", hpa)))
+    assert "selector" not in other["metric"]
+
+
+def oldest_of(rendered: Rendered) -> list[Object]:
+    return [each for each in rendered.one("HorizontalPodAutoscaler")["spec"]["metrics"] if each["type"] == "External"]
 
 
 # -- policies ----------------------------------------------------------------------------------------------------------

@@ -38,6 +38,15 @@ needs_helm = pytest.mark.skipif(
 Object = dict[str, Any]
 
 
+class OnceLoader(yaml.SafeLoader):
+    """Refuses a mapping that holds a key twice, as server-side apply does; PyYAML's own takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"a key is there twice: {sorted(keys)}"
+        return super().construct_mapping(node, deep)
+
+
 @dataclass(frozen=True, slots=True)
 class Rendered:
     """The objects of one rendering, in the order of helm's output."""
@@ -109,7 +118,7 @@ def render(
 def _documents(name: str, overlay: str, kube: str, chart: Path, helm: str) -> tuple[Object, ...]:
     done = _template(name, overlay, kube, chart, helm)
     assert done.returncode == 0, done.stderr
-    return tuple(found for found in yaml.safe_load_all(done.stdout) if found)
+    return tuple(found for found in yaml.load_all(done.stdout, OnceLoader) if found)
 
 
 def rendered_text(name: str, helm: str) -> str:

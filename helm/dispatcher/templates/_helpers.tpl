@@ -22,16 +22,21 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: server
 {{- end -}}
 
-{{/* Labels of a pod: without the chart's own version, which would roll the pods for nothing. */}}
+{{/* Labels of a pod: without the chart's own version, which would roll the pods for nothing. Merged, here and below, since
+     YAML takes no key twice; the first one's word counts. The schema keeps the chart's own keys from being given. */}}
 {{- define "dispatcher.podLabels" -}}
-{{ include "dispatcher.selectorLabels" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-{{- with include "dispatcher.meshLabels" . | trim }}
-{{ . }}
-{{- end }}
-{{- with merge dict .Values.podLabels .Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- $selected := include "dispatcher.selectorLabels" . | fromYaml -}}
+{{- $version := dict "app.kubernetes.io/version" .Chart.AppVersion -}}
+{{- $mesh := include "dispatcher.meshLabels" . | fromYaml -}}
+{{- merge dict $selected $version $mesh .Values.podLabels .Values.commonLabels | toYaml -}}
+{{- end -}}
+
+{{- define "dispatcher.podAnnotations" -}}
+{{- $own := dict
+  "kubectl.kubernetes.io/default-container" "dispatcher"
+  "checksum/config" (include "dispatcher.settings" . | sha256sum)
+  "checksum/secrets" (list .Values.secrets .Values.tls | toJson | sha256sum) -}}
+{{- merge dict $own .Values.podAnnotations (include "dispatcher.meshAnnotations" . | fromYaml) | toYaml -}}
 {{- end -}}
 
 {{- define "dispatcher.migrateLabels" -}}
@@ -40,24 +45,25 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: migrate
 {{- end -}}
 
+{{/* Labels of an object: (list $ more), where more are labels of its own. */}}
 {{- define "dispatcher.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/name: {{ include "dispatcher.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-{{- with .Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- $root := index . 0 -}}
+{{- $own := dict
+  "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-")
+  "app.kubernetes.io/name" (include "dispatcher.name" $root)
+  "app.kubernetes.io/instance" $root.Release.Name
+  "app.kubernetes.io/version" $root.Chart.AppVersion
+  "app.kubernetes.io/managed-by" $root.Release.Service -}}
+{{- merge dict $own (index . 1) $root.Values.commonLabels | toYaml -}}
 {{- end -}}
 
-{{/* The metadata of an object: (list $ "suffix"). */}}
+{{/* The metadata of an object: (list $ "suffix"), and perhaps labels of its own. */}}
 {{- define "dispatcher.metadata" -}}
 {{- $root := index . 0 -}}
 name: {{ include "dispatcher.fullname" $root }}{{ index . 1 }}
 namespace: {{ $root.Release.Namespace }}
 labels:
-  {{- include "dispatcher.labels" $root | nindent 2 }}
+  {{- include "dispatcher.labels" (list $root (ternary (last .) dict (gt (len .) 2))) | nindent 2 }}
 {{- end -}}
 
 {{- define "dispatcher.serviceAccountName" -}}

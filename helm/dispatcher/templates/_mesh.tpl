@@ -29,8 +29,8 @@ proxy.istio.io/config: |
 {{- end }}
 {{- if eq .Values.egress.mode "direct" }}
 traffic.sidecar.istio.io/includeOutboundIPRanges: {{ join "," .Values.istio.captureNetworks | quote }}
-{{- with get .Values.config "DISPATCHER_EGRESS_ALLOWED_NETWORKS" }}
-traffic.sidecar.istio.io/excludeOutboundIPRanges: {{ . | quote }}
+{{- with include "dispatcher.allowedNetworks" . | fromYamlArray }}
+traffic.sidecar.istio.io/excludeOutboundIPRanges: {{ join "," . | quote }}
 {{- end }}
 {{- end }}
 {{- include "dispatcher.istioExcludedPorts" (list . (eq .Values.egress.mode "direct")) }}

@@ -32,7 +32,7 @@ spec:
       projected:
         defaultMode: 0440
         sources:
-          {{- include "dispatcher.secretSources" (list . "DISPATCHER_DATABASE_") | trim | nindent 10 }}
+          {{- include "dispatcher.secretSources" (list . "database-") | trim | nindent 10 }}
     - name: tmp
       emptyDir:
         sizeLimit: 64Mi

@@ -11,9 +11,17 @@ authorization:
 {{- end -}}
 
 {{- define "dispatcher.monitoringMetadata" -}}
-{{- $root := index . 0 -}}
-{{- include "dispatcher.metadata" . }}
-{{- with $root.Values.monitoring.labels }}
-  {{- toYaml . | nindent 2 }}
-{{- end }}
+{{- include "dispatcher.metadata" (append . (index . 0).Values.monitoring.labels) -}}
+{{- end -}}
+
+{{/* Puts a base before the path of each runbook: (list "https://…" rules). Renders nothing. */}}
+{{- define "dispatcher.setRunbooks" -}}
+{{- $base := index . 0 -}}
+{{- range (index . 1).groups -}}
+{{- range .rules -}}
+{{- if hasPrefix "docs/" (dig "annotations" "runbook_url" "" .) -}}
+{{- $_ := set .annotations "runbook_url" (printf "%s/%s" $base .annotations.runbook_url) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}

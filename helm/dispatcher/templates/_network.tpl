@@ -38,12 +38,21 @@
 
 {{/* Networks that webhooks may go to although they are not public. */}}
 {{- define "dispatcher.allowedPeers" -}}
-{{- range splitList "," (get .Values.config "DISPATCHER_EGRESS_ALLOWED_NETWORKS" | toString) }}
-{{- with trim . }}
+{{- range include "dispatcher.allowedNetworks" . | fromYamlArray }}
 - ipBlock:
-    cidr: {{ ternary . (printf "%s/%s" . (ternary "128" "32" (contains ":" .))) (contains "/" .) }}
+    cidr: {{ . }}
 {{- end }}
-{{- end }}
+{{- end -}}
+
+{{/* The same as a list, each with its prefix: a setting may have blanks and bare addresses, which nobody else takes. */}}
+{{- define "dispatcher.allowedNetworks" -}}
+{{- $networks := list -}}
+{{- range splitList "," (get .Values.config "DISPATCHER_EGRESS_ALLOWED_NETWORKS" | toString) -}}
+{{- with trim . -}}
+{{- $networks = append $networks (ternary . (printf "%s/%s" . (ternary "128" "32" (contains ":" .))) (contains "/" .)) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $networks -}}
 {{- end -}}
 
 {{/* `80,443,1024-65535` as ports of a rule. */}}
@@ -66,9 +75,14 @@
     - {protocol: TCP, port: 53}
 {{- end -}}
 
+{{/* Migrations go past a pooler, an init container's as well, by a port of its own. */}}
 {{- define "dispatcher.databaseRule" -}}
+{{- $ports := list (int64 .Values.networkPolicy.database.port) -}}
+{{- if .Values.secrets.databaseDirectUrl.key -}}
+{{- $ports = append $ports (int64 .Values.networkPolicy.database.directPort) | uniq -}}
+{{- end -}}
 - ports:
-    {{- include "dispatcher.meshedPorts" (list . .Values.networkPolicy.database.port) | trim | nindent 4 }}
+    {{- include "dispatcher.meshedPorts" (concat (list .) $ports) | trim | nindent 4 }}
   {{- if .Values.cnpg.enabled }}
   to:
     - podSelector: {matchLabels: {cnpg.io/cluster: {{ include "dispatcher.fullname" . }}-db}}
@@ -76,6 +90,26 @@
   to:
     {{- toYaml .Values.networkPolicy.database.to | nindent 4 }}
   {{- end }}
+{{- end -}}
+
+{{/* The issuer's keys are fetched by the service itself, past any egress proxy. Where nobody says where the issuer is, it
+     is public: 443 to all private networks would be what tenants' URLs are kept from. */}}
+{{- define "dispatcher.jwksRule" -}}
+{{- if and (eq .Values.auth.mode "jwt") .Values.auth.jwt.keysUrl -}}
+{{- $jwks := .Values.networkPolicy.jwks -}}
+{{- $port := (urlParse .Values.auth.jwt.keysUrl).host | regexFind ":[0-9]+$" | trimPrefix ":" | default "443" -}}
+{{- if $jwks.to -}}
+- to:
+    {{- toYaml $jwks.to | nindent 4 }}
+  ports:
+    {{- include "dispatcher.meshedPorts" (list . (default $port $jwks.port)) | trim | nindent 4 }}
+{{- else -}}
+- to:
+    {{- include "dispatcher.publicPeers" . | nindent 4 }}
+  ports:
+    - {protocol: TCP, port: {{ default $port $jwks.port | int64 }}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{/* A sidecar's way to its control plane; it is in the pod, so the pod's policy holds for it. */}}

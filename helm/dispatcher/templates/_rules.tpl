@@ -37,7 +37,7 @@
     {{- include "dispatcher.ports" (include "dispatcher.egressPorts" .) | trim | nindent 4 }}
 {{- else if eq $mode "proxy" -}}
 - ports:
-    - {protocol: TCP, port: {{ int64 .Values.egress.proxy.port }}}
+    {{- include "dispatcher.meshedPorts" (list . .Values.egress.proxy.port) | trim | nindent 4 }}
   {{- with .Values.egress.proxy.to }}
   to:
     {{- toYaml . | nindent 4 }}

@@ -12,7 +12,9 @@ scaleDown:
     - {type: Pods, value: 1, periodSeconds: 60}
 {{- end -}}
 
-{{/* Connections to the database at most: those of all pods, a roll-out's among them. */}}
+{{/* Connections to the database at most: those of all pods, a roll-out's among them, and a migrating Job's. A process has
+     its pool and two writers (DISPATCHER_DATABASE_POOL_SIZE_MAX), a listener, and one more during upkeep. An init container
+     is done with its own before its pod has any. */}}
 {{- define "dispatcher.connections" -}}
 {{- $pods := ternary .Values.replicaCount .Values.autoscaling.maxReplicas (eq .Values.autoscaling.mode "none") | float64 -}}
 {{- $surge := .Values.maxSurge -}}
@@ -20,8 +22,9 @@ scaleDown:
 {{- $surge = divf (mulf $pods (trimSuffix "%" $surge | float64)) 100.0 | ceil -}}
 {{- end -}}
 {{- $workers := get .Values.config "DISPATCHER_WORKERS" | default 1 | float64 -}}
-{{- $each := get .Values.config "DISPATCHER_DATABASE_POOL_SIZE_MAX" | default 8 | float64 -}}
-{{- mulf (addf $pods (float64 $surge)) $workers $each | int64 -}}
+{{- $each := addf (get .Values.config "DISPATCHER_DATABASE_POOL_SIZE_MAX" | default 8 | float64) 2.0 -}}
+{{- $job := ternary 1.0 0.0 (has .Values.migrations.mode (list "job" "hook")) -}}
+{{- addf (mulf (addf $pods (float64 $surge)) $workers $each) $job | int64 -}}
 {{- end -}}
 
 {{/* KEDA's triggers. A metric is divided by its threshold, which gives the number of pods wanted. */}}
@@ -34,17 +37,22 @@ scaleDown:
     dueBacklogPerInstance: {{ int64 $scaling.dueBacklogPerInstance | toString | quote }}
     oldestDueAgeMaxS: {{ int64 $scaling.oldestDueAgeMaxS | toString | quote }}
 {{- else -}}
-{{- $series := printf "{namespace=%q,pod=~\"%s-.*\"}" .Release.Namespace (include "dispatcher.fullname" .) -}}
+{{- /* A Deployment's pods have two more parts, so hooks-eu's are none of hooks'. */ -}}
+{{- $pods := printf "%s-[a-z0-9]+-[a-z0-9]+" (include "dispatcher.fullname" . | replace "." "[.]") -}}
+{{- $series := printf "{namespace=%q,pod=~%q}" .Release.Namespace $pods -}}
 - type: prometheus
   metadata:
     serverAddress: {{ $scaling.keda.prometheusAddress }}
     query: sum(dispatcher_backlog_due{{ $series }})
     threshold: {{ int64 $scaling.dueBacklogPerInstance | toString | quote }}
+    {{- /* No series is a failure, which keeps the pods, and not a backlog of 0. */}}
+    ignoreNullValues: "false"
 # As many times the pods that there are as the age exceeds its limit.
 - type: prometheus
   metadata:
     serverAddress: {{ $scaling.keda.prometheusAddress }}
     query: max(dispatcher_backlog_due_age_seconds{{ $series }}) / {{ int64 $scaling.oldestDueAgeMaxS }} * scalar(count(count by (pod) (dispatcher_partitions_owned{{ $series }})))
     threshold: "1"
+    ignoreNullValues: "false"
 {{- end -}}
 {{- end -}}

@@ -94,7 +94,9 @@ jwt-ca.pem: |
   "secretKeys" "DISPATCHER_SECRET_KEYS_FILE"
   "opsToken" "DISPATCHER_OPS_TOKEN_FILE"
   "egressProxyUrl" "DISPATCHER_EGRESS_PROXY_URL_FILE"
-  "authTokens" "DISPATCHER_AUTH_TOKENS_FILE" -}}
+  "authTokens" "DISPATCHER_AUTH_TOKENS_FILE"
+  "databaseCa" "PGSSLROOTCERT"
+  "collectorCa" "OTEL_EXPORTER_OTLP_CERTIFICATE" -}}
 {{- range $value, $variable := $variables }}
 {{- $entry := index $.Values.secrets $value }}
 {{- $name := default $fallback $entry.secretName }}
@@ -117,11 +119,11 @@ jwt-ca.pem: |
 {{- end -}}
 {{- end -}}
 
-{{/* A projected volume's sources: (list $ "PREFIX"), those secrets whose variable begins so. */}}
+{{/* A projected volume's sources: (list $ "PREFIX"), those secrets whose file begins so. */}}
 {{- define "dispatcher.secretSources" -}}
 {{- $prefix := index . 1 -}}
 {{- range $variable, $from := include "dispatcher.secretFiles" (index . 0) | fromYaml }}
-{{- if hasPrefix $prefix $variable }}
+{{- if hasPrefix $prefix $from.path }}
 - secret:
     name: {{ $from.name }}
     items:
@@ -135,7 +137,7 @@ jwt-ca.pem: |
 {{- define "dispatcher.secretEnv" -}}
 {{- $prefix := index . 1 -}}
 {{- range $variable, $from := include "dispatcher.secretFiles" (index . 0) | fromYaml }}
-{{- if hasPrefix $prefix $variable }}
+{{- if hasPrefix $prefix $from.path }}
 - name: {{ $variable }}
   value: /etc/dispatcher/secrets/{{ $from.path }}
 {{- end }}
@@ -176,7 +178,7 @@ jwt-ca.pem: |
   value: {{ include "dispatcher.text" $value | quote }}
 {{- end }}
 {{- end }}
-{{- include "dispatcher.secretEnv" (list . "DISPATCHER_DATABASE_") }}
+{{- include "dispatcher.secretEnv" (list . "database-") }}
 {{- end -}}
 
 {{/* A migration's container; safe to repeat, and when several start at once: it takes an advisory lock. */}}

@@ -23,7 +23,11 @@ config.{{ $name }}: {{ $where }}
 config.{{ $name }}: headers hold credentials; take them from a Secret by extraEnv
 {{- end }}
 {{- end }}
-{{- $seen := list "POD_NAME" "POD_NAMESPACE" "POD_IPS" }}
+{{- $files := include "dispatcher.secretFiles" . | fromYaml }}
+{{- if and (hasKey $files "OTEL_EXPORTER_OTLP_CERTIFICATE") (hasKey .Values.config "OTEL_EXPORTER_OTLP_CERTIFICATE") }}
+config.OTEL_EXPORTER_OTLP_CERTIFICATE and secrets.collectorCa: keep one
+{{- end }}
+{{- $seen := concat (list "POD_NAME" "POD_NAMESPACE" "POD_IPS") (keys $files) }}
 {{- range .Values.extraEnv }}
 {{- if hasPrefix "DISPATCHER_" .name }}
 extraEnv: {{ .name }} goes into config, or into secrets
@@ -145,6 +149,8 @@ auth.mode=xfcc needs istio.enabled, or the Envoy that tells who calls in config.
 {{- end }}
 {{- if and (eq $mode "mtls") (or $istio $linkerd) }}
 auth.mode=mtls in a mesh: the sidecar ends TLS, so our server never sees a caller's certificate; use {{ ternary "xfcc" "linkerd" $istio }}
+{{- else if and .Values.tls.secretName (or $istio $linkerd) }}
+tls.secretName in a mesh: the sidecar hands calls on in the clear, so nobody would get through; take tls.secretName away
 {{- end }}
 {{- end -}}
 

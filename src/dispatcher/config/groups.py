@@ -116,7 +116,10 @@ class DatabaseSettings(Group):
         default=False,
         description="Each statement is about one tenant, as Citus needs it; so it is anyway where that extension is.",
     )
-    database_pool_size_max: int = _count(8, 3, 200, "Connections of one instance, the writers' two included.")
+    database_pool_size_max: int = _count(
+        *(8, 3, 200),
+        "Connections of one process's pool and its two writers; its listener and, at times, upkeep have one each.",
+    )
     database_connect_timeout_s: float = _time_s(5.0, 0.1, 120, "Longest wait for a new connection.")
     database_away_s: float = _time_s(
         5.0, 0.1, 300, "Health turns after the database was away so long; one blip must not unroute the fleet."

@@ -112,6 +112,22 @@ async def test_verify_full_connects_to_the_server_of_that_name_and_root_only(
                 await db.fetchval("SELECT 1")
 
 
+async def test_roots_may_be_named_beside_the_url_as_the_chart_does(
+    database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, root = Authority(), tmp_path / "root.crt"
+    monkeypatch.setenv("PGSSLROOTCERT", str(root))
+    async with tls_in_front(database.dsn, server_context(tmp_path, authority, "localhost")) as port:
+        root.write_bytes(Authority().root)
+        for sslmode in ("verify-full", "require"):
+            async with Database.open(through(database, port, f"sslmode={sslmode}")) as db:
+                with pytest.raises(UnavailableError):
+                    await db.fetchval("SELECT 1")
+        root.write_bytes(authority.root)
+        async with Database.open(through(database, port, "sslmode=verify-full")) as db:
+            assert await db.fetchval("SELECT 1") == 1
+
+
 async def test_the_password_is_read_anew_for_each_connection(
     database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
