@@ -91,6 +91,7 @@ def words(text: str, height: int = 8, width: int = ROW_UNITS) -> Panel:
 
 LATE = 'dispatcher_slo_result="late"'
 DEAD = 'dispatcher_delivery_outcome="dead_lettered"'
+PARTITIONS_UNOWNED = f"sum (256 - {total('dispatcher_partitions_owned', by='namespace, job')})"
 FLEET = Dashboard(
     "dispatcher-fleet",
     "Dispatcher / fleet",
@@ -107,13 +108,13 @@ FLEET = Dashboard(
             ),
             stat("Late, last hour", share("dispatcher_slo_deliveries_total", LATE, "1h"), "percentunit", "", 0.144),
             stat(
-                "Oldest late delivery",
+                "Longest stall",
                 most("dispatcher_slo_late_age_seconds"),
                 "s",
-                "That nothing but the service keeps waiting. 0 is well.",
+                "For how long a late delivery has waited for nothing but the service. 0 is well.",
                 120,
             ),
-            stat("Partitions without owner", f"256 - {total('dispatcher_partitions_owned')}", "short", "", 1),
+            stat("Partitions without owner", PARTITIONS_UNOWNED, "short", "Of each installation's 256.", 1),
             stat("Endpoints halted", total("dispatcher_lanes_halted"), "short", "An operator has to decide.", 1),
             stat(
                 "Dead letters, last hour",

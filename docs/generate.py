@@ -71,15 +71,27 @@ record, would cost every call.
 on record |
 | `excused` | it passes the threshold untried | its endpoint is paused, disabled, halted, bounded by a rate or a \
 circuit, or what it waits for has failed |
-| `slow` | the same | as many attempts as its endpoint's order allows wait for their answers: a slow receiver, or an \
-instance without CPU |
+| `slow` | the same | as many attempts as its endpoint's order, or its tenant, allows wait for their answers: a slow \
+receiver, or an instance without CPU |
 | `late` | the same | nothing of these kept it: the database, a full instance, a signing key that does not open |
 
 Only `late` spends the budget. It is counted every `DISPATCHER_METRICS_BACKLOG_INTERVAL_S`, at the threshold and not at
-the end, so that what never ends counts. What it can't see: deliveries far back in a backlog, until they come into
-memory (`dispatcher.slo.late.age` shows that stall for as long as it lasts), and endpoints that nobody owns
-(`dispatcher.partitions.owned`). Around a takeover a late delivery may count twice, or not at all. All this costs a
-delivery 0.2 µs, and a round over 10,000 endpoints with work 23 ms, in pieces, of each 10 s.
+the end, so that what never ends counts. A stall shows for as long as it lasts in `dispatcher.slo.late.age`: for how
+long the same delivery has been found at an endpoint's front with nothing to wait for. What nobody owns shows in
+`dispatcher.partitions.owned`.
+
+Where it can't be decided, nothing is counted as `late`:
+
+- What lies in a backlog beyond an endpoint's window (`DISPATCHER_LANE_ROWS_MAX`) is counted when it comes into memory,
+  by what kept the window's front when it turned late; after many changes of that (64) by nothing.
+- What turns late while a backlog is worked off counts as what made the backlog (a pause, an outage: `excused`), until
+  the backlog is gone or one row is found at the front, with nothing to wait for, at two rounds in a row. So a database
+  that makes a catch-up slow, without stopping it, does not show here.
+- What was late before its owner took it over is not counted, by whosever fault; nor is the rest of a backlog found
+  then, while it moves and nothing is seen that keeps it. An owner that dies with a backlog spends no budget with it.
+
+All this costs a delivery 0.3 µs, and a round over 10,000 endpoints with work 30 ms, in pieces, of each 10 s; 170 ms
+where all of them are late.
 
 ## Traces
 

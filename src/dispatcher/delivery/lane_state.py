@@ -221,6 +221,10 @@ class LaneState:
         """Slots parked in memory."""
         return sum(slot.aside for slot in self._held.slots.values())
 
+    def is_parked(self, seq: int) -> bool:
+        """Whether the row stands aside, in memory."""
+        return seq in self._held.slots
+
     def state_of(self, seq: int) -> SlotState | None:
         """How far row `seq` is; None where it is not in memory (SETTLED at or below the watermark)."""
         slot = self._held.slots.get(seq)

@@ -7,33 +7,47 @@ An owner counts each of its deliveries once, replays aside, with what comes firs
     a round finds it older, never tried ──> excused, slow, late: what kept it at the threshold, or keeps it now
 
 So a delivery that never ends is counted all the same, as soon as it is late, and a stall shows while it lasts: by the
-count of what turns late, and once nothing new does, by the age of the oldest. What lies in the database beyond a lane's
-window is counted as it comes into memory, and by nobody where nobody owns it: there the gauge of partitions owned
-tells. After a takeover a late one may be counted again, or not at all where it is tried before the first round.
+count of what turns late, and once nothing new does, by how long the one at the front has waited for nothing but us.
+
+What lies in the database beyond a lane's window waits for the window's front. Every round notes what keeps that, so
+that a row which comes into memory later is counted by what kept the front when it turned late. A front that moves on
+from round to round is no stall, though it is found without a reason now and then: what kept it last (a pause, an
+outage) made the backlog, and goes on as the reason until the backlog is gone or the same row is found there twice.
+
+What turned late before this owner's first look at the lane, at a takeover, is not counted: nobody here saw why. Nor is
+a backlog that was found then, as long as it moves and nothing is seen that keeps it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import itemgetter
 
 from dispatcher.clocks import SYSTEM_CLOCKS, Clocks
 from dispatcher.delivery.board import Board
 from dispatcher.delivery.lane import Lane
 from dispatcher.delivery.lane_types import Wait
-from dispatcher.delivery.slots import DECIDING, Slot
-from dispatcher.model import EndpointKey, OutboxRow
+from dispatcher.delivery.slots import ACKNOWLEDGED, DECIDING, Slot
+from dispatcher.model import OutboxRow
 from dispatcher.telemetry import Instruments
 
-GOOD, LATE = "good", "late"
-WORDS = {Wait.ENDPOINT: "excused", Wait.ANSWER: "slow", Wait.US: LATE}
+GOOD, EXCUSED, SLOW, LATE = "good", "excused", "slow", "late"
+WORDS = {Wait.ENDPOINT: EXCUSED, Wait.ANSWER: SLOW, Wait.US: LATE}
+KEPT = (EXCUSED, SLOW)
+"""Where rows at the front are kept by different things, those behind them are by the first of these."""
+UNKNOWN = ""
+"""What kept a row before this owner saw it: it is not counted."""
 SLOTS_AT_ONCE = 2000
 """So many rows or lanes are looked at before others have their turn."""
 FRONT_ROWS = 16
-"""So many rows of a late lane are looked at for one that only we keep."""
+"""So many rows at the front of a late lane tell what keeps it."""
+RUNS_MAX = 64
+"""So many changes of what kept a lane are remembered; of what was before nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +60,52 @@ class _Round:
     soon: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What rounds saw of an endpoint with rows near the threshold or beyond it: until when (Unix seconds) something
-    that is not us kept them all, and what; `is_free`: the last round saw one that nothing kept."""
+class _View:
+    """What rounds saw of one lane; all times are Unix seconds.
 
-    kept_until: float
-    word: str
-    is_free: bool
+    `since`: the first look. `counted`: what is late has been counted through that sequence. `runs`: what has kept the
+    front, and since when; the last run was seen until `noted`. `free`: the row at the front that nothing but us keeps,
+    found at every round since `free_since`; `stalled_s`: for how long, where it is late.
+    """
 
+    __slots__ = ("counted", "free", "free_since", "noted", "runs", "since", "stalled_s")
 
-UNSEEN = _Seen(0.0, LATE, is_free=True)
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.counted = 0
+        self.runs: list[tuple[float, str]] = []
+        self.noted = 0.0
+        self.free: int | None = None
+        self.free_since = 0.0
+        self.stalled_s = 0.0
+
+    @property
+    def word(self) -> str | None:
+        """What keeps the front by the last round; None where nothing near the threshold was seen kept."""
+        return self.runs[-1][1] if self.runs else None
+
+    def word_at(self, at_s: float) -> str:
+        """What kept the front then, within what was noted."""
+        return self.runs[max(0, bisect_right(self.runs, at_s, key=itemgetter(0)) - 1)][1]
+
+    def find_free(self, seq: int | None, wall: float) -> bool:
+        """Whether the row that was found free is the one of the last round."""
+        is_same = seq is not None and seq == self.free
+        if not is_same:
+            self.free, self.free_since = seq, wall
+        return is_same
+
+    def clear(self) -> None:
+        """Forget all but the first look and what has been counted."""
+        self.runs.clear()
+        self.free, self.stalled_s = None, 0.0
+
+    def note(self, word: str, wall: float) -> None:
+        if word != self.word:
+            self.runs.append((wall, word))
+        if len(self.runs) > RUNS_MAX:
+            self.runs[:2] = [(self.runs[0][0], UNKNOWN)]
+        self.noted = wall
 
 
 class Punctuality:
@@ -77,9 +126,7 @@ class Punctuality:
         self._threshold_s = threshold_s
         self._margin_s = 2 * interval_s  # a round may come a little late
         self._clocks = clocks
-        self._counted: dict[EndpointKey, int] = {}
-        """Through which sequence what is late has been counted."""
-        self._seen: dict[EndpointKey, _Seen] = {}
+        self._views: dict[Lane, _View] = {}
 
     def first_ended(self, row: OutboxRow, age_s: float) -> None:
         """The first attempt of a delivery has ended at that age. Called for each of them: quick."""
@@ -87,33 +134,46 @@ class Punctuality:
             return
         if age_s <= self._threshold_s:
             self._count(GOOD)
-        elif row.seq > self._counted.get(row.key, 0) and row.key in self._seen:
-            self._count(self._word_of(row))
+            return
+        lane = self._board.lanes.get(row.key)
+        view = None if lane is None else self._views.get(lane)
+        if lane is not None and view is not None and row.seq > view.counted:
+            # What was parked untried stood behind one that failed.
+            self._add(EXCUSED if lane.is_parked(row.seq) else self._word_then(view, self._late_at(row)))
 
-    def _word_of(self, row: OutboxRow) -> str:
-        """What kept a row that nothing keeps now when it turned late."""
-        seen = self._seen.get(row.key, UNSEEN)
-        until = seen.kept_until if seen.is_free else seen.kept_until + self._margin_s
-        return seen.word if row.time.timestamp() + self._threshold_s <= until else LATE
+    def _late_at(self, row: OutboxRow) -> float:
+        return row.time.timestamp() + self._threshold_s
+
+    def _word_then(self, view: _View, late_at: float) -> str:
+        """What kept a row that nothing keeps any more when it turned late."""
+        if late_at < view.since:
+            return UNKNOWN
+        if not view.runs or late_at > view.noted + self._margin_s:
+            return LATE
+        return view.word_at(late_at)
+
+    def _add(self, word: str) -> None:
+        if word != UNKNOWN:
+            self._count(word)
 
     async def look(self) -> None:
         """One round: count what has turned late, and note what keeps what is about to."""
         this = self._begin()
-        oldest_s, looked_at = 0.0, 0
+        stalled_s, looked_at = 0.0, 0
         for lane in list(self._board.lanes.values()):
             if lane.is_closed:
                 continue
-            looked_at += 1 + self._look_at(lane, this)
-            if lane.key in self._counted:
-                looked_at += FRONT_ROWS
-                oldest_s = max(oldest_s, self._late_s(lane, this))
+            view = self._views.get(lane)
+            if view is None:
+                view = self._views[lane] = _View(this.wall)
+            looked_at += 1 + self._look_at(lane, view, this)
+            stalled_s = max(stalled_s, view.stalled_s)
             if looked_at >= SLOTS_AT_ONCE:
                 looked_at = 0
                 await asyncio.sleep(0)
-        self._instruments.slo_late_age_s.set(oldest_s)
-        for kept in (self._counted, self._seen):
-            for key in [key for key in kept if key not in self._board.lanes]:
-                del kept[key]
+        self._instruments.slo_late_age_s.set(stalled_s)
+        for lane in [lane for lane in self._views if lane.is_closed or lane.key not in self._board.lanes]:
+            del self._views[lane]
 
     def _begin(self) -> _Round:
         wall = self._clocks.wall()
@@ -121,37 +181,76 @@ class Punctuality:
         late, soon = (datetime.fromtimestamp(at_s, UTC) for at_s in (late_s, late_s + self._margin_s))
         return _Round(self._clocks.monotonic(), wall, late, soon)
 
-    def _look_at(self, lane: Lane, this: _Round) -> int:
-        """Count the rows of one lane that are late and were not; returns how many were looked at."""
-        words = list[str]()
-        looked_at = 0
-        for slot in lane.older(self._counted.get(lane.key, 0), this.soon):
+    def _look_at(self, lane: Lane, view: _View, this: _Round) -> int:
+        """Note what keeps one lane and count its rows that are late and were not; returns how many were looked at."""
+        # In a serial lane all wait for the first; the second tells of it while that one is in flight.
+        front = list(itertools.islice(lane.older(0, this.soon), 2 if lane.is_serial else FRONT_ROWS))
+        if not front and (not view.runs or lane.acknowledged_through < lane.tail or lane.tail >= lane.highest_known):
+            view.clear()  # nothing is near the threshold: whatever was is over
+            return 0
+        before = view.noted if view.runs else 0.0
+        self._follow(lane, view, front, this)
+        looked_at = len(front)
+        for slot in lane.older(view.counted, this.late):
             looked_at += 1
-            is_late = slot.row.time <= this.late
-            if is_untried(slot):
-                if not (words and lane.is_serial):  # those of a serial lane all wait for its head
-                    words.append(WORDS[lane.wait_of(slot, this.now)])
-                if is_late and slot.row.replay_of is None:
-                    self._count(self._word_of(slot.row) if words[-1] == LATE else words[-1])
-            if not is_late:
-                break  # one that is not late yet tells for those behind it
-            self._counted[lane.key] = slot.row.seq
-        if words:
-            self._note(lane.key, LATE if LATE in words else words[-1], this.wall)
+            view.counted = slot.row.seq
+            if is_counted(slot):
+                self._add(self._word_now(lane, view, slot, before, this))
         return looked_at
 
-    def _note(self, key: EndpointKey, word: str, wall: float) -> None:
-        before = self._seen.get(key, UNSEEN)
-        self._seen[key] = replace(before, is_free=True) if word == LATE else _Seen(wall, word, is_free=False)
+    def _word_now(self, lane: Lane, view: _View, slot: Slot, before: float, this: _Round) -> str:
+        """What kept a row of the window when it turned late; `before`: the last round that noted anything."""
+        late_at = self._late_at(slot.row)
+        if late_at < view.since:
+            return UNKNOWN
+        if late_at <= before:
+            return view.word_at(late_at)  # it was not in memory then
+        word = self._word_of(lane, slot, this)
+        return word if word != LATE or view.word is None else view.word
 
-    def _late_s(self, lane: Lane, this: _Round) -> float:
-        """The age of the oldest row near the front that nothing but us keeps; 0.0 without one that is late."""
-        for slot in itertools.islice(lane.older(0, this.late), 1 if lane.is_serial else FRONT_ROWS):
-            if is_untried(slot) and slot.row.replay_of is None and lane.wait_of(slot, this.now) is Wait.US:
-                return this.wall - slot.row.time.timestamp()
-        return 0.0
+    def _follow(self, lane: Lane, view: _View, front: list[Slot], this: _Round) -> None:
+        """Note what keeps the front: us only where the same row is found free again, else what kept it last."""
+        found = [(slot, self._word_of(lane, slot, this)) for slot in front if slot.state < ACKNOWLEDGED]
+        free = next((slot for slot, word in found if word == LATE and is_counted(slot)), None)
+        if front and free is None and not lane.is_serial:
+            free = self._free_further(lane, view, front[-1], this)
+        if not front:  # all that is in memory is done, and what lies behind it is not read: as good as found free
+            is_same = view.find_free(lane.tail + 1, this.wall)
+        else:
+            is_same = view.find_free(None if free is None else free.row.seq, this.wall)
+        view.stalled_s = this.wall - view.free_since if free is not None and free.row.time <= this.late else 0.0
+        words = {word for _, word in found}
+        word: str | None = next((word for word in KEPT if word in words), None)
+        if free is not None or word is None:
+            is_unseen = bool(front) and self._late_at(front[0].row) < view.since
+            word = LATE if is_same else (UNKNOWN if view.word is None and is_unseen else view.word)
+        if word is not None:
+            view.note(word, this.wall)
+
+    def _free_further(self, lane: Lane, view: _View, last: Slot, this: _Round) -> Slot | None:
+        """The row behind the front that nothing but us keeps: that of the last round, or one about to turn late."""
+        last_seq = max(view.counted, last.row.seq)
+        slots: Iterator[Slot] = itertools.islice(lane.older(last_seq, this.soon), FRONT_ROWS)
+        if view.free is not None:
+            slots = itertools.chain(itertools.islice(lane.older(view.free - 1, this.soon), 1), slots)
+        return next((slot for slot in slots if is_counted(slot) and self._word_of(lane, slot, this) == LATE), None)
+
+    def _word_of(self, lane: Lane, slot: Slot, this: _Round) -> str:
+        """What keeps a slot that is not done, or what waits for it, just now."""
+        if is_untried(slot):
+            wait = lane.wait_of(slot, this.now)
+        else:
+            wait = Wait.US if slot.state is DECIDING else Wait.ENDPOINT
+        if wait is Wait.US and self._board.scheduler.waits_for_tenant(lane):
+            wait = Wait.ANSWER
+        return WORDS[wait]
 
 
 def is_untried(slot: Slot) -> bool:
     """Not done, and no attempt of it has ended."""
     return slot.row.attempts == 0 and slot.state <= DECIDING
+
+
+def is_counted(slot: Slot) -> bool:
+    """Counted if it is late: not done, never tried, no replay."""
+    return is_untried(slot) and slot.row.replay_of is None

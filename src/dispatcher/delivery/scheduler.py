@@ -137,6 +137,13 @@ class Scheduler(Generic[LaneT]):
             return False
         return entry.place is not _READY or self._in_flight >= self._limits.in_flight_max
 
+    def waits_for_tenant(self, lane: LaneT) -> bool:
+        """The lane may have something to start, and its tenant has as much in flight as it may."""
+        entry = self._entries.get(lane)
+        if entry is None or entry.place is _RESTING:
+            return False
+        return entry.place is _Place.WAITS_FOR_TENANT or entry.tenant.in_flight >= self._limits.tenant_in_flight_max
+
     def add(self, lane: LaneT) -> None:
         """Schedule a lane from now on; it is asked at once. Raises ValueError for one that is here already."""
         if lane in self._entries:

@@ -23,8 +23,10 @@ from dispatcher.telemetry import Instruments
 log = logging.getLogger(__name__)
 
 HOLDERS = ("session", "standby", "slot", "prepared")
-SAMPLES_MAX = 3000
-"""A day and more, sampled every 30 s."""
+SAMPLE_EVERY_S = 10.0
+"""Samples are kept so far apart however often one is taken: what is told is not more exact than that."""
+SAMPLES_MAX = 9000
+"""A day and more."""
 
 # Processes of the server's own have no user; autovacuum's do not count for the horizon.
 OLDEST_XMIN = """
@@ -66,6 +68,9 @@ class XminClock:
         """For how long each transaction, `age` before the next one, has not been the newest."""
         if self._samples and next_xid < self._samples[-1][1]:
             self._samples.clear()  # another server, restored to an earlier time
+        # The newest is always kept: it gives way to the next one where it comes too soon after the one before.
+        if len(self._samples) > 1 and self._samples[-1][0] - self._samples[-2][0] < SAMPLE_EVERY_S:
+            self._samples.pop()
         self._samples.append((now, next_xid))
         return {holder: self._since_s(now, next_xid - age) if age else 0.0 for holder, age in ages.items()}
 

@@ -147,7 +147,8 @@ SLO_LATE_AGE = Metric(
     "dispatcher.slo.late.age",
     Kind.GAUGE,
     "s",
-    "Age of the oldest delivery that is late and that nothing but us keeps waiting; 0 without one.",
+    "For how long the same late delivery at the front of an endpoint has been found waiting for nothing but us, the "
+    "longest; 0 without one. Not its age: a backlog that moves is no stall.",
     "Grows: a stall, which the counter alone does not show for long: look at the database, the log, missing keys.",
 )
 IN_FLIGHT = Metric(

@@ -44,6 +44,7 @@ SLOW = labelled("dispatcher_slo_result", "slow")
 SLO = "dispatcher_slo_deliveries_total"
 CALLS = "rpc_server_call_duration_seconds_count"
 BUCKETS = "db_client_operation_duration_seconds_bucket"
+OTHER_OWNED = 'dispatcher_partitions_owned{namespace="test",job="dispatcher",instance="c"}'
 DEAD = labelled("dispatcher_delivery_outcome", "dead_lettered")
 
 CASES = (
@@ -66,6 +67,18 @@ CASES = (
         ]),
         quiet=(2 * DAY, 3 * DAY + 10 * HOUR),
         fires=(3 * DAY,),
+        labels={"severity": "warning", **HOME},
+        step_min=10,
+    ),
+    # One of twenty deliveries a day is no trend: never ten late ones in a day.
+    Case(
+        "DispatcherDeliverySloBurnSlow",
+        dict([
+            counter(SLO, (0.1, 3 * DAY // 10), labels=GOOD),
+            counter(SLO, (0.05, 3 * DAY // 10), labels=LATE),
+        ]),
+        quiet=(2 * DAY, 3 * DAY),
+        fires=(),
         labels={"severity": "warning", **HOME},
         step_min=10,
     ),
@@ -133,9 +146,16 @@ CASES = (
     ),
     Case(
         "DispatcherAbsent",
-        {f"dispatcher_partitions_owned{{{A}}}": "256x20 _x20 256x20"},
-        quiet=(15, 55),
+        {f"dispatcher_partitions_owned{{{A}}}": "256x20 _x20 256x20", OTHER_OWNED: "256x60"},
+        quiet=(15, 22, 55),
         fires=(35,),
+        labels={"severity": "critical", **HOME},
+    ),
+    Case(
+        "DispatcherAbsent",
+        {f"dispatcher_partitions_owned{{{A}}}": "_x20 256x20"},
+        quiet=(2, 30),
+        fires=(15,),
         labels={"severity": "critical"},
     ),
     Case(
@@ -192,6 +212,17 @@ CASES = (
         ]),
         quiet=(25, 31, 80),
         fires=(55,),
+        labels={"severity": "critical", **HOME},
+    ),
+    Case(
+        "DispatcherCallsFail",
+        dict([
+            counter(CALLS, (1, 60), labels=labelled("rpc_response_status_code", "OK")),
+            counter(CALLS, (1, 60), labels=labelled("error_type", "UNAVAILABLE")),
+            counter(CALLS, (100, 60), labels=labelled("error_type", "UNIMPLEMENTED")),
+        ]),
+        quiet=(30, 55),
+        fires=(),
         labels={"severity": "critical", **HOME},
     ),
     Case(

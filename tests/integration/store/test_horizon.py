@@ -15,7 +15,7 @@ import pytest
 from dispatcher.embedded.postgres import EmbeddedPostgres
 from dispatcher.store import horizon
 from dispatcher.store.database import Database, DatabaseOptions
-from dispatcher.store.horizon import HOLDERS, XminClock, oldest_xmin
+from dispatcher.store.horizon import HOLDERS, SAMPLE_EVERY_S, XminClock, oldest_xmin
 from dispatcher.telemetry import Instruments
 from tests.support.chaos.standby import ask, chain_of_servers
 from tests.support.postgres import TestDatabase
@@ -194,6 +194,21 @@ def test_what_was_old_before_the_first_look_is_at_least_as_old_as_that() -> None
     clock = XminClock()
     assert clock.held_s(100, 1000, {"slot": 900}) == {"slot": 0}
     assert clock.held_s(160, 1001, {"slot": 901}) == {"slot": 60}
+
+
+def test_looking_every_second_forgets_nothing_of_a_day() -> None:
+    clock = XminClock()
+    held = [clock.held_s(second, 1000 + second, {"session": second})["session"] for second in range(86_401)]
+    assert held[7200] == 7200
+    assert held[-1] == 86_400
+    assert len(clock._samples) <= 86_400 / SAMPLE_EVERY_S + 2
+
+
+def test_looking_every_second_tells_of_a_new_transaction_within_the_distance_of_samples() -> None:
+    clock = XminClock()
+    for second in range(1000):
+        held = clock.held_s(second, 1000 + second, {"session": 100})["session"]
+    assert 100 <= held <= 100 + SAMPLE_EVERY_S
 
 
 def test_a_server_restored_to_an_earlier_time_starts_the_clock_anew() -> None:

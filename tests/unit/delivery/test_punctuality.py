@@ -14,13 +14,15 @@ import pytest
 from dispatcher.clocks import Clocks
 from dispatcher.delivery.lane import Lane
 from dispatcher.delivery.lane_types import Wait
-from dispatcher.delivery.punctuality import GOOD, WORDS, Punctuality
+from dispatcher.delivery.punctuality import GOOD, RUNS_MAX, UNKNOWN, WORDS, Punctuality
+from dispatcher.delivery.scheduler import Scheduler, SchedulerLimits
 from dispatcher.model import OutboxRow
 from dispatcher.telemetry import Instruments
 from dispatcher.telemetry.instruments import SLO_RESULTS
 from tests.support.lanes import BY_KEY, KEY, ORDERED, START_TIME, UNORDERED, lane, row
 
 THRESHOLD_S, INTERVAL_S = 60.0, 5.0
+SCHEDULER_LIMITS = SchedulerLimits(in_flight_max=10, tenant_in_flight_max=2, slow_in_flight_max=2, slow_threshold_s=1)
 
 
 class Counted(Instruments):
@@ -51,15 +53,42 @@ class Watched:
     def __init__(self, made: Lane) -> None:
         self.lane, self.now = made, 0.0
         self.counted = Counted(Instruments.silent())
-        self.board: Any = SimpleNamespace(lanes={KEY: made})
+        self.scheduler = Scheduler[Lane](SCHEDULER_LIMITS)
+        self.scheduler.add(made)
+        self.board: Any = SimpleNamespace(lanes={KEY: made}, scheduler=self.scheduler)
         clocks = Clocks(monotonic=lambda: self.now, wall=lambda: START_TIME.timestamp() + self.now)
         self.watch = Punctuality(
             self.board, self.counted, threshold_s=THRESHOLD_S, interval_s=INTERVAL_S, clocks=clocks
         )
 
+    async def owned(self) -> Watched:
+        """As one that has been here since before the first event."""
+        await self.look(0)
+        return self
+
     async def look(self, at_s: float) -> dict[str, int]:
         self.now = at_s
         await self.watch.look()
+        return dict(self.counted.results)
+
+    async def rounds(self, first_s: float, last_s: float) -> None:
+        for at_s in range(int(first_s), int(last_s) + 1, int(INTERVAL_S)):
+            await self.look(at_s)
+
+    def feed(self, through: int) -> None:
+        """Read into the window what there is room for."""
+        while self.lane.tail < through and self.lane.offer(row(self.lane.tail + 1)):
+            pass
+
+    async def catch_up(self, at_s: float, through: int) -> dict[str, int]:
+        """All are delivered by one attempt, a few between two rounds."""
+        done = 0
+        while not self.lane.is_idle or self.lane.tail < through:
+            self.feed(through)
+            self.end(self.begin(at_s), at_s, succeeded=True)
+            done += 1
+            if done % 5 == 0:
+                await self.look(at_s + done / 1000)
         return dict(self.counted.results)
 
     def begin(self, at_s: float) -> OutboxRow:
@@ -91,20 +120,20 @@ def watched(count: int, mode: Any = ORDERED, **options: Any) -> Watched:
 
 @pytest.mark.parametrize("succeeded", [True, False])
 async def test_a_first_attempt_in_time_is_good_whatever_the_receiver_said(succeeded: bool) -> None:
-    case = watched(1)
+    case = await watched(1).owned()
     assert case.end(case.begin(2), 61, succeeded=succeeded) == {"good": 1}
     assert await case.look(100) == {"good": 1}, "and is not counted again"
 
 
 async def test_only_the_first_attempt_counts() -> None:
-    case = watched(1)
+    case = await watched(1).owned()
     case.end(case.begin(2), 3, succeeded=False)
     case.end(case.begin(1100), 1101, succeeded=True)
     assert await case.look(1200) == {"good": 1}
 
 
 async def test_what_only_we_keep_is_late_as_soon_as_a_round_finds_it_and_once() -> None:
-    case = watched(3)
+    case = await watched(3).owned()
     assert await case.look(60) == {}
     assert await case.look(61) == {"late": 1}
     assert await case.look(62) == {"late": 2}, "a stall is counted while it lasts"
@@ -113,12 +142,12 @@ async def test_what_only_we_keep_is_late_as_soon_as_a_round_finds_it_and_once() 
     assert case.end(first, 72, succeeded=True) == {"late": 3}, "the end of one that was counted"
 
 
-async def test_the_age_of_the_oldest_late_one_shows_a_stall_to_its_end() -> None:
-    case = watched(2)
+async def test_how_long_the_same_one_has_waited_for_us_shows_a_stall_to_its_end() -> None:
+    case = await watched(2).owned()
     await case.look(59)
     assert case.counted.late_age_s == 0
     await case.look(600)
-    assert case.counted.late_age_s == 599
+    assert case.counted.late_age_s == 541, "since the round that found it first"
     for at_s in (601, 602):
         case.end(case.begin(at_s), at_s, succeeded=True)
     await case.look(603)
@@ -126,28 +155,28 @@ async def test_the_age_of_the_oldest_late_one_shows_a_stall_to_its_end() -> None
 
 
 async def test_what_waits_for_one_that_failed_is_excused() -> None:
-    case = watched(3)
+    case = await watched(3).owned()
     case.end(case.begin(2), 3, succeeded=False)
     assert await case.look(100) == {"good": 1, "excused": 2}
     assert case.counted.late_age_s == 0
 
 
 async def test_what_waits_while_one_that_failed_is_tried_again_is_excused() -> None:
-    case = watched(2)
+    case = await watched(2).owned()
     case.end(case.begin(2), 3, succeeded=False)
     case.begin(1100)
     assert await case.look(1101) == {"good": 1, "excused": 1}
 
 
 async def test_what_waits_for_an_answer_is_slow() -> None:
-    case = watched(3)
+    case = await watched(3).owned()
     case.begin(50)
     assert await case.look(100) == {"slow": 3}
     assert case.counted.late_age_s == 0
 
 
 async def test_as_many_in_flight_as_an_endpoint_allows_make_the_others_slow() -> None:
-    case = watched(3, UNORDERED, max_in_flight=2)
+    case = await watched(3, UNORDERED, max_in_flight=2).owned()
     case.begin(2)
     assert await case.look(61) == {"slow": 1}, "one that is in flight at the threshold"
     case.begin(62)
@@ -155,7 +184,7 @@ async def test_as_many_in_flight_as_an_endpoint_allows_make_the_others_slow() ->
 
 
 async def test_a_paused_endpoint_and_one_behind_a_shut_gate_are_excused() -> None:
-    paused, shut = watched(1), watched(1)
+    paused, shut = await watched(1).owned(), await watched(1).owned()
     paused.lane.paused = True
     shut.lane.gate = Shut()
     assert await paused.look(100) == {"excused": 1}
@@ -166,24 +195,25 @@ async def test_a_failing_key_excuses_no_other() -> None:
     made = lane(BY_KEY)
     for seq, key in ((1, "a"), (2, "a"), (3, "b")):
         made.offer(row(seq, ordering_key=key))
-    case = Watched(made)
+    case = await Watched(made).owned()
     first = case.begin(2)
     assert first.ordering_key == "a"
     case.end(first, 3, succeeded=False)
     assert await case.look(100) == {"good": 1, "excused": 1, "late": 1}
-    assert case.counted.late_age_s == 97
+    await case.look(105)
+    assert case.counted.late_age_s == 5
 
 
 async def test_an_endpoint_that_could_not_be_configured_is_ours_to_mend() -> None:
     made = lane()
     made._modes.clear()
     made.offer(row(1))
-    case = Watched(made)
+    case = await Watched(made).owned()
     assert await case.look(100) == {"late": 1}
 
 
 async def test_a_decision_on_its_way_into_the_database_is_ours() -> None:
-    case = watched(2)
+    case = await watched(2).owned()
     first = case.begin(2)
     first.attempts = 1
     assert case.lane.deciding(first.seq)
@@ -192,14 +222,14 @@ async def test_a_decision_on_its_way_into_the_database_is_ours() -> None:
 
 async def test_an_attempt_that_counted_for_nothing_excuses_nobody() -> None:
     """As where an egress proxy of our own failed: the row backs off, and was never tried."""
-    case = watched(2)
+    case = await watched(2).owned()
     case.lane.failed(case.begin(2).seq, 1000)
     case.lane.gate = Shut()
     assert await case.look(100) == {"late": 2}
 
 
 async def test_a_halted_endpoint_is_excused() -> None:
-    case = watched(2)
+    case = await watched(2).owned()
     first = case.begin(2)
     first.attempts = 1
     case.lane.deciding(first.seq)
@@ -208,7 +238,7 @@ async def test_a_halted_endpoint_is_excused() -> None:
 
 
 async def test_one_that_was_kept_until_just_now_and_is_late_between_two_rounds_is_excused() -> None:
-    case = watched(1)
+    case = await watched(1).owned()
     case.lane.paused = True
     assert await case.look(59) == {}
     case.lane.paused = False
@@ -217,45 +247,195 @@ async def test_one_that_was_kept_until_just_now_and_is_late_between_two_rounds_i
 
 
 async def test_one_that_nothing_kept_and_is_late_between_two_rounds_is_late() -> None:
-    case = watched(1)
+    case = await watched(1).owned()
     await case.look(59)
     assert case.end(case.begin(61.5), 62, succeeded=True) == {"late": 1}
     assert await case.look(64) == {"late": 1}
 
 
 async def test_what_kept_it_long_ago_excuses_nothing() -> None:
-    case = watched(1)
+    case = await watched(1).owned()
     case.lane.paused = True
     await case.look(51.5)
     case.lane.paused = False
-    await case.look(56)
+    for at_s in (54, 57):
+        await case.look(at_s)
     assert case.end(case.begin(61.5), 62, succeeded=True) == {"late": 1}
 
 
-async def test_what_comes_into_memory_later_is_told_by_what_kept_it_when_it_turned_late() -> None:
-    """Of a backlog in the database: row 40 turned late during the pause, row 41 only afterwards."""
-    case = watched(2)
+@pytest.mark.parametrize("mode", [ORDERED, UNORDERED, BY_KEY])
+@pytest.mark.parametrize("reason", ["pause", "circuit"])
+async def test_a_backlog_beyond_the_window_is_excused_if_what_kept_it_lasted_until_it_was_late(
+    mode: Any, reason: str
+) -> None:
+    case = await watched(8, mode, rows_max=8).owned()
+    case.lane.paused, case.lane.gate = reason == "pause", Shut() if reason == "circuit" else None
+    await case.rounds(5, 300)
+    assert case.counted.results == {"excused": 8}, "the window's"
+    case.lane.paused, case.lane.gate = False, None
+    assert await case.catch_up(301, through=200) == {"excused": 200}
+
+
+async def test_a_backlog_beyond_the_window_is_excused_while_receivers_work_it_off() -> None:
+    """In flight at a round or not: they turned late during the pause."""
+    case = await watched(8, UNORDERED, rows_max=8, max_in_flight=2).owned()
     case.lane.paused = True
-    assert await case.look(100) == {"excused": 2}
+    await case.rounds(5, 300)
     case.lane.paused = False
-    case.lane.offer(row(3))
-    assert await case.look(101) == {"excused": 3}
-    for seq in range(4, 61):
-        case.lane.offer(row(seq))
-    assert await case.look(121) == {"excused": 40, "late": 20}
+    for at_s in range(300, 600, 10):
+        begun = [case.begin(at_s), case.begin(at_s)]
+        await case.look(at_s + 1)
+        for one in begun:
+            case.end(one, at_s + 2, succeeded=True)
+        case.feed(through=60)
+    assert case.counted.results == {"excused": 60}
+
+
+@pytest.mark.parametrize("mode", [ORDERED, UNORDERED])
+async def test_a_backlog_beyond_the_window_behind_a_receiver_that_fails_is_excused(mode: Any) -> None:
+    case = await watched(8, mode, rows_max=8, max_in_flight=8).owned()
+    tried = [case.begin(9) for _ in range(1 if mode is ORDERED else 8)]
+    for one in tried:
+        case.end(one, 10, succeeded=False)
+    await case.rounds(15, 1100)
+    good = len(tried)
+    for one in [case.begin(1101) for _ in tried]:
+        case.end(one, 1102, succeeded=True)
+    assert await case.catch_up(1103, through=200) == {"good": good, "excused": 200 - good}
+
+
+async def test_what_turns_late_while_a_backlog_is_worked_off_is_the_backlogs() -> None:
+    """Row 50 was late at 110, ten seconds after the pause; the front moved on at every round."""
+    case = await watched(40, rows_max=64).owned()
+    case.lane.paused = True
+    await case.rounds(5, 100)
+    case.lane.paused = False
+    for at_s in range(101, 121):
+        await case.look(at_s)
+        case.end(case.begin(at_s), at_s, succeeded=True)
+        assert case.counted.late_age_s == 0
+        case.feed(through=60)
+    assert await case.look(121) == {"excused": 60}
+
+
+async def test_a_stall_while_a_backlog_is_worked_off_is_late() -> None:
+    case = await watched(40, rows_max=64).owned()
+    case.lane.paused = True
+    await case.rounds(5, 100)
+    case.lane.paused = False
+    case.feed(through=60)
+    await case.look(101)
+    assert await case.look(106) == {"excused": 41, "late": 5}
+    assert await case.look(120) == {"excused": 41, "late": 19}
+    assert case.counted.late_age_s == 19
+
+
+async def test_a_healthy_catch_up_is_no_stall_however_old_its_rows_are() -> None:
+    case = await watched(60).owned()
+    for at_s in range(5, 60, 5):
+        await case.look(at_s)
+        case.end(case.begin(at_s), at_s, succeeded=True)
+    for at_s in range(3600, 3640):
+        await case.look(at_s)
+        assert case.counted.late_age_s == 0
+        case.end(case.begin(at_s), at_s, succeeded=True)
+
+
+async def test_one_behind_many_of_a_failing_key_shows_a_stall_all_the_same() -> None:
+    made = lane(BY_KEY)
+    for seq in range(1, 41):
+        made.offer(row(seq, ordering_key="b" if seq in (30, 35) else "a"))
+    case = await Watched(made).owned()
+    case.end(case.begin(2), 3, succeeded=False)
+    await case.rounds(5, 200)
+    assert case.counted.results == {"good": 1, "excused": 37, "late": 2}
+    assert case.counted.late_age_s > 100
+
+
+async def test_as_many_in_flight_as_a_tenant_may_have_make_the_others_slow() -> None:
+    case = await watched(4, UNORDERED).owned()
+    for _ in range(2):
+        assert case.scheduler.take(5) is not None
+    assert case.scheduler.take(5) is None, "the tenant's share is in flight"
+    await case.rounds(10, 300)
+    assert case.counted.results == {"slow": 4}
+    assert case.counted.late_age_s == 0
+
+
+async def test_what_was_parked_untried_is_excused_by_what_it_stood_behind() -> None:
+    case = await watched(3, BY_KEY, rows_max=4).owned()
+    case.end(case.begin(5), 6, succeeded=False)
+    case.lane.parked([held.row.seq for held in case.lane.to_park()])
+    assert case.lane.is_parked(2)
+    await case.rounds(10, 1100)
+    case.end(case.begin(1200), 1201, succeeded=True)
+    assert case.end(case.begin(1202), 1203, succeeded=True) == {"good": 1, "excused": 1}
+
+
+async def test_a_window_that_is_done_but_not_on_record_keeps_what_lies_behind_it_late() -> None:
+    """The database takes no record: nothing behind the window can be read."""
+    case = await watched(4, rows_max=4).owned()
+    for seq in range(1, 5):
+        await case.look(60 + 0.1 * seq)
+        begun = case.begin(60)
+        begun.attempts = 1
+        case.lane.succeeded(begun.seq)
+    case.lane.hint(40)
+    await case.rounds(65, 120)
+    for seq in range(1, 5):
+        case.lane.flushed(seq)
+    case.feed(through=40)
+    assert await case.look(121) == {"late": 4}
+
+
+async def test_changes_of_what_keeps_a_lane_are_remembered_up_to_a_bound_and_none_is_guessed() -> None:
+    case = await watched(8, rows_max=8).owned()
+    begun = case.begin(9)
+    for turn in range(3 * RUNS_MAX):
+        case.lane.paused = turn % 2 == 0
+        await case.look(70 + turn)
+    view = case.watch._views[case.lane]
+    assert len(view.runs) == RUNS_MAX
+    assert view.word_at(71) == UNKNOWN
+    case.end(begun, 300, succeeded=True)
+
+
+async def test_what_was_late_before_a_takeover_is_not_counted() -> None:
+    """A backlog of an hour's pause that the former owner was working off."""
+    case = watched(8, rows_max=8, highest_known=200)
+    for at_s in range(4000, 4200):
+        await case.look(at_s)
+        case.feed(through=200)
+        case.end(case.begin(at_s), at_s, succeeded=True)
+        case.feed(through=200)
+    assert case.counted.results == {}
+
+
+async def test_a_pause_that_a_new_owner_finds_excuses_what_turns_late_from_then_on() -> None:
+    case = watched(40)
+    case.lane.paused = True
+    await case.rounds(70, 200)
+    assert case.counted.results == {"excused": 31}, "row 10 was late when it came"
+
+
+async def test_a_new_owner_that_stands_still_is_late_with_what_turns_late() -> None:
+    case = watched(40)
+    await case.rounds(70, 200)
+    assert case.counted.results == {"late": 30}, "row 10 turned late just as it came"
+    assert case.counted.late_age_s == 130
 
 
 async def test_what_a_new_owner_tries_before_its_first_round_is_the_former_ones() -> None:
     case = watched(2)
     assert case.end(case.begin(500), 501, succeeded=True) == {}
-    assert await case.look(502) == {"late": 1}
+    assert await case.look(502) == {}, "and nobody here saw why the other is late"
 
 
 async def test_replays_are_not_counted() -> None:
     made = lane()
     for seq in (1, 2):
         made.offer(replay_row(seq))
-    case = Watched(made)
+    case = await Watched(made).owned()
     assert case.end(case.begin(2), 3, succeeded=True) == {}
     assert await case.look(100) == {}
     assert case.counted.late_age_s == 0
@@ -275,17 +455,16 @@ async def test_rows_that_a_former_owner_tried_are_not_counted_again() -> None:
 
 
 async def test_an_endpoint_that_is_gone_is_forgotten() -> None:
-    case = watched(1)
+    case = await watched(1).owned()
     case.lane.paused = True
     await case.look(100)
     case.board.lanes.clear()
     await case.look(101)
-    assert not case.watch._counted
-    assert not case.watch._seen
+    assert not case.watch._views
 
 
 async def test_a_closed_lane_is_left_alone() -> None:
-    case = watched(1)
+    case = await watched(1).owned()
     case.lane.close()
     assert await case.look(100) == {}
 

@@ -100,6 +100,16 @@ def test_one_tenant_leaves_room_for_the_others() -> None:
     assert take_all(scheduler) == [greedy[2]]
 
 
+def test_who_waits_for_its_tenant_is_known() -> None:
+    limits = SchedulerLimits(in_flight_max=10, tenant_in_flight_max=2, slow_in_flight_max=2, slow_threshold_s=1)
+    greedy, modest, idle = [FakeLane(1) for _ in range(3)], FakeLane(2), FakeLane(1, rows=0)
+    scheduler = scheduler_of(*greedy, modest, limits=limits)
+    take_all(scheduler)
+    assert [scheduler.waits_for_tenant(lane) for lane in (*greedy, modest, idle)] == [False, False, True, False, False]
+    finish(scheduler, greedy[0])
+    assert not scheduler.waits_for_tenant(greedy[2]), "there is a place for it"
+
+
 def test_slow_lanes_share_a_pool_and_the_others_do_not_notice() -> None:
     slow, quick = [FakeLane() for _ in range(5)], [FakeLane() for _ in range(5)]
     scheduler = scheduler_of(*slow)
