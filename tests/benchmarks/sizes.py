@@ -15,20 +15,20 @@ class Sizes:
     events_per_endpoint: int
     events: int = 50_000
     calls: int = 5_000
-    latency_s: int = 6
+    latency_s: int = 4
     held_s: int = 60
-    backlog: int = 500_000
+    backlog: int = 300_000
     idle_endpoints: int = 100_000
     idle_s: int = 10
     fan_out: int = 10_000
-    growth: int = 300_000
+    growth: int = 200_000
 
     def repeated(self, times: int) -> Sizes:
         """The same, with another number of repetitions."""
         return replace(self, repeat=times)
 
 
-SHORT = Sizes(repeat=3, posts=6_000, endpoints=1000, events_per_endpoint=40)
+SHORT = Sizes(repeat=3, posts=4_000, endpoints=1000, events_per_endpoint=25)
 FULL = Sizes(
     repeat=3,
     posts=30_000,
