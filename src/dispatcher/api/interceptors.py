@@ -120,7 +120,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 self._instruments.rpc_server_call(method, ended, time.perf_counter() - start)
             if ended == "OK":
                 return response
-        return await _abort(context, status)
+        return await abort_with(context, status)
 
 
 def identified(handler: Handler, guard: Guard) -> Handler:
@@ -141,7 +141,7 @@ def _guarded(handler: Handler, admission: Callable[[Any, Context], AbstractAsync
             async with admission(request, context):
                 return await behavior(request, context)
         except DispatcherError as error:
-            return await _abort(context, errors.to_status(error))
+            return await abort_with(context, errors.to_status(error))
 
     wrapped: Handler = make(surrounded, tolerant(handler.request_deserializer), handler.response_serializer)
     return wrapped
@@ -193,6 +193,7 @@ def _bug(error: BaseException, method: str) -> status_pb2.Status:
     return errors.internal_status(trace_id)
 
 
-async def _abort(context: Context, status: status_pb2.Status) -> Any:
+async def abort_with(context: Context, status: status_pb2.Status) -> Any:
+    """End the call with this status and its details; raises grpc's AbortError."""
     code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
     await context.abort(code, status.message, errors.trailers(status))

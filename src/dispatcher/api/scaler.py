@@ -26,8 +26,8 @@ import grpc.aio
 from externalscaler import externalscaler_pb2 as keda
 from externalscaler import externalscaler_pb2_grpc as keda_grpc
 
-from dispatcher.api.errors import to_status, trailers
-from dispatcher.api.interceptors import Context
+from dispatcher.api.errors import to_status
+from dispatcher.api.interceptors import Context, abort_with
 from dispatcher.api.server import bind, server_options
 from dispatcher.config import Settings
 from dispatcher.errors import (
@@ -188,9 +188,7 @@ async def answered(context: Context) -> AsyncIterator[None]:
     try:
         yield
     except DispatcherError as error:
-        status = to_status(error)
-        code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
-        await context.abort(code, status.message, trailers(status))
+        await abort_with(context, to_status(error))
 
 
 class ScalerServer:
