@@ -246,7 +246,9 @@ class DeliverySettings(Group):
     fetch_endpoints_max: int = _count(200, 1, 5000, "Endpoints whose next rows one query reads.")
     attempt_timeout_s: float = _time_s(15.0, 0.1, 300, "One attempt, body included, where the endpoint says nothing.")
     attempt_timeout_max_s: float = _time_s(60.0, 0.1, 300, "Longest timeout an endpoint may ask for.")
-    connect_timeout_s: float = _time_s(5.0, 0.05, 60, "Name look-up, connect and TLS of one attempt.")
+    connect_timeout_s: float = _time_s(
+        5.0, 0.05, 60, "Not heeded yet: name look-up, connect and TLS count towards the attempt's timeout."
+    )
     response_bytes_max: int = _count(64 * KIB, 1 * KIB, 16 * MIB, "Bytes read of a receiver's answer.")
     response_header_bytes_max: int = _count(16 * KIB, 1 * KIB, 256 * KIB, "Bytes of a receiver's headers.")
     response_excerpt_bytes_max: int = _count(1 * KIB, 0, 64 * KIB, "Bytes of a failure's answer kept on record.")
