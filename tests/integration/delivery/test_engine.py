@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 from dispatcher.model import OrderingMode
 from tests.support.node import SIGNING_SECRET_TEXT, running_node
+from tests.support.ports import black_hole
 from tests.support.postgres import TestDatabase
 from tests.support.publishing import make_tenant, new_event
 from tests.support.receiver import Answer, Hang, Receiver, Request
 from tests.support.tasks import until
+from tests.support.waiting import until as until_answered
 
 
 async def test_an_event_reaches_its_endpoint_signed_and_byte_identical(database: TestDatabase) -> None:
@@ -55,6 +58,21 @@ async def test_every_endpoint_gets_all_events_in_order_under_random_errors(
     for name in names:
         assert receiver.first_receipts(name) == published
         assert [r.sequence for r in receiver.accepted(name)] == list(range(1, 101))
+
+
+async def test_the_time_to_connect_is_a_setting(database: TestDatabase) -> None:
+    async with running_node(database.dsn, connect_timeout_s="0.3") as node:
+
+        async def attempt() -> Any:
+            return await node.core.database.fetchrow("SELECT error FROM attempt LIMIT 1")
+
+        with black_hole() as port:
+            await make_tenant(node.core.database)
+            await node.endpoint("a", f"http://127.0.0.1:{port}/")
+            await node.publish(new_event())
+            await until_answered(attempt)
+        found = await attempt()
+    assert found["error"] == "no connection within 0.3 s"
 
 
 async def test_a_failing_event_holds_the_rest_of_an_ordered_endpoint(database: TestDatabase) -> None:
