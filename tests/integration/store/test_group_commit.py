@@ -130,6 +130,57 @@ async def test_what_arrives_during_a_call_is_committed_together(
     assert transactions == 2
 
 
+GATHERING = GroupCommitLimits(gather_s=60.0, gather_events_min=3, gather_events_max=5)
+
+
+async def test_where_some_wait_as_a_commit_ends_the_next_one_waits_for_more(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    requests = [await request_of(db, [new_event()], [key]) for _ in range(6)]
+    async with committing(db, handoff, GATHERING) as commits:
+        async with locked(database, key):
+            first = commits.enqueue(requests[0])
+            await in_flight(db)
+            some = [commits.enqueue(request) for request in requests[1:4]]
+        await first
+        others = [commits.enqueue(request) for request in requests[4:]]
+        async with asyncio.timeout(10):  # less than it may gather: the fifth is enough
+            await asyncio.gather(*some, *others)
+    assert await db.fetchval("SELECT count(DISTINCT xmin::text) FROM event") == 2
+
+
+async def test_where_few_wait_as_a_commit_ends_they_wait_for_nobody(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    requests = [await request_of(db, [new_event()], [key]) for _ in range(3)]
+    async with committing(db, handoff, GATHERING) as commits:
+        async with locked(database, key):
+            first = commits.enqueue(requests[0])
+            await in_flight(db)
+            few = [commits.enqueue(request) for request in requests[1:]]
+        async with asyncio.timeout(10):
+            await asyncio.gather(first, *few)
+
+
+async def test_gathering_ends_in_time_though_no_more_come(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    requests = [await request_of(db, [new_event()], [key]) for _ in range(4)]
+    async with committing(db, handoff, dataclasses.replace(GATHERING, gather_s=0.05)) as commits:
+        async with locked(database, key):
+            first = commits.enqueue(requests[0])
+            await in_flight(db)
+            rest = [commits.enqueue(request) for request in requests[1:]]
+        async with asyncio.timeout(10):
+            await asyncio.gather(first, *rest)
+
+
 async def test_a_full_queue_refuses_at_once_and_writes_nothing(
     db: Database, database: TestDatabase, handoff: HandOffLog
 ) -> None:
