@@ -38,6 +38,12 @@ class StatisticsLimits:
     timeout_s: float = 2.0
     worst_max: int = 10
 
+    @property
+    def call_s(self) -> float:
+        """For all of a tenant's status: the wait for a turn, the walk over its endpoints, what is read of their
+        attempts."""
+        return 3 * self.timeout_s
+
 
 SET_TIMEOUT = "SELECT set_config('statement_timeout', $1, true)"
 
