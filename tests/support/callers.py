@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.field_mask_pb2 import FieldMask
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 from webhooks.admin.v1 import admin_pb2, admin_pb2_grpc
 from webhooks.v1 import (
     delivery_pb2,
@@ -28,7 +28,7 @@ from webhooks.v1 import (
     tenant_pb2_grpc,
 )
 
-from dispatcher.api.errors import DETAILS_KEY
+from dispatcher.api.errors import carried_by
 from tests.support.node import SIGNING_SECRET_TEXT
 from tests.support.process import Served
 
@@ -136,8 +136,7 @@ def event(id: str, data: bytes = b"{}", type: str = "order.paid", **fields: Any)
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:
     """The reason in the ErrorInfo of one of our errors; empty for one of gRPC's own (nobody listens, a reset)."""
-    packed = dict(error.trailing_metadata() or ()).get(DETAILS_KEY)
-    for detail in status_pb2.Status.FromString(packed).details if isinstance(packed, bytes) else ():
+    for detail in carried_by(error).details:
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):
             return info.reason
