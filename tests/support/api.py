@@ -259,6 +259,15 @@ async def refused(call: Any) -> Refusal:
     return Refusal(caught.value.code(), carried_by(caught.value))
 
 
+async def code_of(call: Any) -> grpc.StatusCode | None:
+    """The code that a call fails with, None where it does not."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return None
+
+
 def refusal_in(status: status_pb2.Status) -> Refusal:
     """The error in an answer of PublishStream."""
     return Refusal(code_in(status), status)

@@ -8,6 +8,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,7 @@ from webhooks.v1 import (
 from dispatcher.api.errors import carried_by
 from tests.support.node import SIGNING_SECRET_TEXT
 from tests.support.process import Served
+from tests.support.tasks import repeating
 
 CALL_TIMEOUT_S = 10.0
 RETRY_DELAY_S = 0.05
@@ -188,24 +190,9 @@ class SteadyPublisher:
         for start in range(0, count, self.batch):
             await self._batch(min(self.batch, count - start))
 
-    @contextlib.asynccontextmanager
-    async def streaming(self) -> AsyncIterator[None]:
+    def streaming(self) -> AbstractAsyncContextManager[None]:
         """Publish beside the block, and end with the last batch begun in it acknowledged."""
-        stopping = asyncio.Event()
-
-        async def stream() -> None:
-            while not stopping.is_set():
-                await self._batch(self.batch)
-                await asyncio.sleep(self.pause_s)
-
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(stream())
-            try:
-                yield
-            except BaseException:
-                task.cancel()
-                raise
-            stopping.set()
+        return repeating(lambda: self._batch(self.batch), self.pause_s)
 
     async def acknowledge(self, count: int) -> None:
         """Wait until the stream has brought `count` more acknowledgements."""
