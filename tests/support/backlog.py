@@ -119,8 +119,9 @@ async def add_rows(
 
 def attempt_at(row: OutboxRow, **changes: Any) -> Attempt:
     """A success a moment after the row was published, unless told otherwise."""
-    fields = {"key": row.key, "event_id": row.event_id, "start_time": row.time + timedelta(milliseconds=5)}
-    return attempt_of(row.seq, **(fields | changes))
+    start_time = row.time + timedelta(milliseconds=5)
+    fields = {"key": row.key, "seq": row.seq, "event_id": row.event_id, "start_time": start_time}
+    return attempt_of(**(fields | changes))
 
 
 def decision_on(row: OutboxRow, kind: DecisionKind = DecisionKind.DEAD_LETTER) -> Decision:
