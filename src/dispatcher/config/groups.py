@@ -422,7 +422,11 @@ class ObservabilitySettings(Group):
         2000, 100, 50_000, "Attempts read for them at most; where there are more, the latest."
     )
     statistics_timeout_s: float = _time_s(
-        2.0, 0.05, 30, "Longest that one statement for them may run, or the walk over a tenant's endpoints take."
+        2.0,
+        0.05,
+        30,
+        "Longest that one statement for them may run, or the walk over a tenant's endpoints take; a tenant's status as "
+        "a whole, three times as long.",
     )
     statistics_worst_max: int = _count(10, 0, 100, "Endpoints that a tenant's status names, by age and by backlog.")
     telemetry_flush_timeout_s: float = _time_s(3.0, 0, 60, "Longest wait for the last export on shutdown.")
