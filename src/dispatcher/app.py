@@ -246,6 +246,7 @@ def _commit_limits(s: Settings) -> GroupCommitLimits:
         batch_events_max=s.publish_batch_events_max,
         batch_rows_max=s.publish_batch_rows_max,
         batch_bytes_max=s.publish_batch_bytes_max,
+        gather_s=s.commit_gather_s,
         commit_min_s=s.commit_min_s,
         lock_timeout_s=min(s.lock_timeout_s, PUBLISH_TIMEOUT_S),
         publish_timeout_s=min(s.statement_timeout_s, PUBLISH_TIMEOUT_S),

@@ -18,7 +18,7 @@ from tests.benchmarks.sizes import Sizes
 
 FASTEST_PER_S = 13_000
 """The rate by which a backlog is sized that shall last for a given time."""
-WITHOUT_S = 20
+WITHOUT_S = 15
 SETTLED_S = 2.0
 """After the first delivery, before anything is counted."""
 DELIVERED_BETWEEN = "SELECT count(*) FROM attempt WHERE time >= $1 AND time < $2 -- bench: not counted"
@@ -68,7 +68,7 @@ async def _old_transaction(dsn: str) -> AsyncIterator[None]:
 
 async def two_workers(rig: Rig, sizes: Sizes) -> list[Row]:
     """`serve --workers 2` against one, on whatever cores there are."""
-    shape = Shape(sizes.endpoints, sizes.events_per_endpoint, variables=SAMPLED)
+    shape = Shape(sizes.endpoints, sizes.shared_per_endpoint, variables=SAMPLED)
     ones: list[Delivered] = []
     twos: list[Delivered] = []
     for _ in range(sizes.repeat):

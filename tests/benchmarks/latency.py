@@ -39,7 +39,7 @@ async def latency(rig: Rig, sizes: Sizes) -> list[Row]:
     """Median and 99th percentile of 500 events a second to ten endpoints, against one commit and one POST."""
     medians, tails, baselines = [], [], []
     for _ in range(sizes.repeat):
-        alone_ms, took_ms = await _once(rig, sizes)
+        alone_ms, took_ms = await _once(rig, sizes, alone=ALONE)
         baselines.append(statistics.median(alone_ms))
         medians.append(statistics.median(took_ms))
         tails.append(_p99(took_ms))
@@ -64,19 +64,27 @@ def _p99(took_ms: list[float]) -> float:
     return statistics.quantiles(took_ms, n=100)[98]
 
 
-async def _once(rig: Rig, sizes: Sizes, endpoints: int = TYPES, *, hanging: int = 0) -> tuple[list[float], list[float]]:
-    """What the baseline took, and each event; one event type for each endpoint, the first `hanging` of which hang."""
+async def _once(
+    rig: Rig, sizes: Sizes, endpoints: int = TYPES, *, hanging: int = 0, alone: int = 0
+) -> tuple[list[float], list[float]]:
+    """What each of `alone` commits and POSTs took by itself, and each event; one event type for each endpoint, the
+    first `hanging` of which hang."""
     async with rig.database() as (database, connection), _receiving() as arrivals:
         urls = [arrivals.url_of("hang")] * hanging + [arrivals.url_of("in")] * (endpoints - hanging)
         await seed_endpoints(connection, urls, patterns=[type_of(number, endpoints) for number in range(endpoints)])
-        said = await _run("alone", database.dsn, arrivals.url_of("in"), str(ALONE), measured=True)
+        alone_ms = await _alone(database.dsn, arrivals.url_of("in"), alone) if alone else []
         async with rig.dispatching(database, DISPATCHER_DELIVERY_DRAIN_S="0.5") as served:
             await asyncio.to_thread(served.wait_ready)
             await _run("offer", str(served.grpc_port), str(RATE_PER_S), str(sizes.latency_s), str(endpoints))
             await asyncio.sleep(1.0)  # the last ones arrive; what is lost fails below
     expected = RATE_PER_S * sizes.latency_s * (endpoints - hanging) // endpoints
     assert len(arrivals.took_ms) >= expected, f"{len(arrivals.took_ms)} of {expected} arrived within a second"
-    return said["took_ms"][WARM_UP:], arrivals.took_ms[WARM_UP:]
+    return alone_ms, arrivals.took_ms[WARM_UP:]
+
+
+async def _alone(dsn: str, url: str, count: int) -> list[float]:
+    said = await _run("alone", dsn, url, str(count), measured=True)
+    return said["took_ms"][WARM_UP:]
 
 
 @contextlib.asynccontextmanager

@@ -1,7 +1,7 @@
 """The baseline of every delivery: a bare aiohttp loop with uvloop that does the same POSTs from one process.
 
-`python -m tests.benchmarks.posting BASE_URL URLS COUNT IN_FLIGHT` prints one JSON object. As many bytes, headers and
-hosts as the deliveries have; no database, no signature, no record, no order.
+`python -m tests.benchmarks.posting BASE_URL URLS COUNT IN_FLIGHT…` prints one JSON object: a rate for each number in
+flight. As many bytes, headers and hosts as the deliveries have; no database, no signature, no record, no order.
 """
 
 from __future__ import annotations
@@ -48,6 +48,6 @@ async def post_all(base: str, urls: int, count: int, in_flight: int) -> float:
 if __name__ == "__main__":
     import uvloop
 
-    base, urls, count, in_flight = sys.argv[1], *map(int, sys.argv[2:5])
-    rate = uvloop.run(post_all(base, urls, count, in_flight))
-    print(json.dumps({"posts_per_s": rate, "cpu_s": time.process_time()}))
+    base, urls, count, *levels = sys.argv[1], *map(int, sys.argv[2:])
+    rates = [uvloop.run(post_all(base, urls, count, in_flight)) for in_flight in levels]
+    print(json.dumps({"posts_per_s": rates, "cpu_s": time.process_time()}))

@@ -6,9 +6,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import asyncpg
-
-from tests.benchmarks.delivering import SAMPLED, Backlog, Shape, all_delivered, backlog
+from tests.benchmarks.delivering import SAMPLED, Backlog, Shape, all_delivered, backlog, recorded
 from tests.benchmarks.processes import memory_mb, peak_memory_mb
 from tests.benchmarks.report import Row, Sense, Target
 from tests.benchmarks.rig import Meter, Rig, median_costs
@@ -75,7 +73,7 @@ async def backlog_start(rig: Rig, sizes: Sizes) -> list[Row]:
 async def _stretch(rig: Rig, pending: Backlog) -> Stretch:
     database, connection = pending
     assert rig.server.pid is not None
-    done = await _recorded(connection)
+    done = await recorded(connection)
     await connection.execute("CHECKPOINT")
     begun = time.time()
     async with rig.dispatching(database, **SAMPLED) as served:
@@ -83,10 +81,10 @@ async def _stretch(rig: Rig, pending: Backlog) -> Stretch:
         meter = Meter(connection, pids)
         await all_delivered(connection, done + WARM_UP)
         await meter.begin(checkpoint=False)
-        before = await _recorded(connection)
+        before = await recorded(connection)
         await all_delivered(connection, done + WARM_UP + COUNTED)
         await meter.end()
-        after, peak = await _recorded(connection), peak_memory_mb(served.pid)
+        after, peak = await recorded(connection), peak_memory_mb(served.pid)
         first = await connection.fetchval(FIRST_SINCE, datetime.fromtimestamp(begun, UTC))
         costs = (await meter.cost()).per_event(after - before)
     cpu = {name: each for name, each in costs.items() if name.endswith("_cpu_us")}  # the rest is told at the end only
@@ -103,8 +101,3 @@ async def memory_growth(rig: Rig, sizes: Sizes) -> list[Row]:
         late = memory_mb(served.pid)
     note = f"after {shape.count:,} deliveries against {round(shape.count * EARLY):,}"
     return [Row("memory_growth", "MB", [late], Target(Sense.AT_MOST, 1.05), [early], note=note)]
-
-
-async def _recorded(connection: asyncpg.Connection) -> int:
-    recorded: int = await connection.fetchval("SELECT count(*) FROM attempt -- bench: not counted")
-    return recorded

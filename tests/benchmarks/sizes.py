@@ -13,13 +13,14 @@ class Sizes:
     posts: int
     endpoints: int
     events_per_endpoint: int
+    shared_per_endpoint: int = 100
     events: int = 50_000
     calls: int = 5_000
     latency_s: int = 4
     held_s: int = 60
     backlog: int = 300_000
     idle_endpoints: int = 100_000
-    idle_s: int = 10
+    idle_s: int = 6
     fan_out: int = 10_000
     growth: int = 200_000
 

@@ -29,7 +29,7 @@ from webhooks.v1 import (
     tenant_pb2_grpc,
 )
 
-from dispatcher.api.errors import DETAILS_KEY, DOMAIN, STATUS_BYTES_MAX
+from dispatcher.api.errors import DOMAIN, STATUS_BYTES_MAX, carried_by, code_in
 from dispatcher.api.ports import ServiceStatus
 from dispatcher.api.server import ApiParts, ApiServer
 from dispatcher.config import Settings
@@ -256,11 +256,18 @@ async def refused(call: Any) -> Refusal:
     """Await a call that must fail with one of our errors."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await asyncio.wait_for(call, TIMEOUT_S)
-    packed = dict(caught.value.trailing_metadata() or ()).get(DETAILS_KEY)
-    assert isinstance(packed, bytes), caught.value
-    return Refusal(caught.value.code(), status_pb2.Status.FromString(packed))
+    return Refusal(caught.value.code(), carried_by(caught.value))
+
+
+async def code_of(call: Any) -> grpc.StatusCode | None:
+    """The code that a call fails with, None where it does not."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return None
 
 
 def refusal_in(status: status_pb2.Status) -> Refusal:
     """The error in an answer of PublishStream."""
-    return Refusal(next(code for code in grpc.StatusCode if code.value[0] == status.code), status)
+    return Refusal(code_in(status), status)

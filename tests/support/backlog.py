@@ -9,7 +9,8 @@ from uuid import UUID
 
 import asyncpg
 
-from dispatcher.model import Attempt, Decision, DecisionKind, EndpointKey, OutboxRow, Outcome
+from dispatcher.model import Attempt, Decision, DecisionKind, EndpointKey, OutboxRow
+from tests.support.deliveries import attempt_of
 
 SETTINGS = {
     "url": "http://receiver.test/hook",
@@ -118,20 +119,9 @@ async def add_rows(
 
 def attempt_at(row: OutboxRow, **changes: Any) -> Attempt:
     """A success a moment after the row was published, unless told otherwise."""
-    fields: dict[str, Any] = {
-        "key": row.key,
-        "seq": row.seq,
-        "event_id": row.event_id,
-        "epoch": 1,
-        "number": 1,
-        "start_time": row.time + timedelta(milliseconds=5),
-        "duration_s": 0.01,
-        "outcome": Outcome.SUCCEEDED,
-        "status_code": 200,
-        "error": None,
-        "response_excerpt": None,
-    }
-    return Attempt(**(fields | changes))
+    start_time = row.time + timedelta(milliseconds=5)
+    fields = {"key": row.key, "seq": row.seq, "event_id": row.event_id, "start_time": start_time}
+    return attempt_of(**(fields | changes))
 
 
 def decision_on(row: OutboxRow, kind: DecisionKind = DecisionKind.DEAD_LETTER) -> Decision:

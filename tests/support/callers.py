@@ -8,13 +8,14 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.field_mask_pb2 import FieldMask
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 from webhooks.admin.v1 import admin_pb2, admin_pb2_grpc
 from webhooks.v1 import (
     delivery_pb2,
@@ -28,9 +29,10 @@ from webhooks.v1 import (
     tenant_pb2_grpc,
 )
 
-from dispatcher.api.errors import DETAILS_KEY
+from dispatcher.api.errors import carried_by
 from tests.support.node import SIGNING_SECRET_TEXT
 from tests.support.process import Served
+from tests.support.tasks import repeating
 
 CALL_TIMEOUT_S = 10.0
 RETRY_DELAY_S = 0.05
@@ -136,8 +138,7 @@ def event(id: str, data: bytes = b"{}", type: str = "order.paid", **fields: Any)
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:
     """The reason in the ErrorInfo of one of our errors; empty for one of gRPC's own (nobody listens, a reset)."""
-    packed = dict(error.trailing_metadata() or ()).get(DETAILS_KEY)
-    for detail in status_pb2.Status.FromString(packed).details if isinstance(packed, bytes) else ():
+    for detail in carried_by(error).details:
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):
             return info.reason
@@ -189,24 +190,9 @@ class SteadyPublisher:
         for start in range(0, count, self.batch):
             await self._batch(min(self.batch, count - start))
 
-    @contextlib.asynccontextmanager
-    async def streaming(self) -> AsyncIterator[None]:
+    def streaming(self) -> AbstractAsyncContextManager[None]:
         """Publish beside the block, and end with the last batch begun in it acknowledged."""
-        stopping = asyncio.Event()
-
-        async def stream() -> None:
-            while not stopping.is_set():
-                await self._batch(self.batch)
-                await asyncio.sleep(self.pause_s)
-
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(stream())
-            try:
-                yield
-            except BaseException:
-                task.cancel()
-                raise
-            stopping.set()
+        return repeating(lambda: self._batch(self.batch), self.pause_s)
 
     async def acknowledge(self, count: int) -> None:
         """Wait until the stream has brought `count` more acknowledgements."""

@@ -40,12 +40,12 @@ class Authority:
 
     @property
     def subject(self) -> x509.Name:
-        return _name(self.name)
+        return common_name(self.name)
 
     @property
     def root(self) -> bytes:
         """Its own certificate, PEM."""
-        builder = _builder(self.subject, self.subject, self.key).add_extension(
+        builder = builder_of(self.subject, self.subject, self.key).add_extension(
             x509.BasicConstraints(ca=True, path_length=None), critical=True
         )
         return builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
@@ -67,7 +67,7 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
         names += [x509.DNSName(host) for host in hosts]
-        builder = _builder(_name(subject), self.subject, key, expired=expired)
+        builder = builder_of(common_name(subject), self.subject, key, expired=expired)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         certificate = builder.sign(self.key, hashes.SHA256())
@@ -77,13 +77,15 @@ class Authority:
         )
 
 
-def _name(text: str) -> x509.Name:
+def common_name(text: str) -> x509.Name:
+    """A name that has nothing else."""
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def _builder(
+def builder_of(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, *, expired: bool = False
 ) -> x509.CertificateBuilder:
+    """A certificate without its extensions, good for a day, or no more since a day."""
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
 import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,7 +13,8 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+
+from tests.support.certificates import builder_of, common_name
 
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -99,19 +99,18 @@ class Certificates:
         return context
 
 
-def make_certificates(folder: Path, names: list[str], *, days: int = 1) -> Certificates:
-    """`names` are DNS names or IP addresses; negative `days` makes an expired one."""
-    now = dt.datetime.now(dt.UTC)
+def make_certificates(folder: Path, names: list[str], *, expired: bool = False) -> Certificates:
+    """`names` are DNS names or IP addresses."""
     root_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    root_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test root")])
+    root_name = common_name("test root")
     root = (
-        _builder(root_name, root_name, root_key, now, 1)
+        builder_of(root_name, root_name, root_key)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(root_key, hashes.SHA256())
     )
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test receiver")])
+    subject = common_name("test receiver")
     leaf = (
-        _builder(subject, root_name, key, now, days)
+        builder_of(subject, root_name, key, expired=expired)
         .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
         .sign(root_key, hashes.SHA256())
     )
@@ -121,18 +120,6 @@ def make_certificates(folder: Path, names: list[str], *, days: int = 1) -> Certi
     certificates.root.write_bytes(root.public_bytes(pem))
     certificates.chain.write_bytes(private + leaf.public_bytes(pem))
     return certificates
-
-
-def _builder(subject, issuer, key, now, days):
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=10))
-        .not_valid_after(now + dt.timedelta(days=days))
-    )
 
 
 def _general_name(name: str) -> x509.GeneralName:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 WAIT_S = 10.0
@@ -20,6 +20,26 @@ async def running(coroutine: Coroutine[Any, Any, Any]) -> AsyncIterator[asyncio.
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+@contextlib.asynccontextmanager
+async def repeating(step: Callable[[], Awaitable[None]], pause_s: float) -> AsyncIterator[None]:
+    """Do it again and again beside the block, and end with the last step begun in it done."""
+    stopping = asyncio.Event()
+
+    async def repeat() -> None:
+        while not stopping.is_set():
+            await step()
+            await asyncio.sleep(pause_s)
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(repeat())
+        try:
+            yield
+        except BaseException:
+            task.cancel()
+            raise
+        stopping.set()
 
 
 async def until(condition: Callable[[], object], what: str) -> None:

@@ -17,6 +17,7 @@ from dispatcher.api.convert.statistics import tenant_status_message
 from dispatcher.api.guard import actor
 from dispatcher.api.interceptors import Context, wait_s
 from dispatcher.api.ports import CommandListener
+from dispatcher.api.turns import Turns
 from dispatcher.errors import (
     CommandPendingError,
     FieldViolation,
@@ -47,6 +48,8 @@ DELIVERY = "tenants/{tenant}/endpoints/{endpoint}/deliveries/{delivery}"
 REASON_CHARS_MAX = 256
 TENANT_STATUSES_MAX = 2
 """Statuses of tenants worked out at a time: they share the pool with delivery."""
+TENANT_STATUSES_WAITING_MAX = 16
+"""Calls that wait for one of these to end."""
 
 _FULL_BY_DEFAULT = {
     event_pb2.EVENT_VIEW_UNSPECIFIED: True,
@@ -75,7 +78,7 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
         self._page_size_max = page_size_max
         self._command_wait_s = command_wait_s
         self._statistics = statistics
-        self._tenant_statuses = asyncio.Semaphore(TENANT_STATUSES_MAX)
+        self._tenant_statuses = Turns(TENANT_STATUSES_MAX, TENANT_STATUSES_WAITING_MAX, reason="TENANT_STATUSES_MAX")
 
     async def GetEvent(self, request: delivery_pb2.GetEventRequest, context: Context) -> event_pb2.Event:
         tenant, event_id = parse_name(request.name, "tenants/{tenant}/events/{event}")
@@ -198,8 +201,9 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
         self, request: tenant_status_pb2.GetTenantStatusRequest, context: Context
     ) -> tenant_status_pb2.TenantStatus:
         (tenant,) = parse_name(request.name, "tenants/{tenant}/status")
-        async with self._tenant_statuses:
-            return tenant_status_message(await tenant_status.read(self._database, tenant, self._statistics))
+        deadline = asyncio.get_running_loop().time() + wait_s(context, self._statistics.call_s)
+        async with self._tenant_statuses.turn(deadline):
+            return tenant_status_message(await tenant_status.read(self._database, tenant, self._statistics, deadline))
 
     def _page(
         self,

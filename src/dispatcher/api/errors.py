@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import grpc
+import grpc.aio
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
@@ -95,6 +96,19 @@ def internal_status(trace_id: str = "") -> status_pb2.Status:
 def trailers(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
     """The trailing metadata that carries the details of a Status."""
     return ((DETAILS_KEY, status.SerializeToString()),)
+
+
+def carried_by(error: grpc.aio.AioRpcError) -> status_pb2.Status:
+    """The Status of a call that failed; without details where gRPC itself ended it."""
+    packed = dict(error.trailing_metadata() or ()).get(DETAILS_KEY)
+    if isinstance(packed, bytes):
+        return status_pb2.Status.FromString(packed)
+    return status_pb2.Status(code=error.code().value[0], message=error.details() or "")
+
+
+def code_in(status: status_pb2.Status) -> grpc.StatusCode:
+    """Its code as gRPC's."""
+    return next(code for code in grpc.StatusCode if code.value[0] == status.code)
 
 
 def _error_info(reason: str, metadata: Mapping[str, str]) -> error_details_pb2.ErrorInfo:

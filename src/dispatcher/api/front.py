@@ -16,14 +16,17 @@ from typing import Any, Self
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.rpc import status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from webhooks.admin.v1 import admin_pb2, admin_pb2_grpc
 
+from dispatcher.api import errors
 from dispatcher.api.guard import REQUEST_ID, Guard, Rates, admission
-from dispatcher.api.interceptors import OWN_PREFIX, TRACEPARENT, Context, admitted, identified, wait_s
+from dispatcher.api.interceptors import OWN_PREFIX, TRACEPARENT, Context, abort_with, admitted, identified, wait_s
 from dispatcher.api.reflection import enable_reflection
 from dispatcher.api.server import ADMIN_SERVICES, CANCEL_GRACE_S, bind, guarded_paths, server_options
 from dispatcher.config import Settings
+from dispatcher.errors import UnavailableError
 from dispatcher.security.access import Access
 from dispatcher.security.authentication import SUPERVISED_MODE, SUPERVISED_PRINCIPAL
 
@@ -52,7 +55,7 @@ class AdminFront(admin_pb2_grpc.AdminServiceServicer):
         """Of those workers that answer: one that starts or is frozen is missing from `workers`."""
         statuses, failures = await self._of_all(request, context, "GetStatus", READ_WAIT_S)
         if not statuses:
-            await _abort(context, failures)
+            await abort_with(context, _status_of(failures))
         return statuses[0] if request.instance else _together(statuses)
 
     async def ListInstances(
@@ -75,7 +78,7 @@ class AdminFront(admin_pb2_grpc.AdminServiceServicer):
         answers, failures = await self._of_all(request, context, "Drain", self._drain_s)
         # Where none was named, all are meant: one that did not hear of it goes on taking partitions.
         if not answers or (failures and not request.instance):
-            await _abort(context, failures)
+            await abort_with(context, _status_of(failures))
         return admin_pb2.DrainResponse(instances=[each for answer in answers for each in answer.instances])
 
     async def _of_all(
@@ -94,7 +97,7 @@ class AdminFront(admin_pb2_grpc.AdminServiceServicer):
                 return await self._call(target, request, context, method, READ_WAIT_S)
             except grpc.aio.AioRpcError as error:
                 failures.append(error)
-        return await _abort(context, failures)
+        return await abort_with(context, _status_of(failures))
 
     def _call(self, target: str, request: Message, context: Context, method: str, longest_s: float) -> Awaitable[Any]:
         channel = self._channels.get(target)
@@ -152,8 +155,8 @@ def _together(statuses: Sequence[admin_pb2.GetStatusResponse]) -> admin_pb2.GetS
     )
 
 
-async def _abort(context: Context, failures: Sequence[BaseException]) -> Any:
-    """End the call with a worker's error: a definite one, else that of one that may be the instance that is meant."""
+def _status_of(failures: Sequence[BaseException]) -> status_pb2.Status:
+    """A worker's error: a definite one, else that of one that may be the instance that is meant."""
     known = [failure for failure in failures if isinstance(failure, grpc.aio.AioRpcError)]
     for failure in failures:
         if failure not in known:
@@ -161,8 +164,8 @@ async def _abort(context: Context, failures: Sequence[BaseException]) -> Any:
     ranks = {grpc.StatusCode.UNAVAILABLE: 1, grpc.StatusCode.DEADLINE_EXCEEDED: 1, grpc.StatusCode.NOT_FOUND: 2}
     error = min(known, key=lambda e: ranks.get(e.code(), 0), default=None)
     if error is None:
-        return await context.abort(grpc.StatusCode.UNAVAILABLE, "no worker answers")
-    return await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+        return errors.to_status(UnavailableError("no worker answers", reason="WORKERS_UNAVAILABLE"))
+    return errors.carried_by(error)
 
 
 class AdminFrontServer:

@@ -195,5 +195,4 @@ def _bug(error: BaseException, method: str) -> status_pb2.Status:
 
 async def abort_with(context: Context, status: status_pb2.Status) -> Any:
     """End the call with this status and its details; raises grpc's AbortError."""
-    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
-    await context.abort(code, status.message, errors.trailers(status))
+    await context.abort(errors.code_in(status), status.message, errors.trailers(status))

@@ -192,6 +192,9 @@ class PublishSettings(Group):
     publish_batch_events_max: int = _count(500, 1, 10_000, "Events committed together.")
     publish_batch_bytes_max: int = _count(8 * MIB, 64 * KIB, 256 * MIB, "Bytes of payload committed together.")
     publish_batch_rows_max: int = _count(10_000, 1, 1_000_000, "Outbox rows committed together.")
+    commit_gather_s: float = _time_s(
+        0.003, 0, 0.1, "Where at least 4 events wait as a commit ends, the next one waits so long for more, up to 64."
+    )
     commit_min_s: float = _time_s(
         0.05, 0, 10, "A caller's deadline nearer than this is refused before anything is written."
     )
@@ -419,7 +422,11 @@ class ObservabilitySettings(Group):
         2000, 100, 50_000, "Attempts read for them at most; where there are more, the latest."
     )
     statistics_timeout_s: float = _time_s(
-        2.0, 0.05, 30, "Longest that one statement for them may run, or the walk over a tenant's endpoints take."
+        2.0,
+        0.05,
+        30,
+        "Longest that one statement for them may run, or the walk over a tenant's endpoints take; a tenant's status as "
+        "a whole, three times as long.",
     )
     statistics_worst_max: int = _count(10, 0, 100, "Endpoints that a tenant's status names, by age and by backlog.")
     telemetry_flush_timeout_s: float = _time_s(3.0, 0, 60, "Longest wait for the last export on shutdown.")

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 from dispatcher.delivery.attempt import AttemptResult
 from dispatcher.delivery.retry import Exhausted
-from dispatcher.model import DeadLetter, Decision, DecisionKind, Halt, OrderingMode, OutboxRow
+from dispatcher.model import Attempt, DeadLetter, Decision, DecisionKind, Halt, OrderingMode, OutboxRow
 
 ACTOR = "dispatcher"
 
 
 def dead_letter(row: OutboxRow, result: AttemptResult, step: Exhausted) -> tuple[Decision, DeadLetter]:
     """The decision, and what the dead letter keeps beside it."""
-    attempt = result.attempt
-    decision = Decision(
+    return decided(row, DecisionKind.DEAD_LETTER, step.reason), letter(row, result.attempt)
+
+
+def decided(row: OutboxRow, kind: DecisionKind, reason: str) -> Decision:
+    """A decision that nobody asked for."""
+    return Decision(
         key=row.key,
         seq=row.seq,
         event_id=row.event_id,
         event_time=row.event_time,
-        kind=DecisionKind.DEAD_LETTER,
-        reason=step.reason,
+        kind=kind,
+        reason=reason,
         actor=ACTOR,
     )
-    letter = DeadLetter(
+
+
+def letter(row: OutboxRow, last: Attempt | None) -> DeadLetter:
+    """What a dead letter keeps; `last` is the last attempt, None where none was made."""
+    return DeadLetter(
         key=row.key,
         seq=row.seq,
         event_id=row.event_id,
@@ -29,11 +37,10 @@ def dead_letter(row: OutboxRow, result: AttemptResult, step: Exhausted) -> tuple
         type=row.type,
         ordering_key=row.ordering_key,
         attempts=row.attempts,
-        last_outcome=attempt.outcome,
-        last_status_code=attempt.status_code,
-        last_error=attempt.error,
+        last_outcome=None if last is None else last.outcome,
+        last_status_code=None if last is None else last.status_code,
+        last_error=None if last is None else last.error,
     )
-    return decision, letter
 
 
 def halt(row: OutboxRow, mode: OrderingMode, result: AttemptResult, step: Exhausted) -> Halt:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from dispatcher.delivery.board import Board
-from dispatcher.delivery.endings import ACTOR
+from dispatcher.delivery.endings import decided, letter
 from dispatcher.delivery.sending import SendLoop
-from dispatcher.model import Command, DeadLetter, Decision, DecisionKind, EndpointKey, OutboxRow
+from dispatcher.model import Command, DeadLetter, DecisionKind, EndpointKey, OutboxRow
 from dispatcher.store import backlog, commands, decisions, deliveries, parked
 from dispatcher.store.backlog import RowsWanted
 from dispatcher.store.database import Database
@@ -81,7 +81,7 @@ class Expiry:
             return True
         key = rows[0].key
         letters = [await self._letter(row) for row in rows]
-        verdicts = [_decision(row) for row in rows]
+        verdicts = [decided(row, DecisionKind.EXPIRY, REASON) for row in rows]
         held = await decisions.commit(self._database, {key.partition: epoch}, verdicts, letters)
         if not held:
             return False
@@ -94,28 +94,4 @@ class Expiry:
 
     async def _letter(self, row: OutboxRow) -> DeadLetter:
         found = await deliveries.find(self._database, row.key, row.seq) if row.attempts else None
-        last = None if found is None else found.last_attempt
-        return DeadLetter(
-            key=row.key,
-            seq=row.seq,
-            event_id=row.event_id,
-            event_time=row.event_time,
-            type=row.type,
-            ordering_key=row.ordering_key,
-            attempts=row.attempts,
-            last_outcome=None if last is None else last.outcome,
-            last_status_code=None if last is None else last.status_code,
-            last_error=None if last is None else last.error,
-        )
-
-
-def _decision(row: OutboxRow) -> Decision:
-    return Decision(
-        key=row.key,
-        seq=row.seq,
-        event_id=row.event_id,
-        event_time=row.event_time,
-        kind=DecisionKind.EXPIRY,
-        reason=REASON,
-        actor=ACTOR,
-    )
+        return letter(row, None if found is None else found.last_attempt)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import assert_never
 
 from dispatcher.delivery.board import Board
@@ -15,6 +16,17 @@ from dispatcher.store import delivery_commands
 from dispatcher.store.database import Database
 from dispatcher.store.delivery_commands import CommandOutcome
 from dispatcher.telemetry import Instruments
+
+PutOnRecord = Callable[[Database, int, Command], Awaitable[CommandOutcome | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What is on record now. `lane` is None where there is none to tell; `is_ours`: the row was claimed in it."""
+
+    outcome: CommandOutcome
+    lane: Lane | None
+    is_ours: bool
 
 
 class DeliveryCommands:
@@ -34,25 +46,32 @@ class DeliveryCommands:
 
     async def skip(self, command: Command, epoch: int) -> bool:
         """Pass over a delivery. An attempt in flight is waited for: what it comes to decides."""
+        done = await self._execute(command, epoch, delivery_commands.skip)
+        if done is None:
+            return False
+        if done.lane is not None:
+            self._tell(done.lane, int(command.arguments["seq"]), done.outcome, is_ours=done.is_ours)
+        else:
+            self._board.relocate(command.key)  # whatever has been read meanwhile may be older
+        if done.outcome is CommandOutcome.DONE:
+            self._instruments.settled("skipped")
+        return True
+
+    async def _execute(self, command: Command, epoch: int, put_on_record: PutOnRecord) -> _Done | None:
+        """None: not yet. The row is claimed meanwhile."""
         seq = int(command.arguments["seq"])
         lane = self._board.lanes.get(command.key)
         if lane is not None and self._must_wait(lane, seq):
-            return False
+            return None
         is_ours = lane is not None and lane.claim(seq)
         try:
-            outcome = await delivery_commands.skip(self._database, epoch, command)
+            outcome = await put_on_record(self._database, epoch, command)
         except UnavailableError:
             self._board.relocate(command.key)  # what is on record is not known
             raise
         if outcome is None:
-            return False
-        if lane is not None and self._board.is_current(lane):
-            self._tell(lane, seq, outcome, is_ours=is_ours)
-        else:
-            self._board.relocate(command.key)  # whatever has been read meanwhile may be older
-        if outcome is CommandOutcome.DONE:
-            self._instruments.settled("skipped")
-        return True
+            return None
+        return _Done(outcome, lane if lane is not None and self._board.is_current(lane) else None, is_ours)
 
     def _tell(self, lane: Lane, seq: int, outcome: CommandOutcome, *, is_ours: bool) -> None:
         match outcome:
@@ -76,22 +95,12 @@ class DeliveryCommands:
         The row is claimed meanwhile: an attempt of its own could be exhausted, and halted anew, while that halt is
         being taken off the record.
         """
-        seq = int(command.arguments["seq"])
-        lane = self._board.lanes.get(command.key)
-        if lane is not None and self._must_wait(lane, seq):
+        done = await self._execute(command, epoch, delivery_commands.retry)
+        if done is None:
             return False
-        is_ours = lane is not None and lane.claim(seq)
-        try:
-            outcome = await delivery_commands.retry(self._database, epoch, command)
-        except UnavailableError:
-            self._board.relocate(command.key)  # what is on record is not known
-            raise
-        if outcome is None:
-            return False
-        is_told = lane is not None and self._board.is_current(lane)
-        if lane is not None and is_told and is_ours and outcome is CommandOutcome.DONE:
-            self._retry_now(lane, seq)
-        elif not is_told or is_ours or outcome is CommandOutcome.DONE:
+        if done.lane is not None and done.is_ours and done.outcome is CommandOutcome.DONE:
+            self._retry_now(done.lane, int(command.arguments["seq"]))
+        elif done.lane is None or done.is_ours or done.outcome is CommandOutcome.DONE:
             self._board.relocate(command.key)  # it is not in memory, or differs from what is on record
         return True
 

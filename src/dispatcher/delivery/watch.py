@@ -1,7 +1,8 @@
 """What an owner looks for by itself: rows that no hint told of, changed endpoints, operators' commands.
 
 Hints (NOTIFY) only make it sooner. The sweep's look-back exceeds the longest publish transaction, so a row that commits
-late is seen by a later sweep; a takeover probes every endpoint, so nothing older is left. A commit can still be held up
+late is seen by a later sweep; a takeover probes every endpoint, so nothing older is left. Who publishes meanwhile still
+tells the former owner, if anyone: a second sweep follows once all have seen the new one. A commit can still be held up
 for longer (it waits for a standby while its client is gone, and no timeout covers that), so one partition after another
 is probed again, slowly.
 """
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 K = TypeVar("K")
 
 
+SECOND_SWEEP_S = 1.5
+"""After a sweep that met a partition taken over: by then all have looked at the fleet (`LeaseSettings.poll_s`)."""
 COMMAND_HINT = 0
 """A hint of this sequence, which no row has, says that a command waits; an older release takes it for an old hint."""
 
@@ -55,6 +58,8 @@ class Watch:
         self._execute_commands = execute_commands
         self._options = options
         self._swept: datetime | None = None
+        self._swept_epochs: Mapping[int, int] = {}
+        self._met_new_epochs = False
         self._polled: datetime | None = None
         self._changed: Mapping[EndpointKey, datetime] = {}
         self._changed_tenants: Mapping[UUID, datetime] = {}
@@ -84,15 +89,22 @@ class Watch:
                 self._board.hint(key, seq)
 
     async def run(self) -> None:
+        options = self._options
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._repeat(self.sweep, self._options.sweep_interval_s, self._sweep_now), name="sweep")
-            group.create_task(self._repeat(self.probe, self._options.sweep_interval_s, asyncio.Event()), name="probe")
-            group.create_task(self._repeat(self.poll, self._options.poll_interval_s, self._poll_now), name="poll")
+            group.create_task(self._repeat(self.sweep, self._sweep_pause_s, self._sweep_now), name="sweep")
+            group.create_task(self._repeat(self.probe, lambda: options.sweep_interval_s, asyncio.Event()), name="probe")
+            group.create_task(self._repeat(self.poll, lambda: options.poll_interval_s, self._poll_now), name="poll")
 
-    async def _repeat(self, work: Callable[[], Awaitable[None]], interval_s: float, now: asyncio.Event) -> None:
+    def _sweep_pause_s(self) -> float:
+        interval_s = self._options.sweep_interval_s
+        return min(SECOND_SWEEP_S, interval_s) if self._met_new_epochs else interval_s
+
+    async def _repeat(
+        self, work: Callable[[], Awaitable[None]], pause_s: Callable[[], float], now: asyncio.Event
+    ) -> None:
         while True:
             try:
-                async with asyncio.timeout(interval_s):
+                async with asyncio.timeout(pause_s()):
                     await now.wait()
             except TimeoutError:
                 pass
@@ -104,13 +116,14 @@ class Watch:
 
     async def sweep(self) -> None:
         """Find endpoints with rows newer than the last sweep that worked, less the look-back."""
-        partitions = list(self._board.epochs)
-        if not partitions:
+        epochs = self._board.epochs
+        if not epochs:
             self._swept = None  # a takeover finds what came until then
             return
         since = await self._since(self._swept)
-        started, found = await backlog.sweep(self._database, since, partitions)
-        self._swept = started
+        started, found = await backlog.sweep(self._database, since, list(epochs))
+        self._met_new_epochs = not epochs.items() <= self._swept_epochs.items()
+        self._swept, self._swept_epochs = started, epochs
         for key, highest in found:
             self._board.hint(key, highest)
 

@@ -24,7 +24,7 @@ from dispatcher.store.deliveries import (
     resolve_scope,
 )
 from dispatcher.store.filters import Filter, Operator, bad_filter
-from dispatcher.store.paging import SCAN_ROWS_MAX, Page, PageRequest, Position, decode_token, encode_token
+from dispatcher.store.paging import SCAN_ROWS_MAX, Page, PageRequest, Position, cut, decode_token, encode_token
 from dispatcher.store.windows import TIME_MAX, Window, any_window, bounded_window
 
 FILTER_RULES = {
@@ -145,13 +145,8 @@ async def list_page(
         wanted.text("event_type"),
     )
     rows = await _list(db, scope, wanted, event_id, arguments)
-    found = [row for row in rows if row["seq"] is not None]
-    end: Position | None = None
-    if len(found) > request.size:
-        end = _position(found[request.size - 1], "")
-    elif rows[0]["scan_count"] == scan_rows:
-        end = _position(rows[0], "scan_")
-    items = tuple(ListedAttempt(row["endpoint_name"], attempt_from_row(row)) for row in found[: request.size])
+    found, end = cut(rows, request.size, scan_rows, ("endpoint_id", "seq", "epoch", "number", "start_time"))
+    items = tuple(ListedAttempt(row["endpoint_name"], attempt_from_row(row)) for row in found)
     return Page(items, encode_token(query, end) if end else "")
 
 
@@ -212,7 +207,3 @@ def _status_code(wanted: Filter) -> int | None:
 def _outcome(wanted: Filter, operator: Operator) -> int | None:
     name = wanted.text("outcome", operator)
     return None if name is None else Outcome[name].value
-
-
-def _position(row: asyncpg.Record, prefix: str) -> Position:
-    return tuple(row[f"{prefix}{column}"] for column in ("endpoint_id", "seq", "epoch", "number", "start_time"))

@@ -11,7 +11,7 @@ import asyncpg
 from dispatcher.store import filters
 from dispatcher.store.database import Database
 from dispatcher.store.filters import Operator
-from dispatcher.store.paging import SCAN_ROWS_MAX, Page, PageRequest, decode_token, encode_token
+from dispatcher.store.paging import SCAN_ROWS_MAX, Page, PageRequest, cut, decode_token, encode_token
 
 FILTER_RULES = {
     "tenant": filters.TEXT,
@@ -126,14 +126,8 @@ async def list_page(db: Database, request: PageRequest) -> Page[AuditRecord]:
         wanted.text("method"),
         request.size + 1,
     )
-    found = [row for row in rows if row["audit_id"] is not None]
-    token = ""
-    if len(found) > request.size:
-        last = found[request.size - 1]
-        token = encode_token(query, (last["time"], last["audit_id"], last["phase"]))
-    elif rows[0]["scan_count"] == SCAN_ROWS_MAX:
-        token = encode_token(query, (rows[0]["scan_time"], rows[0]["scan_audit_id"], rows[0]["scan_phase"]))
-    return Page(tuple(_record(row) for row in found[: request.size]), token)
+    found, end = cut(rows, request.size, SCAN_ROWS_MAX, ("time", "audit_id", "phase"))
+    return Page(tuple(map(_record, found)), encode_token(query, end) if end else "")
 
 
 def _record(row: asyncpg.Record) -> AuditRecord:

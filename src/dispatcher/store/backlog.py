@@ -37,11 +37,8 @@ class EndpointPosition:
     has_held: bool = False
 
 
-LOAD_PARTITION = """
-SELECT c.tenant_id, c.endpoint_id, c.seq, c.time, greatest(c.seq, h.seq) AS highest, x.has_held
-FROM endpoint e
-JOIN cursor c ON c.tenant_id = e.tenant_id AND c.endpoint_id = e.endpoint_id
-LEFT JOIN LATERAL (
+# Of a cursor `c`: the highest row above it, and what is held.
+STANDING = """LEFT JOIN LATERAL (
     SELECT o.seq FROM outbox o
     WHERE o.tenant_id = c.tenant_id AND o.endpoint_id = c.endpoint_id AND o.seq > c.seq AND o.time >= c.time
     ORDER BY o.seq DESC LIMIT 1
@@ -49,8 +46,13 @@ LEFT JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT EXISTS (SELECT FROM parked p WHERE p.tenant_id = c.tenant_id AND p.endpoint_id = c.endpoint_id)
         OR EXISTS (SELECT FROM halt t WHERE t.tenant_id = c.tenant_id AND t.endpoint_id = c.endpoint_id) AS has_held
-) x
-WHERE e.partition = $1 AND (e.delete_time IS NULL OR h.seq IS NOT NULL OR x.has_held)"""
+) x"""
+LOAD_PARTITION = """
+SELECT c.tenant_id, c.endpoint_id, c.seq, c.time, greatest(c.seq, h.seq) AS highest, x.has_held
+FROM endpoint e
+JOIN cursor c ON c.tenant_id = e.tenant_id AND c.endpoint_id = e.endpoint_id
+{standing}
+WHERE e.partition = $1 AND (e.delete_time IS NULL OR h.seq IS NOT NULL OR x.has_held)""".replace("{standing}", STANDING)
 
 
 async def load_partition(db: Database, partition: int) -> list[EndpointPosition]:
@@ -84,15 +86,7 @@ LOAD_POSITIONS = by_tenant(
 SELECT c.tenant_id, c.endpoint_id, c.seq, c.time, greatest(c.seq, h.seq) AS highest, x.has_held
 FROM unnest($1::uuid[], $2::uuid[]) k(tenant_id, endpoint_id)
 JOIN cursor c ON c.tenant_id = k.tenant_id AND c.endpoint_id = k.endpoint_id
-LEFT JOIN LATERAL (
-    SELECT o.seq FROM outbox o
-    WHERE o.tenant_id = c.tenant_id AND o.endpoint_id = c.endpoint_id AND o.seq > c.seq AND o.time >= c.time
-    ORDER BY o.seq DESC LIMIT 1
-) h ON true
-CROSS JOIN LATERAL (
-    SELECT EXISTS (SELECT FROM parked p WHERE p.tenant_id = c.tenant_id AND p.endpoint_id = c.endpoint_id)
-        OR EXISTS (SELECT FROM halt t WHERE t.tenant_id = c.tenant_id AND t.endpoint_id = c.endpoint_id) AS has_held
-) x"""
+{standing}""".replace("{standing}", STANDING)
 )
 
 

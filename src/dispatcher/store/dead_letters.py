@@ -9,7 +9,6 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -22,7 +21,7 @@ from dispatcher.store.changes import change, endpoint_name
 from dispatcher.store.database import Connection, Database, columns
 from dispatcher.store.deliveries import ENDPOINT_ID_MAX, SEQ_MAX, RecordedDecision, event_id_of, resolve_scope
 from dispatcher.store.filters import Filter, Operator
-from dispatcher.store.paging import SCAN_ROWS_MAX, Page, PageRequest, decode_token, encode_token
+from dispatcher.store.paging import SCAN_ROWS_MAX, Page, PageRequest, cut, decode_token, encode_token
 from dispatcher.store.replay_sources import letter_copy
 from dispatcher.store.replays import close_redriven
 from dispatcher.store.windows import TIME_MAX, TIME_MIN
@@ -128,13 +127,8 @@ async def list_page(db: Database, tenant: str, endpoint: str | None, request: Pa
         wanted.text("state"),
         request.size + 1,
     )
-    found = [row for row in rows if row["seq"] is not None]
-    end: tuple[Any, ...] | None = None
-    if len(found) > request.size:
-        end = (found[request.size - 1]["endpoint_id"], found[request.size - 1]["seq"])
-    elif rows[0]["scan_count"] == SCAN_ROWS_MAX:
-        end = (rows[0]["scan_endpoint_id"], rows[0]["scan_seq"])
-    return Page(tuple(map(_letter, found[: request.size])), encode_token(query, end) if end else "")
+    found, end = cut(rows, request.size, SCAN_ROWS_MAX, ("endpoint_id", "seq"))
+    return Page(tuple(map(_letter, found)), encode_token(query, end) if end else "")
 
 
 def letter_arguments(wanted: Filter) -> tuple[str | None, str | None, str | None]:

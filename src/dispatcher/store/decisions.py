@@ -13,7 +13,7 @@ from dispatcher.store.attempts import storable_text
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.fence import fenced, guard_plan
 from dispatcher.store.forms import by_tenant
-from dispatcher.store.operational import OperationalEvent, OperationalType, record
+from dispatcher.store.operational import OperationalEvent, OperationalType, facts_of, record
 
 INSERT_DECISIONS = by_tenant(
     """
@@ -122,17 +122,7 @@ async def _insert_dead_letters(
 
 
 def _announcement(letter: DeadLetter, reason: str) -> OperationalEvent:
-    facts = {
-        "sequence": letter.seq,
-        "event_id": letter.event_id,
-        "event_type": letter.type,
-        "ordering_key": letter.ordering_key,
-        "reason": reason,
-        "attempts": letter.attempts,
-        "last_outcome": None if letter.last_outcome is None else letter.last_outcome.name,
-        "last_status_code": letter.last_status_code,
-        "last_error": letter.last_error,
-    }
+    facts = facts_of(letter, reason)
     return OperationalEvent(letter.key, OperationalType.DELIVERY_DEAD_LETTERED, facts, cause_type=letter.type)
 
 

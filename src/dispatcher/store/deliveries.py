@@ -19,7 +19,7 @@ from dispatcher.store import endpoints, filters, tenants
 from dispatcher.store.changes import endpoint_name
 from dispatcher.store.database import Database
 from dispatcher.store.filters import Filter, bad_filter
-from dispatcher.store.paging import SCAN_ROWS_MAX, Page, PageRequest, Position, decode_token, encode_token
+from dispatcher.store.paging import SCAN_ROWS_MAX, Page, PageRequest, Position, cut, decode_token, encode_token
 from dispatcher.store.windows import TIME_MAX, TIME_MIN, Window, any_window, bounded_window
 
 FILTER_RULES = {
@@ -198,13 +198,8 @@ async def list_page(db: Database, tenant: str, endpoint: str | None, request: Pa
     arguments = _arguments(scope.tenant_id, position, window, wanted, scan_rows, request.size + 1)
     code = wanted.text("last_status_code")
     rows = await _list(db, scope, event_id, arguments, None if code is None else int(code))
-    found = [row for row in rows if row["seq"] is not None]
-    end: Position | None = None
-    if len(found) > request.size:
-        end = _position(found[request.size - 1], "")
-    elif rows[0]["scan_count"] == scan_rows:
-        end = _position(rows[0], "scan_")
-    return Page(tuple(map(_delivery, found[: request.size])), encode_token(query, end) if end else "")
+    found, end = cut(rows, request.size, scan_rows, ("endpoint_id", "seq", "time"))
+    return Page(tuple(map(_delivery, found)), encode_token(query, end) if end else "")
 
 
 def event_id_of(wanted: Filter, tenant: str) -> str | None:
@@ -271,10 +266,6 @@ async def _list(
         )
     times = await event_times(db, scope.tenant_id, event_id)
     return await db.fetch(LIST_OF_EVENT, *arguments, event_id, is_all, times, status_code)
-
-
-def _position(row: asyncpg.Record, prefix: str) -> Position:
-    return (row[f"{prefix}endpoint_id"], row[f"{prefix}seq"], row[f"{prefix}time"])
 
 
 def _delivery(row: asyncpg.Record) -> Delivery:

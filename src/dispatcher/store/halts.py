@@ -12,7 +12,7 @@ from dispatcher.store import forms
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.deliveries import Delivery, RecordedDecision
 from dispatcher.store.forms import by_tenant
-from dispatcher.store.operational import OperationalEvent, OperationalType, record
+from dispatcher.store.operational import OperationalEvent, OperationalType, facts_of, record
 
 INSERT_HALTS = by_tenant(
     """
@@ -62,17 +62,7 @@ def _record(halt: Halt) -> tuple[object, ...]:
 
 
 def _event(halt: Halt) -> OperationalEvent:
-    facts = {
-        "sequence": halt.seq,
-        "event_id": halt.event_id,
-        "event_type": halt.type,
-        "ordering_key": halt.ordering_key,
-        "reason": halt.reason,
-        "attempts": halt.attempts,
-        "last_outcome": None if halt.last_outcome is None else halt.last_outcome.name,
-        "last_status_code": halt.last_status_code,
-        "last_error": halt.last_error,
-    }
+    facts = facts_of(halt, halt.reason)
     return OperationalEvent(halt.key, OperationalType.ENDPOINT_HALTED, facts, cause_type=halt.type)
 
 

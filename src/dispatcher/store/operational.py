@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 from uuid_utils.compat import uuid7
 
-from dispatcher.model import RESERVED_TYPE_PREFIX, EndpointKey
+from dispatcher.model import RESERVED_TYPE_PREFIX, DeadLetter, EndpointKey, Halt
 from dispatcher.store import forms
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.fence import continuing
@@ -55,6 +55,21 @@ class OperationalEvent:
     def feeds_on_itself(self) -> bool:
         """Caused by the delivery of an event of the service's own: never recorded."""
         return self.cause_type is not None and self.cause_type.startswith(RESERVED_TYPE_PREFIX)
+
+
+def facts_of(ended: DeadLetter | Halt, reason: str) -> dict[str, Any]:
+    """What subscribers are told of a delivery whose attempts are used up."""
+    return {
+        "sequence": ended.seq,
+        "event_id": ended.event_id,
+        "event_type": ended.type,
+        "ordering_key": ended.ordering_key,
+        "reason": reason,
+        "attempts": ended.attempts,
+        "last_outcome": None if ended.last_outcome is None else ended.last_outcome.name,
+        "last_status_code": ended.last_status_code,
+        "last_error": ended.last_error,
+    }
 
 
 INSERT_EVENTS = by_tenant(

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
 from uuid import UUID
 
+import asyncpg
 import orjson
 
 from dispatcher.errors import FieldViolation, InvalidRequestError
@@ -54,6 +55,21 @@ def page_size(requested: int, default: int = PAGE_SIZE_DEFAULT, maximum: int = P
     if requested < 0:
         raise InvalidRequestError([FieldViolation("page_size", "must not be negative")])
     return min(requested or default, maximum)
+
+
+def cut(
+    rows: Sequence[asyncpg.Record], size: int, scan_rows: int, key: Sequence[str]
+) -> tuple[Sequence[asyncpg.Record], Position | None]:
+    """Of the rows of a list sorted by `key`: those of the page, and where it ends; None where nothing can follow.
+
+    Each row holds `scan_count`, the entries read, of at most `scan_rows`, and in `scan_…` the key of the last of them;
+    a page without items is one row without a key.
+    """
+    found = [row for row in rows if row[key[0]] is not None]
+    if len(found) > size:
+        return found[:size], tuple(found[size - 1][column] for column in key)
+    is_bound = rows[0]["scan_count"] == scan_rows
+    return found, tuple(rows[0][f"scan_{column}"] for column in key) if is_bound else None
 
 
 def encode_token(query: Sequence[str], position: Position) -> str:

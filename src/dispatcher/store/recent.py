@@ -2,7 +2,7 @@
 
 No index leads to attempts by time, and none is to: each event would pay for it. An endpoint's attempts lie by sequence,
 so its latest are at the end, save retries of deliveries further back. Whole days are read, as the partitions are, so
-that a limit bounds what is read, not only what is found.
+that a limit bounds what is read, not only what is found; once it is reached, nobody knows of retries below.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ class StatisticsLimits:
     timeout_s: float = 2.0
     worst_max: int = 10
 
+    @property
+    def call_s(self) -> float:
+        """For all of a tenant's status: the wait for a turn, the walk over its endpoints, what is read of their
+        attempts."""
+        return 3 * self.timeout_s
+
 
 SET_TIMEOUT = "SELECT set_config('statement_timeout', $1, true)"
 
@@ -50,7 +56,8 @@ async def bounded(db: Database, timeout_s: float) -> AsyncIterator[Connection]:
         yield connection
 
 
-# The place in the arrays, not the endpoint, comes back with each row: it is smaller.
+# The place in the arrays, not the endpoint, comes back with each row: it is smaller. A place's rows keep their order: a
+# lateral with a limit can be joined by nothing but a nested loop.
 READ_ATTEMPTS = by_tenant(
     """
 SELECT w.i, a.seq, a.time, a.duration_us, a.outcome
@@ -103,7 +110,8 @@ async def read(db: Database, keys: Sequence[EndpointKey], limits: StatisticsLimi
     async with bounded(db, limits.timeout_s) as connection:
         now: datetime = await connection.fetchval(NOW)
         window = Window(now - timedelta(seconds=limits.window_s), now)
-        wanted = [(key.tenant_id, key.endpoint_id, window.first_day, share) for key in keys]
+        # One more than is counted tells whether there are more.
+        wanted = [(key.tenant_id, key.endpoint_id, window.first_day, share + 1) for key in keys]
         attempts = _by_place(await forms.fetch(connection, READ_ATTEMPTS, wanted))
         payloads = _by_place(await forms.fetch(connection, READ_PAYLOADS, _ranges(keys, attempts, share)))
         counted = [(*row[:3], window.start, share) for row in wanted]
@@ -147,13 +155,12 @@ def _sample(
     payloads: Sequence[asyncpg.Record],
     committed: asyncpg.Record,
 ) -> Sample:
-    first = min((row["time"] for row in attempts), default=window.start)
-    truncated = len(attempts) >= row_limit and first > window.start
+    truncated, attempts = len(attempts) > row_limit, attempts[:row_limit]
     recent = [row for row in attempts if row["time"] >= window.start and row["outcome"] != Outcome.EGRESS_PROXY_FAILED]
     attempted = {row["seq"] for row in recent}
     is_cut = committed["read"] >= row_limit and committed["first"] > window.start
     return Sample(
-        span_s=_span_s(window, first if truncated else window.start),
+        span_s=_span_s(window, _known_since(window, attempts) if truncated else window.start),
         truncated=truncated,
         attempts=[
             AttemptRead(row["seq"], row["duration_us"] / 1_000_000, row["outcome"] == Outcome.SUCCEEDED)
@@ -163,6 +170,15 @@ def _sample(
         committed=committed["committed"],
         committed_span_s=_span_s(window, committed["first"] if is_cut else window.start),
     )
+
+
+def _known_since(window: Window, attempts: Sequence[asyncpg.Record]) -> datetime:
+    """Of the highest sequences. Where the lowest of them was attempted within the window, so were those below it; a
+    high one that was attempted long ago says nothing of them."""
+    times: list[datetime] = [row["time"] for row in attempts]
+    if times[-1] < window.start:
+        return window.start
+    return min(time for time in times if time >= window.start)
 
 
 def _span_s(window: Window, start: datetime) -> float:

@@ -12,7 +12,7 @@ import asyncpg
 from dispatcher.model import Endpoint
 from dispatcher.store.database import Connection, Database
 from dispatcher.store.fence import guard_plan
-from dispatcher.store.replay_sources import is_selected
+from dispatcher.store.replay_sources import OF_OUTBOX, is_selected
 from dispatcher.store.replays import ReplayKind
 
 COUNT_MAX = 1_000_000
@@ -66,19 +66,7 @@ async def plan(
                 return await _plan_letters(connection, endpoint, wanted, bounds)
 
 
-COUNT_OUTBOX = """
-SELECT o.seq, o.type,
-       EXISTS (SELECT FROM attempt a
-               WHERE a.tenant_id = o.tenant_id AND a.endpoint_id = o.endpoint_id AND a.seq = o.seq
-                 AND a.event_id = o.event_id AND a.outcome = 1 AND a.time >= o.time - interval '1 hour'
-       ) AS is_delivered,
-       d.kind
-FROM outbox o
-LEFT JOIN decision d ON d.tenant_id = o.tenant_id AND d.endpoint_id = o.endpoint_id AND d.seq = o.seq
-                    AND d.event_id = o.event_id
-WHERE o.tenant_id = $1 AND o.endpoint_id = $2 AND o.seq > $3 AND o.seq <= $4 AND o.time >= $5 AND o.time < $6
-  AND o.replay_of IS NULL
-ORDER BY o.seq LIMIT $7"""
+COUNT_OUTBOX = f"SELECT o.seq, o.type,{OF_OUTBOX}"
 
 
 async def _plan_events(

@@ -56,9 +56,8 @@ async def next_step(
             return await _from_letters(db, replay, limit)
 
 
-# Deliveries of a replay are left out, or a replay of a replay would double.
-SCAN_OUTBOX = """
-SELECT o.seq, o.time, o.event_id, o.event_time, o.type,
+# Deliveries of a replay are left out, or a replay of a replay would double. What is counted is what is scanned.
+OF_OUTBOX = """
        EXISTS (SELECT FROM attempt a
                WHERE a.tenant_id = o.tenant_id AND a.endpoint_id = o.endpoint_id AND a.seq = o.seq
                  AND a.event_id = o.event_id AND a.outcome = 1 AND a.time >= o.time - interval '1 hour'
@@ -70,6 +69,7 @@ LEFT JOIN decision d ON d.tenant_id = o.tenant_id AND d.endpoint_id = o.endpoint
 WHERE o.tenant_id = $1 AND o.endpoint_id = $2 AND o.seq > $3 AND o.seq <= $4 AND o.time >= $5 AND o.time < $6
   AND o.replay_of IS NULL
 ORDER BY o.seq LIMIT $7"""
+SCAN_OUTBOX = f"SELECT o.seq, o.time, o.event_id, o.event_time, o.type,{OF_OUTBOX}"
 
 
 async def _from_outbox(db: Database, replay: Replay, matches: TypeMatcher, limit: int) -> Step:

@@ -1,7 +1,8 @@
 """The arithmetic of recent deliveries: rates, shares, percentiles, time to drain; pure.
 
 Of an endpoint with more attempts than are read only the latest are known, so each endpoint has a span of its own that
-is known whole. Rates of several endpoints add up; shares and percentiles weigh each attempt by the rate it stands for.
+is known, save retries further back. Rates of several endpoints add up; shares and percentiles weigh each attempt by the
+rate it stands for.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class AttemptRead:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was read of one endpoint: its attempts since `span_s` ago, all of them; `truncated` where the window is
-    longer. `committed` deliveries came in since `committed_span_s` ago."""
+    """What was read of one endpoint: its attempts since `span_s` ago, all of them or, where `truncated`, those of its
+    highest sequences. `committed` deliveries came in since `committed_span_s` ago."""
 
     span_s: float
     truncated: bool

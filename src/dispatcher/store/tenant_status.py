@@ -17,13 +17,15 @@ import asyncpg
 from dispatcher.errors import DatabaseBusyError
 from dispatcher.model import EndpointKey, EndpointState, Tenant, TenantState
 from dispatcher.store import recent, tenants
-from dispatcher.store.database import Database
+from dispatcher.store.database import BUSY_RETRY_S, Database
 from dispatcher.store.recent import NOW, StatisticsLimits, bounded
 from dispatcher.store.statistics import DeliveryStatistics, Sample, summarize, time_to_drain_s
 from dispatcher.store.windows import Window
 
 PAGE_ENDPOINTS = 5000
 """Endpoints one statement looks at."""
+PAGE_MARGIN_S = 0.1
+"""A page that takes too long is ended by the database so long before the whole call is: then those before it count."""
 SAMPLED_ENDPOINTS_MAX = 200
 """Endpoints whose attempts are read, those with the largest backlogs first."""
 TROUBLES_MAX = 100_000
@@ -95,15 +97,21 @@ class TenantStatus:
     time_to_drain_s: float | None
 
 
-async def read(db: Database, name: str, limits: StatisticsLimits) -> TenantStatus:
-    """The status of a tenant. Errors: NotFoundError; DatabaseBusyError where not even one page is read in time."""
-    tenant = await tenants.get(db, name)
-    now: datetime = await db.fetchval(NOW)
-    walk = await _walk(db, tenant, Window(now - timedelta(seconds=limits.window_s), now), limits)
+async def read(db: Database, name: str, limits: StatisticsLimits, deadline: float) -> TenantStatus:
+    """The status of a tenant, by `deadline` (the loop's clock). Errors: NotFoundError; DatabaseBusyError where not even
+    one page is read in time."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            tenant = await tenants.get(db, name)
+            now: datetime = await db.fetchval(NOW)
+            walk = await _walk(db, tenant, Window(now - timedelta(seconds=limits.window_s), now), limits, deadline)
+    except TimeoutError as error:
+        raise _took_too_long() from error
     sampled = _at_work_first(walk.standings)[:SAMPLED_ENDPOINTS_MAX]
     try:
-        samples = await recent.read(db, [standing.key for standing in sampled], limits)
-    except DatabaseBusyError:
+        async with asyncio.timeout_at(deadline):
+            samples = await recent.read(db, [standing.key for standing in sampled], limits)
+    except (DatabaseBusyError, TimeoutError):
         return _status(tenant, now, walk, limits, None)
     pairs = list(zip(sampled, samples, strict=True))
     return _status(tenant, now, corrected(walk, pairs), limits, pairs)
@@ -189,10 +197,10 @@ LEFT JOIN (
 ) r ON true"""
 
 
-async def _walk(db: Database, tenant: Tenant, window: Window, limits: StatisticsLimits) -> Walk:
+async def _walk(db: Database, tenant: Tenant, window: Window, limits: StatisticsLimits, deadline: float) -> Walk:
     """All pages, or as many as there is time for. DatabaseBusyError where there is none for the first."""
     clock = asyncio.get_running_loop().time
-    walk, after, end = Walk(), UUID(int=0), clock() + limits.timeout_s
+    walk, after, end = Walk(), UUID(int=0), min(clock() + limits.timeout_s, deadline - PAGE_MARGIN_S)
     bounds = (PAGE_ENDPOINTS, TROUBLES_MAX, window.start, SAMPLED_ENDPOINTS_MAX, limits.worst_max)
     earliest = await _earliest(db, tenant, window.end, limits)
     while (left_s := end - clock()) > 0:
@@ -207,8 +215,14 @@ async def _walk(db: Database, tenant: Tenant, window: Window, limits: Statistics
         if rows[0]["page_count"] < PAGE_ENDPOINTS:
             return walk
         after = rows[0]["page_end"]
+    if not walk.total:
+        raise _took_too_long()
     walk.is_partial = True
     return walk
+
+
+def _took_too_long() -> DatabaseBusyError:
+    return DatabaseBusyError("the database takes too long to tell", retry_after_s=BUSY_RETRY_S)
 
 
 HAS_MORE_ENDPOINTS = """

@@ -22,7 +22,7 @@ from dispatcher.config import Settings
 from dispatcher.security.access import load_access
 from dispatcher.security.tokens import hash_of, new_token
 from tests.integration.api.test_server import GRPCURL, grpcurl
-from tests.support.api import Api, create_endpoint, event, refusal_in, refused, serving
+from tests.support.api import Api, code_of, create_endpoint, event, refusal_in, refused, serving
 from tests.support.certificates import Authority, Issued
 from tests.support.postgres import TestDatabase
 from tests.support.waiting import until
@@ -74,15 +74,6 @@ def bearer(token: str) -> list[tuple[str, str]]:
 async def tenant_made(api: Api, metadata: Any) -> None:
     request = tenant_pb2.CreateTenantRequest(tenant_id="acme", tenant=tenant_pb2.Tenant())
     await api.tenants.CreateTenant(request, metadata=metadata)
-
-
-async def code_of(call: Any) -> grpc.StatusCode | None:
-    """The code that a call fails with, None where it does not."""
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return error.code()
-    return None
 
 
 async def test_without_a_credential_nothing_of_ours_answers(database: TestDatabase, tmp_path: Path) -> None:

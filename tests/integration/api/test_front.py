@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 from webhooks.admin.v1 import admin_pb2, admin_pb2_grpc
 
 from dispatcher.api.front import AdminFront, GuardInterceptor
@@ -74,6 +75,14 @@ async def test_an_instance_that_is_none_of_the_workers_is_refused_by_one_that_an
     del targets[0]
     refusal = await refused(front.Drain(admin_pb2.DrainRequest(instance="instances/other")))
     assert refusal.code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_where_no_worker_runs_the_refusal_says_so_and_when_to_ask_again(front: Any, targets: list[str]) -> None:
+    targets.clear()
+    for call in (front.GetStatus(admin_pb2.GetStatusRequest()), front.ListLeases(admin_pb2.ListLeasesRequest())):
+        refusal = await refused(call)
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "WORKERS_UNAVAILABLE")
+        assert refusal.detail(error_details_pb2.RetryInfo).retry_delay.ToSeconds() == 1
 
 
 async def test_a_frozen_worker_does_not_keep_the_answers_of_the_others(front: Any, targets: list[str]) -> None:

@@ -13,7 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from webhooks.admin.v1 import admin_pb2
 
 from dispatcher.api.server import ADMIN_SERVICES, CALLER_SERVICES
-from tests.support.api import Api, create_endpoint
+from tests.support.api import Api, code_of, create_endpoint
 
 ROUNDS = 12
 SERVICES = (*CALLER_SERVICES, *ADMIN_SERVICES)
@@ -84,15 +84,6 @@ def _value(field: FieldDescriptor, chance: random.Random) -> Any:
             return chance.choice([0, 1, 2**31])
         case _:
             return chance.choice([0, 1, -1, 2**31 - 1, -(2**31)])
-
-
-async def code_of(call: Any) -> grpc.StatusCode | None:
-    """The code that a call fails with, None where it does not."""
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return error.code()
-    return None
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -9,12 +9,17 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 from webhooks.v1 import delivery_pb2, endpoint_pb2, tenant_pb2, tenant_status_pb2
 
-from dispatcher.api.deliveries import TENANT_STATUSES_MAX
+from dispatcher.api.deliveries import TENANT_STATUSES_MAX, TENANT_STATUSES_WAITING_MAX
+from dispatcher.api.interceptors import ANSWER_MARGIN_S
+from dispatcher.api.turns import RETRY_S
+from dispatcher.errors import NotFoundError
 from dispatcher.model import Outcome
 from dispatcher.store import attempts, endpoints
 from dispatcher.store import tenant_status as store
+from dispatcher.store.recent import StatisticsLimits
 from tests.integration.api.test_access import ALICE, BOB, bearer, guarded, tenant_made, with_tokens
 from tests.support.api import Api, event, refused, serving
 from tests.support.backlog import add_rows, attempt_at
@@ -161,9 +166,49 @@ async def test_many_ask_for_a_tenants_status_and_few_at_a_time_are_worked_out(
             at_once -= 1
 
     monkeypatch.setattr(store, "read", counted)
-    answers = await asyncio.gather(*[tenant_status(api) for _ in range(20)])
-    assert len(answers) == 20
+    calls = TENANT_STATUSES_MAX + TENANT_STATUSES_WAITING_MAX
+    assert len(await asyncio.gather(*[tenant_status(api) for _ in range(calls)])) == calls
     assert most == TENANT_STATUSES_MAX
+
+
+async def test_more_calls_for_a_tenants_status_than_may_wait_are_refused_and_none_waits_longer_than_a_call_may_take(
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(database.options, statistics_timeout_s=0.5) as api:
+        await api.tenant()
+
+        async def never(*_arguments: Any) -> Any:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(store, "read", never)
+        stuck = [asyncio.create_task(tenant_status(api, timeout=30)) for _ in range(TENANT_STATUSES_MAX)]
+        refusals = [
+            asyncio.create_task(refused(tenant_status(api, timeout=30))) for _ in range(TENANT_STATUSES_WAITING_MAX + 3)
+        ]
+        done, waiting = await asyncio.wait(refusals, timeout=1.0)
+        assert (len(done), len(waiting)) == (3, TENANT_STATUSES_WAITING_MAX), "those beyond are refused at once"
+        for error in [*[task.result() for task in done], *await asyncio.gather(*waiting)]:
+            assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TENANT_STATUSES_MAX")
+            assert error.detail(error_details_pb2.RetryInfo).retry_delay.ToTimedelta() == timedelta(seconds=RETRY_S)
+        for task in stuck:
+            task.cancel()
+        await asyncio.wait(stuck)
+        monkeypatch.undo()
+        assert (await tenant_status(api, timeout=30)).name, "their turns are free again"
+
+
+async def test_a_callers_deadline_bounds_its_tenants_status(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    await api.tenant()
+    left: list[float] = []
+
+    async def read(_database: Any, _name: str, _limits: Any, deadline: float) -> Any:
+        left.append(deadline - asyncio.get_running_loop().time())
+        raise NotFoundError("Tenant", "tenants/acme")
+
+    monkeypatch.setattr(store, "read", read)
+    for options in ({}, {"timeout": 2.0}):
+        await refused(tenant_status(api, **options))
+    assert left == [pytest.approx(StatisticsLimits().call_s, abs=0.5), pytest.approx(2.0 - ANSWER_MARGIN_S, abs=0.5)]
 
 
 async def test_statuses_are_for_those_who_may_see_endpoints(database: TestDatabase, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from dispatcher.model import PARTITION_COUNT
+from dispatcher.store import backlog
 from dispatcher.store.backlog import EndpointPosition, load_partition
 from dispatcher.store.database import Database
 from tests.support.node import Node, running_node
@@ -37,6 +39,38 @@ async def test_a_row_committed_during_a_takeover_is_found_at_once(
         async with running_node(database.dsn, sweep_interval_s="300") as node:
             await receiver.wait_for(1, timeout_s=10)
     assert [r.event_id for r in receiver.of("a")] == ["between"]
+
+
+async def test_a_row_of_which_only_the_former_owner_was_told_is_found_soon_after_the_takeover(
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever publishes knows of the new owner only from its next look at the fleet on."""
+    sweep = backlog.sweep
+    published = False
+
+    async def sweep_then_publish(*arguments: Any) -> Any:
+        nonlocal published
+        swept = await sweep(*arguments)
+        if not published and await _owns_all(node):
+            published = True
+            await until(lambda: _listens(node))
+            watch = node.core.engine.watch
+            watch._sweep_now.clear()  # what the takeover, and the listener that has connected, ask for is done
+            await node.publish(new_event("astray"))
+        return swept
+
+    monkeypatch.setattr("dispatcher.delivery.watch.backlog.sweep", sweep_then_publish)
+    monkeypatch.setattr("dispatcher.delivery.engine.Engine.owns", lambda _engine, _key: False)
+    monkeypatch.setattr("dispatcher.delivery.engine.Engine.hint", lambda _engine, _highest: None)
+    async with Receiver() as receiver:
+        async with running_node(database.dsn) as node:
+            await make_tenant(node.core.database)
+            await node.endpoint("a", receiver.url("a"))
+            published = True
+        published = False
+        async with running_node(database.dsn, sweep_interval_s="300") as node:
+            await receiver.wait_for(1, timeout_s=10)
+    assert [r.event_id for r in receiver.of("a")] == ["astray"]
 
 
 async def test_a_row_whose_commit_took_longer_than_the_look_back_is_found_by_the_probe(database: TestDatabase) -> None:
@@ -70,6 +104,12 @@ async def test_a_row_whose_commit_took_longer_than_the_look_back_is_found_by_the
 async def test_the_look_back_covers_what_the_server_lets_a_statement_take(database: TestDatabase) -> None:
     async with running_node(database.dsn, statement_timeout_s="90") as node:
         assert node.core.engine._settings.look_back_s > 90
+
+
+async def _listens(node: Node) -> bool:
+    """Whether its channel is listened to; a connection's last statement is what it is known by."""
+    asked = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query ILIKE 'LISTEN%' AND datname = current_database())"
+    return bool(await node.core.database.fetchval(asked))
 
 
 async def _owns_all(node: Node) -> bool:

@@ -633,8 +633,8 @@ async def test_localhost_is_resolved_by_the_system():
 
 
 @contextlib.asynccontextmanager
-async def tls_server(tmp_path, names, *, days=1, maximum=None):
-    certificates = make_certificates(tmp_path, names, days=days)
+async def tls_server(tmp_path, names, *, expired=False, maximum=None):
+    certificates = make_certificates(tmp_path, names, expired=expired)
     context = certificates.server_context()
     if maximum is not None:
         context.minimum_version = ssl.TLSVersion.TLSv1
@@ -668,7 +668,7 @@ async def test_a_certificate_for_another_host_is_a_tls_failure(tmp_path):
 
 
 async def test_an_expired_certificate_is_a_tls_failure(tmp_path):
-    async with tls_server(tmp_path, ["127.0.0.1"], days=-1) as (server, options):
+    async with tls_server(tmp_path, ["127.0.0.1"], expired=True) as (server, options):
         exchange = await post(f"https://127.0.0.1:{server.port}/", options=options)
     assert exchange.kind is ExchangeKind.TLS_FAILED
     assert "expired" in exchange.error

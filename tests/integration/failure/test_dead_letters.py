@@ -32,6 +32,15 @@ async def given_up(service: Service, count: int, name: str = "a") -> list[Any]:
     return list((await letters(service, name)).dead_letters)
 
 
+async def lose(service: Service, receiver: Receiver, **event: Any) -> None:
+    """Endpoint `a` gives up on the event `lost`, its first."""
+    await service.tenant()
+    await service.endpoint("a", receiver.url("a"), **ONE_TRY)
+    receiver.on("a", Answer(500))
+    await service.publish("lost", **event)
+    await given_up(service, 1)
+
+
 def get(service: Service, seq: int) -> Any:
     return service.letters.GetDeadLetter(dead_letter_pb2.GetDeadLetterRequest(name=LETTER.format(seq)))
 
@@ -80,11 +89,7 @@ async def test_a_dead_letter_is_sent_again_byte_by_byte_after_its_event_is_gone(
 
 async def test_asked_twice_at_once_it_is_sent_once(database: TestDatabase) -> None:
     async with Receiver() as receiver, running_service(database.dsn) as service:
-        await service.tenant()
-        await service.endpoint("a", receiver.url("a"), **ONE_TRY)
-        receiver.on("a", Answer(500))
-        await service.publish("lost")
-        await given_up(service, 1)
+        await lose(service, receiver)
         answers = await asyncio.gather(*[redrive(service, 1) for _ in range(8)])
         assert {answer.delivery.sequence for answer in answers} == {2}
         await receiver.wait_for(lambda: len(receiver.accepted("a")) == 1)
@@ -165,11 +170,7 @@ async def test_many_are_redriven_by_filter_lowest_first(database: TestDatabase) 
 
 async def test_a_late_success_closes_a_dead_letter(database: TestDatabase) -> None:
     async with Receiver() as receiver, running_service(database.dsn) as service:
-        await service.tenant()
-        await service.endpoint("a", receiver.url("a"), **ONE_TRY)
-        receiver.on("a", Answer(500))
-        await service.publish("lost")
-        await given_up(service, 1)
+        await lose(service, receiver)
         await service.database.execute(
             "INSERT INTO attempt (tenant_id, endpoint_id, seq, epoch, number, time, event_id, duration_us, outcome)"
             " SELECT tenant_id, endpoint_id, seq, 1, 9, now(), event_id, 5, 1 FROM dead_letter"
@@ -224,11 +225,7 @@ async def test_closed_letters_are_forgotten_with_their_payloads_and_open_ones_ar
 
 async def test_an_expunged_event_is_gone_from_its_dead_letters_and_from_replays(database: TestDatabase) -> None:
     async with Receiver() as receiver, running_service(database.dsn) as service:
-        await service.tenant()
-        await service.endpoint("a", receiver.url("a"), **ONE_TRY)
-        receiver.on("a", Answer(500))
-        await service.publish("lost", data=b"private")
-        await given_up(service, 1)
+        await lose(service, receiver, data=b"private")
         await service.publish("kept")
         await receiver.wait_for(lambda: len(receiver.accepted("a")) == 1)
         await service.until_attempts("a", 2)

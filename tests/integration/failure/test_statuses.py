@@ -12,7 +12,8 @@ from tests.support.service import NAME, Service, running_service
 from tests.support.waiting import until
 
 HALT = {"exhaustion_policy": policy_pb2.EXHAUSTION_POLICY_HALT, "retry_policy": {"max_attempts": 2}}
-PATIENT = {"retry_min_s": "60", "retry_max_s": "60", "circuit_attempts_min": "10000"}
+PATIENT = {"retry_min_s": "3600", "retry_max_s": "3600", "circuit_attempts_min": "10000"}
+"""A wait is random from 0 on: of a minute, one in twenty was over while the test still looked."""
 WINDOW_S = 300.0
 
 

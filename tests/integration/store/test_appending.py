@@ -17,7 +17,7 @@ from dispatcher.store.deliveries import find
 from dispatcher.store.fence import fenced
 from tests.integration.store.test_facts_and_decisions import own
 from tests.support.configured import make_endpoint, make_tenant, new_event, publish_events
-from tests.support.waiting import until
+from tests.support.waiting import until_blocked
 
 
 def copy_of(event_id: str, data: bytes = b"{}") -> Copy:
@@ -117,21 +117,13 @@ async def given_up(db: Database) -> GivenUp:
     return made
 
 
-async def until_someone_waits(db: Database) -> None:
-    async def waits() -> bool:
-        sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        return bool(await db.fetchval(sql))
-
-    await until(waits, 10)
-
-
 async def test_a_discard_waits_for_another_letter_of_its_event_and_leaves_the_payload(
     db: Database, given_up: GivenUp
 ) -> None:
     async with fenced(db, given_up.epochs) as (connection, _held):
         await given_up.give_up(connection, given_up.keys[1])
         discarding = asyncio.create_task(dead_letters.discard(db, "acme", "a", 1, "r", "x"))
-        await until_someone_waits(db)
+        await until_blocked(db)
     await discarding
     assert await given_up.payloads() == 1
     assert (await dead_letters.get(db, "acme", "b", 1)).data == b"payload"
@@ -150,6 +142,6 @@ async def test_a_letter_waits_for_a_discard_of_its_event_and_brings_the_payload_
                 await given_up.give_up(other, given_up.keys[1])
 
         giving_up = asyncio.create_task(give_up())
-        await until_someone_waits(db)
+        await until_blocked(db)
     await giving_up
     assert (await dead_letters.get(db, "acme", "b", 1)).data == b"payload"

@@ -26,6 +26,7 @@ from tests.support.configured import (
     routing_version,
     some_etag,
 )
+from tests.support.waiting import until_blocked
 
 DAY = timedelta(days=1)
 
@@ -197,7 +198,7 @@ async def test_a_deletion_sees_what_was_published_while_it_waited(db: Database) 
         await transaction.start()
         await publisher.execute("SELECT FROM endpoint WHERE endpoint_id = $1 FOR NO KEY UPDATE", key.endpoint_id)
         deletion = asyncio.create_task(delete(db))
-        await _until_blocked(db)
+        await until_blocked(db)
         await publisher.execute(
             """INSERT INTO outbox (tenant_id, endpoint_id, seq, time, event_id, event_time, type, revision, data_bytes)
                SELECT $1, $2, 1, t, 'e1', t, 'a', 1, 0 FROM clock_timestamp() t""",
@@ -209,14 +210,6 @@ async def test_a_deletion_sees_what_was_published_while_it_waited(db: Database) 
             await deletion
     finally:
         await publisher.close()
-
-
-async def _until_blocked(db: Database) -> None:
-    async with asyncio.timeout(5):
-        while not await db.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        ):
-            await asyncio.sleep(0.005)
 
 
 async def test_a_frozen_change_does_not_hold_publishers_for_long(db: Database) -> None:

@@ -30,6 +30,7 @@ from tests.support.postgres import TestDatabase
 from tests.support.proxy import proxied
 from tests.support.publishing import make_endpoint, make_tenant, new_event, request_of
 from tests.support.tasks import running
+from tests.support.waiting import until_blocked
 
 
 class HandOffLog:
@@ -53,12 +54,6 @@ class HandOffLog:
 @pytest.fixture
 def handoff() -> HandOffLog:
     return HandOffLog()
-
-
-@pytest.fixture
-async def db(database: TestDatabase) -> AsyncIterator[Database]:
-    async with Database.open(database.options) as opened:
-        yield opened
 
 
 @contextlib.asynccontextmanager
@@ -86,27 +81,16 @@ async def stored_ids(db: Database) -> list[str]:
     return [row["event_id"] for row in await db.fetch("SELECT event_id FROM outbox ORDER BY endpoint_id, seq")]
 
 
-async def in_flight(db: Database) -> int:
-    """The process id of the session that waits for a lock; waits until there is one."""
-    sql = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    async with asyncio.timeout(5):
-        while not (pid := await db.fetchval(sql)):
-            await asyncio.sleep(0.01)
-    return int(pid)
-
-
 async def test_a_bad_request_never_fails_its_neighbours(
-    db: Database, database: TestDatabase, handoff: HandOffLog
+    db: Database, database: TestDatabase, handoff: HandOffLog, key: EndpointKey
 ) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     good = [await request_of(db, [new_event(f"good-{i}")], [key]) for i in range(5)]
     # PostgreSQL has no NUL in text; validation keeps it out, here it stands for any row that the server refuses.
     bad = await request_of(db, [new_event("bad", type="order\0created")], [key])
     async with committing(db, handoff) as commits:
         async with locked(database, key):
             first = commits.enqueue(await request_of(db, [new_event("first")], [key]))
-            await in_flight(db)
+            await until_blocked(db)
             batch = [commits.enqueue(r) for r in (*good[:2], bad, *good[2:])]
         await first
         outcomes = await asyncio.gather(*batch, return_exceptions=True)
@@ -115,26 +99,73 @@ async def test_a_bad_request_never_fails_its_neighbours(
 
 
 async def test_what_arrives_during_a_call_is_committed_together(
-    db: Database, database: TestDatabase, handoff: HandOffLog
+    db: Database, database: TestDatabase, handoff: HandOffLog, key: EndpointKey
 ) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     requests = [await request_of(db, [new_event()], [key]) for _ in range(50)]
     async with committing(db, handoff) as commits:
         async with locked(database, key):
             first = commits.enqueue(requests[0])
-            await in_flight(db)
+            await until_blocked(db)
             rest = [commits.enqueue(request) for request in requests[1:]]
         await asyncio.gather(first, *rest)
     transactions = await db.fetchval("SELECT count(DISTINCT xmin::text) FROM event")
     assert transactions == 2
 
 
-async def test_a_full_queue_refuses_at_once_and_writes_nothing(
+GATHERING = GroupCommitLimits(gather_s=60.0, gather_events_min=3, gather_events_max=5)
+
+
+async def test_where_some_wait_as_a_commit_ends_the_next_one_waits_for_more(
     db: Database, database: TestDatabase, handoff: HandOffLog
 ) -> None:
     await make_tenant(db)
     key = (await make_endpoint(db, "a")).key
+    requests = [await request_of(db, [new_event()], [key]) for _ in range(6)]
+    async with committing(db, handoff, GATHERING) as commits:
+        async with locked(database, key):
+            first = commits.enqueue(requests[0])
+            await in_flight(db)
+            some = [commits.enqueue(request) for request in requests[1:4]]
+        await first
+        others = [commits.enqueue(request) for request in requests[4:]]
+        async with asyncio.timeout(10):  # less than it may gather: the fifth is enough
+            await asyncio.gather(*some, *others)
+    assert await db.fetchval("SELECT count(DISTINCT xmin::text) FROM event") == 2
+
+
+async def test_where_few_wait_as_a_commit_ends_they_wait_for_nobody(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    requests = [await request_of(db, [new_event()], [key]) for _ in range(3)]
+    async with committing(db, handoff, GATHERING) as commits:
+        async with locked(database, key):
+            first = commits.enqueue(requests[0])
+            await in_flight(db)
+            few = [commits.enqueue(request) for request in requests[1:]]
+        async with asyncio.timeout(10):
+            await asyncio.gather(first, *few)
+
+
+async def test_gathering_ends_in_time_though_no_more_come(
+    db: Database, database: TestDatabase, handoff: HandOffLog
+) -> None:
+    await make_tenant(db)
+    key = (await make_endpoint(db, "a")).key
+    requests = [await request_of(db, [new_event()], [key]) for _ in range(4)]
+    async with committing(db, handoff, dataclasses.replace(GATHERING, gather_s=0.05)) as commits:
+        async with locked(database, key):
+            first = commits.enqueue(requests[0])
+            await in_flight(db)
+            rest = [commits.enqueue(request) for request in requests[1:]]
+        async with asyncio.timeout(10):
+            await asyncio.gather(first, *rest)
+
+
+async def test_a_full_queue_refuses_at_once_and_writes_nothing(
+    db: Database, database: TestDatabase, handoff: HandOffLog, key: EndpointKey
+) -> None:
     requests = [await request_of(db, [new_event(f"id-{i}")], [key]) for i in range(3)]
     async with committing(db, handoff, GroupCommitLimits(queue_events_max=2)) as commits:
         async with locked(database, key):
@@ -148,10 +179,8 @@ async def test_a_full_queue_refuses_at_once_and_writes_nothing(
 
 
 async def test_a_deadline_too_near_is_refused_before_writing(
-    db: Database, database: TestDatabase, handoff: HandOffLog
+    db: Database, database: TestDatabase, handoff: HandOffLog, key: EndpointKey
 ) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     async with committing(db, handoff) as commits:
         with pytest.raises(DeadlineTooShortError):
             await commits.submit(await request_of(db, [new_event()], [key]), deadline=time.monotonic() + 0.001)
@@ -159,15 +188,13 @@ async def test_a_deadline_too_near_is_refused_before_writing(
 
 
 async def test_a_caller_that_went_away_while_queued_writes_nothing(
-    db: Database, database: TestDatabase, handoff: HandOffLog
+    db: Database, database: TestDatabase, handoff: HandOffLog, key: EndpointKey
 ) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     requests = [await request_of(db, [new_event(f"id-{i}")], [key]) for i in range(3)]
     async with committing(db, handoff) as commits:
         async with locked(database, key):
             first = commits.enqueue(requests[0])
-            await in_flight(db)
+            await until_blocked(db)
             gone, kept = commits.enqueue(requests[1]), commits.enqueue(requests[2])
             gone.cancel()
         await asyncio.gather(first, kept)
@@ -175,10 +202,8 @@ async def test_a_caller_that_went_away_while_queued_writes_nothing(
 
 
 async def test_two_requests_with_one_id_in_one_group_are_both_answered(
-    db: Database, database: TestDatabase, handoff: HandOffLog
+    db: Database, database: TestDatabase, handoff: HandOffLog, key: EndpointKey
 ) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     request = await request_of(db, [new_event("id-1", b"x")], [key])
     async with committing(db, handoff) as commits:
         results = await asyncio.gather(*(commits.submit(request) for _ in range(4)))
@@ -187,11 +212,9 @@ async def test_two_requests_with_one_id_in_one_group_are_both_answered(
 
 
 async def test_a_stream_keeps_its_order_although_one_request_is_large(
-    db: Database, database: TestDatabase, handoff: HandOffLog
+    db: Database, database: TestDatabase, handoff: HandOffLog, key: EndpointKey
 ) -> None:
     """A large request goes to the second writer: what follows it on the same stream must not overtake it."""
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     large = await request_of(db, [new_event(f"large-{i}") for i in range(20)], [key])
     small = await request_of(db, [new_event("small")], [key])
     chain = Chain()
@@ -204,10 +227,8 @@ async def test_a_stream_keeps_its_order_although_one_request_is_large(
 
 
 async def test_after_a_refusal_nothing_of_the_stream_is_written_even_when_the_batch_is_bisected(
-    db: Database, database: TestDatabase, handoff: HandOffLog
+    db: Database, database: TestDatabase, handoff: HandOffLog, key: EndpointKey
 ) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     chain = Chain()
     events = [new_event("s-0"), new_event("s-1", type="bad\0type"), new_event("s-2"), new_event("s-3")]
     requests = [await request_of(db, [event], [key], chain=chain.number) for event in events]
@@ -294,14 +315,12 @@ async def test_endpoints_locked_by_another_session_are_no_outage(
 
 
 async def test_a_backend_that_dies_before_its_commit_has_written_nothing(
-    db: Database, database: TestDatabase, handoff: HandOffLog
+    db: Database, database: TestDatabase, handoff: HandOffLog, key: EndpointKey
 ) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     async with committing(db, handoff) as commits:
         async with locked(database, key):
             lost = commits.enqueue(await request_of(db, [new_event("lost")], [key]))
-            await db.fetchval("SELECT pg_terminate_backend($1)", await in_flight(db))
+            await db.fetchval("SELECT pg_terminate_backend($1)", await until_blocked(db))
             with pytest.raises(UnavailableError) as error:
                 await lost
             assert not isinstance(error.value, CommitUnknownError)
@@ -310,10 +329,8 @@ async def test_a_backend_that_dies_before_its_commit_has_written_nothing(
 
 
 async def test_a_reply_lost_after_the_commit_is_found_out_and_answered(
-    db: Database, database: TestDatabase, handoff: HandOffLog
+    db: Database, database: TestDatabase, handoff: HandOffLog, key: EndpointKey
 ) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     async with (
         proxied(database.dsn) as (proxy, dsn),
         Database.open(DatabaseOptions(dsn)) as through,
@@ -321,7 +338,7 @@ async def test_a_reply_lost_after_the_commit_is_found_out_and_answered(
     ):
         async with locked(database, key):
             reply = commits.enqueue(await request_of(db, [new_event("id-1", b"x")], [key]))
-            await in_flight(db)
+            await until_blocked(db)
             proxy.swallow_replies = True
         async with asyncio.timeout(5):
             while not await stored_ids(db):
@@ -334,10 +351,8 @@ async def test_a_reply_lost_after_the_commit_is_found_out_and_answered(
 
 
 async def test_an_outcome_that_cannot_be_learnt_is_answered_as_unknown(
-    db: Database, database: TestDatabase, handoff: HandOffLog
+    db: Database, database: TestDatabase, handoff: HandOffLog, key: EndpointKey
 ) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     limits = GroupCommitLimits(settle_timeout_s=0.3)
     async with (
         proxied(database.dsn) as (proxy, dsn),
@@ -346,7 +361,7 @@ async def test_an_outcome_that_cannot_be_learnt_is_answered_as_unknown(
         locked(database, key),
     ):
         reply = commits.enqueue(await request_of(db, [new_event("id-1")], [key]))
-        await in_flight(db)
+        await until_blocked(db)
         proxy.refuse = True
         proxy.cut()
         with pytest.raises(CommitUnknownError):
@@ -354,10 +369,8 @@ async def test_an_outcome_that_cannot_be_learnt_is_answered_as_unknown(
 
 
 async def test_a_database_that_is_away_is_unavailable_and_comes_back(
-    db: Database, database: TestDatabase, handoff: HandOffLog
+    db: Database, database: TestDatabase, handoff: HandOffLog, key: EndpointKey
 ) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     async with (
         proxied(database.dsn) as (proxy, dsn),
         Database.open(DatabaseOptions(dsn, connect_timeout_s=0.5)) as through,
@@ -404,11 +417,9 @@ async def test_a_commit_that_no_standby_confirmed_is_unknown_not_success(
 
 
 async def test_a_database_that_takes_no_writes_is_unavailable_and_its_connections_are_not_kept(
-    db: Database, connection: asyncpg.Connection, handoff: HandOffLog
+    db: Database, connection: asyncpg.Connection, handoff: HandOffLog, key: EndpointKey
 ) -> None:
     """A replica that the address leads to; the next connection may lead to the primary."""
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     name = await connection.fetchval("SELECT current_database()")
     async with committing(db, handoff) as commits:
         await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")

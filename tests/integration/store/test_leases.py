@@ -14,7 +14,7 @@ from dispatcher.store import cursors, decisions, leases, parked
 from dispatcher.store.database import Database
 from dispatcher.store.fence import fenced, hold, probing
 from tests.support.backlog import add_endpoint, add_rows, add_tenant, decision_on
-from tests.support.waiting import until
+from tests.support.waiting import until_blocked
 
 TTL_S = 60.0
 ME, OTHER = uuid.uuid4(), uuid.uuid4()
@@ -143,14 +143,7 @@ async def test_a_fence_that_waited_for_a_steal_finds_the_epoch_gone(
             return await hold(own, {7: mine.epoch}, 0)
 
     deciding = asyncio.create_task(decide())
-    watcher = await db.connect()
-    try:
-        waiting = (
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-        await until(lambda: watcher.fetchval(waiting))
-    finally:
-        await watcher.close()
+    await until_blocked(db)
     await theft.commit()
     assert await deciding == set()
 

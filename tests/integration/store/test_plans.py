@@ -224,13 +224,18 @@ async def fill(
     await connection.execute("ANALYZE")
 
 
+async def filled(connection: asyncpg.Connection, start: datetime) -> dict[str, Any]:
+    """The statements about a tenant with all its days filled, by name."""
+    tenant_id, endpoint_ids = uuid.uuid4(), [uuid.uuid4() for _ in range(ENDPOINTS)]
+    await fill(connection, tenant_id, endpoint_ids, start)
+    return {statement[0]: statement for statement in statements(tenant_id, endpoint_ids, start)}
+
+
 @pytest.mark.parametrize("form", ["", ", one tenant"])
 async def test_rows_are_probed_in_the_partitions_from_their_cursor_on_only(
     db: Database, connection: asyncpg.Connection, start: datetime, form: str
 ) -> None:
-    tenant_id, endpoint_ids = uuid.uuid4(), [uuid.uuid4() for _ in range(ENDPOINTS)]
-    await fill(connection, tenant_id, endpoint_ids, start)
-    known = {statement[0]: statement for statement in statements(tenant_id, endpoint_ids, start)}
+    known = await filled(connection, start)
     rows, facts, payloads = (known[name + form] for name in ("rows", "facts", "payloads"))
     plan = await explain(connection, rows[1], rows[2], analyze=True)
     too_old = {Partition("outbox", (start + timedelta(days=n)).date()).name for n in range(4)}
@@ -258,9 +263,7 @@ async def test_a_sweep_reads_by_time_not_the_whole_day(
 async def test_facts_are_looked_up_once_per_endpoint_and_partition(
     db: Database, connection: asyncpg.Connection, start: datetime
 ) -> None:
-    tenant_id, endpoint_ids = uuid.uuid4(), [uuid.uuid4() for _ in range(ENDPOINTS)]
-    await fill(connection, tenant_id, endpoint_ids, start)
-    facts = next(s for s in statements(tenant_id, endpoint_ids, start) if s[0] == "facts")
+    facts = (await filled(connection, start))["facts"]
     probes = [n for n in await explain(connection, facts[1], facts[2], analyze=True) if is_probe(n, "attempt")]
     assert all("seq >= " in node["Index Cond"] for node in probes)
     assert {node["Actual Loops"] for node in probes} == {0, 3}
@@ -275,9 +278,7 @@ def is_probe(node: dict, table: str) -> bool:
 async def test_statistics_read_no_more_than_their_limit_of_the_days_of_their_window(
     db: Database, connection: asyncpg.Connection, start: datetime, name: str, table: str, form: str
 ) -> None:
-    tenant_id, endpoint_ids = uuid.uuid4(), [uuid.uuid4() for _ in range(ENDPOINTS)]
-    await fill(connection, tenant_id, endpoint_ids, start)
-    known = {statement[0]: statement for statement in statements(tenant_id, endpoint_ids, start)}
+    known = await filled(connection, start)
     plan = await explain(connection, *known[name + form][1:], analyze=True)
     today, tomorrow = (Partition(table, (start + timedelta(days=n)).date()).name for n in (DAYS - 1, DAYS))
     assert executed(plan, table) - {tomorrow} == {today}
@@ -290,9 +291,7 @@ async def test_statistics_read_no_more_than_their_limit_of_the_days_of_their_win
 async def test_payloads_of_statistics_are_looked_for_by_sequence_in_each_day(
     db: Database, connection: asyncpg.Connection, start: datetime, form: str
 ) -> None:
-    tenant_id, endpoint_ids = uuid.uuid4(), [uuid.uuid4() for _ in range(ENDPOINTS)]
-    await fill(connection, tenant_id, endpoint_ids, start)
-    known = {statement[0]: statement for statement in statements(tenant_id, endpoint_ids, start)}
+    known = await filled(connection, start)
     plan = await explain(connection, *known["recent payloads" + form][1:], analyze=True)
     probes = [node for node in plan if is_probe(node, "outbox_p")]
     assert all("seq >= " in node["Index Cond"] and "seq <= " in node["Index Cond"] for node in probes)

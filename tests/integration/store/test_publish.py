@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -17,12 +17,7 @@ from dispatcher.store.partitions import Partition
 from dispatcher.store.publish import PublishRequest, PublishResult, Verdict, committed_rows, publish, read_back
 from tests.support.postgres import TestDatabase
 from tests.support.publishing import make_endpoint, make_tenant, new_event, request_of
-
-
-@pytest.fixture
-async def db(database: TestDatabase) -> AsyncIterator[Database]:
-    async with Database.open(database.options) as opened:
-        yield opened
+from tests.support.waiting import until_blocked
 
 
 @pytest.fixture(params=["publish", "publish_one"])
@@ -92,10 +87,8 @@ async def test_concurrent_publishers_never_repeat_or_skip_a_sequence(
 
 
 async def test_repeatable_read_is_refused_because_sequences_would_repeat(
-    db: Database, connection: asyncpg.Connection
+    db: Database, connection: asyncpg.Connection, key: EndpointKey
 ) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     request = await request_of(db, [new_event()], [key])
     await connection.execute("SET default_transaction_isolation = 'repeatable read'")
     with pytest.raises(asyncpg.InvalidTransactionStateError, match="READ COMMITTED"):
@@ -141,72 +134,52 @@ async def test_a_missing_tenant_is_stale(db: Database, connection: asyncpg.Conne
 
 
 async def test_an_endpoint_deleted_after_the_version_check_makes_the_request_stale(
-    db: Database, connection: asyncpg.Connection, database: TestDatabase
+    db: Database, connection: asyncpg.Connection, database: TestDatabase, key: EndpointKey
 ) -> None:
     """The deletion holds the endpoint's lock when publish() has already read the version: fewer rows are locked."""
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     request = await request_of(db, [new_event("id-1")], [key])
-    deleter = await database.connect()
-    transaction = deleter.transaction()
-    await transaction.start()
-    await deleter.execute("UPDATE endpoint SET delete_time = now() WHERE endpoint_id = $1", key.endpoint_id)
-    publishing = asyncio.create_task(put(connection, request))
-    await wait_for_lock(database)
-    await transaction.commit()
-    await deleter.close()
-
-    assert (await publishing).requests[0].verdict is Verdict.STALE
+    sql = "UPDATE endpoint SET delete_time = now() WHERE endpoint_id = $1"
+    result = await put_behind(connection, request, database, lambda deleter: deleter.execute(sql, key.endpoint_id))
+    assert result.requests[0].verdict is Verdict.STALE
     assert await stored_nothing(connection)
 
 
-async def wait_for_lock(database: TestDatabase) -> None:
+async def put_behind(
+    connection: asyncpg.Connection,
+    request: PublishRequest,
+    database: TestDatabase,
+    change: Callable[[asyncpg.Connection], Awaitable[object]],
+) -> PublishResult:
+    """Publish while another session makes `change`, which it commits once that waits for its locks."""
+    holder = await database.connect()
     watcher = await database.connect()
     try:
-        async with asyncio.timeout(5):
-            while not await watcher.fetchval(
-                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-            ):
-                await asyncio.sleep(0.01)
+        async with holder.transaction():
+            await change(holder)
+            publishing = asyncio.create_task(put(connection, request))
+            await until_blocked(watcher)
     finally:
         await watcher.close()
+        await holder.close()
+    return await publishing
 
 
 async def test_the_sequence_is_read_after_the_wait_for_the_lock(
-    db: Database, connection: asyncpg.Connection, database: TestDatabase
+    db: Database, connection: asyncpg.Connection, database: TestDatabase, key: EndpointKey
 ) -> None:
     """One statement for lock and sequence would have a snapshot older than the wait, and repeat the sequence."""
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     first, second = [await request_of(db, [new_event()], [key]) for _ in range(2)]
-    holder = await database.connect()
-    transaction = holder.transaction()
-    await transaction.start()
-    await put(holder, first)
-    publishing = asyncio.create_task(put(connection, second))
-    await wait_for_lock(database)
-    await transaction.commit()
-    await holder.close()
-    await publishing
+    await put_behind(connection, second, database, lambda other: put(other, first))
     assert [seq for seq, _ in await rows_of(connection, key)] == [1, 2]
 
 
 async def test_the_revision_is_that_of_the_locked_endpoint(
-    db: Database, connection: asyncpg.Connection, database: TestDatabase
+    db: Database, connection: asyncpg.Connection, database: TestDatabase, key: EndpointKey
 ) -> None:
     """Rows' revisions never go back: a publisher that waited for an update writes the updated revision."""
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     request = await request_of(db, [new_event()], [key])
-    changer = await database.connect()
-    transaction = changer.transaction()
-    await transaction.start()
-    await changer.execute("UPDATE endpoint SET revision = 7 WHERE endpoint_id = $1", key.endpoint_id)
-    publishing = asyncio.create_task(put(connection, request))
-    await wait_for_lock(database)
-    await transaction.commit()
-    await changer.close()
-    await publishing
+    sql = "UPDATE endpoint SET revision = 7 WHERE endpoint_id = $1"
+    await put_behind(connection, request, database, lambda changer: changer.execute(sql, key.endpoint_id))
     assert await connection.fetchval("SELECT revision FROM outbox WHERE endpoint_id = $1", key.endpoint_id) == 7
 
 
@@ -225,10 +198,8 @@ async def test_a_duplicate_id_is_answered_with_the_first_result(db: Database, co
 
 
 async def test_an_id_reused_with_other_content_refuses_its_whole_request_and_no_neighbour(
-    db: Database, connection: asyncpg.Connection
+    db: Database, connection: asyncpg.Connection, key: EndpointKey
 ) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     await put(connection, await request_of(db, [new_event("id-1", b"x")], [key]))
     bad = await request_of(db, [new_event("id-2", b"y"), new_event("id-1", b"other")], [key])
     good = await request_of(db, [new_event("id-3", b"z")], [key])
@@ -244,11 +215,9 @@ async def test_an_id_reused_with_other_content_refuses_its_whole_request_and_no_
 
 @pytest.mark.parametrize("generations_later", [0, 1])
 async def test_no_duplicate_slips_through_a_rotation_of_dedup(
-    db: Database, connection: asyncpg.Connection, generations_later: int
+    db: Database, connection: asyncpg.Connection, generations_later: int, key: EndpointKey
 ) -> None:
     """A claim stands in two generations: the one after a rotation still finds it."""
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     # The first claim is made as if the rotation came right after it.
     await put(connection, await request_of(db, [new_event("id-1", b"x")], [key]))
     await connection.execute("UPDATE dedup SET generation = generation - $1", generations_later)
@@ -260,10 +229,8 @@ async def test_no_duplicate_slips_through_a_rotation_of_dedup(
 
 
 async def test_a_writer_whose_clock_is_a_generation_ahead_still_meets_the_claim(
-    db: Database, connection: asyncpg.Connection
+    db: Database, connection: asyncpg.Connection, key: EndpointKey
 ) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     await put(connection, await request_of(db, [new_event("id-1", b"x")], [key]))
     await connection.execute(
         "UPDATE dedup SET generation = generation + 2 WHERE generation = (SELECT min(generation) FROM dedup)"
@@ -273,10 +240,8 @@ async def test_a_writer_whose_clock_is_a_generation_ahead_still_meets_the_claim(
 
 
 async def test_concurrent_duplicates_in_two_connections_store_one(
-    db: Database, connection: asyncpg.Connection, database: TestDatabase
+    db: Database, connection: asyncpg.Connection, database: TestDatabase, key: EndpointKey
 ) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     requests = [await request_of(db, [new_event(f"id-{i}", b"x") for i in order], [key]) for order in ((1, 2), (2, 1))]
     connections = [await database.connect() for _ in requests]
     results = await asyncio.gather(*(put(c, r) for c, r in zip(connections, requests, strict=True)))
@@ -286,9 +251,9 @@ async def test_concurrent_duplicates_in_two_connections_store_one(
     assert len(await rows_of(connection, key)) == 2
 
 
-async def test_a_refused_request_breaks_its_chain_and_no_other(db: Database, connection: asyncpg.Connection) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
+async def test_a_refused_request_breaks_its_chain_and_no_other(
+    db: Database, connection: asyncpg.Connection, key: EndpointKey
+) -> None:
     await put(connection, await request_of(db, [new_event("id-1", b"x")], [key]))
     chained = [
         await request_of(db, [new_event("s-1", b"1")], [key], chain=9),
@@ -341,9 +306,9 @@ async def scans_of(connection: asyncpg.Connection, table: str) -> int:
     )
 
 
-async def test_the_newest_day_answers_and_no_older_one_is_read(db: Database, connection: asyncpg.Connection) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
+async def test_the_newest_day_answers_and_no_older_one_is_read(
+    db: Database, connection: asyncpg.Connection, key: EndpointKey
+) -> None:
     await put(connection, await request_of(db, [new_event()], [key]))
     older = await connection.fetchval(
         "SELECT min(inhrelid::regclass::text) FROM pg_inherits WHERE inhparent = 'outbox'::regclass"
@@ -368,11 +333,9 @@ async def test_the_newest_day_answers_and_no_older_one_is_read(db: Database, con
 
 
 async def test_the_partition_time_never_falls_below_the_previous_row(
-    db: Database, connection: asyncpg.Connection
+    db: Database, connection: asyncpg.Connection, key: EndpointKey
 ) -> None:
     """`now()` across midnight, or a clock set back, would put a later row into an earlier partition."""
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     await put(connection, await request_of(db, [new_event()], [key]))
     await connection.execute("UPDATE outbox SET time = time + interval '2 days'")
     ahead = await connection.fetchval("SELECT max(time) FROM outbox")
@@ -394,19 +357,17 @@ async def test_a_day_without_a_partition_is_an_error_and_stores_nothing(
 
 
 async def test_a_frozen_publisher_holds_no_locks(
-    db: Database, connection: asyncpg.Connection, database: TestDatabase
+    db: Database, connection: asyncpg.Connection, database: TestDatabase, key: EndpointKey
 ) -> None:
     """One autocommitted round trip: what a client has sent is committed, and its locks are gone, though it never reads
     the reply and never sends another byte."""
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     requests = [await request_of(db, [new_event()], [key]) for _ in range(2)]
     frozen, holder = await database.connect(), await database.connect()
     transaction = holder.transaction()
     await transaction.start()
     await holder.execute("SELECT FROM endpoint FOR UPDATE")
     call = asyncio.create_task(put(frozen, requests[0]))
-    await wait_for_lock(database)
+    await until_blocked(db)
     frozen._transport.pause_reading()
     await transaction.commit()
     await holder.close()
@@ -421,9 +382,9 @@ async def test_a_frozen_publisher_holds_no_locks(
     await frozen.close()
 
 
-async def test_read_back_tells_what_a_lost_reply_had_committed(db: Database, connection: asyncpg.Connection) -> None:
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
+async def test_read_back_tells_what_a_lost_reply_had_committed(
+    db: Database, connection: asyncpg.Connection, key: EndpointKey
+) -> None:
     await put(connection, await request_of(db, [new_event("id-1", b"x")], [key]))
     lost = [
         await request_of(db, [new_event("id-1", b"x"), new_event("id-2", b"y")], [key]),
@@ -440,10 +401,10 @@ async def test_read_back_tells_what_a_lost_reply_had_committed(db: Database, con
     assert refused is None
 
 
-async def test_read_back_knows_a_request_of_duplicates_alone(db: Database, connection: asyncpg.Connection) -> None:
+async def test_read_back_knows_a_request_of_duplicates_alone(
+    db: Database, connection: asyncpg.Connection, key: EndpointKey
+) -> None:
     """To call it unwritten would send what follows it on its stream a second time."""
-    await make_tenant(db)
-    key = (await make_endpoint(db, "a")).key
     known = await request_of(db, [new_event("id-1", b"x"), new_event("id-2", b"y")], [key])
     await put(connection, known)
     anonymous = await request_of(db, [new_event()], [key])

@@ -86,16 +86,37 @@ async def test_of_more_than_may_be_read_the_latest_are_and_the_span_is_theirs(
     assert found.committed_span_s == pytest.approx(found.span_s, abs=1.0)
 
 
-async def test_a_limit_reached_by_old_attempts_hides_nothing(
+async def test_a_limit_reached_by_old_attempts_may_hide_retries_and_the_whole_window_is_counted(
     db: Database, connection: asyncpg.Connection, key: EndpointKey, now: datetime
 ) -> None:
     rows = await add_rows(connection, key, 20, time=now - LONG_AGO)
     await attempted(db, rows[:15], now - LONG_AGO)
     await attempted(db, rows[15:17], now - HALF_A_MINUTE)
+    await attempted(db, rows[:1], now - HALF_A_MINUTE, number=2)
     found = await sample_of(db, key)
-    assert [a.seq for a in found.attempts] == [17, 16]
-    assert (found.span_s, found.truncated) == (pytest.approx(300.0), False)
+    assert [a.seq for a in found.attempts] == [17, 16], "the retry of 1 lies below the tenth from the end"
+    assert (found.span_s, found.truncated) == (pytest.approx(300.0), True)
     assert (found.committed, found.committed_span_s) == (0, pytest.approx(300.0))
+
+
+async def test_a_high_sequence_that_is_old_neither_lengthens_the_span_nor_hides_that_others_are_hidden(
+    db: Database, connection: asyncpg.Connection, key: EndpointKey, now: datetime
+) -> None:
+    rows = await add_rows(connection, key, 25, time=now - LONG_AGO)
+    await attempted(db, rows[24:], now - LONG_AGO)
+    await attempted(db, rows[:24], now - HALF_A_MINUTE)
+    found = await sample_of(db, key)
+    assert [a.seq for a in found.attempts] == list(range(24, 15, -1))
+    assert found.truncated
+    assert found.span_s < 60.0, "since the start of the ninth from the end"
+
+
+async def test_as_many_attempts_as_the_limit_are_all_of_them(
+    db: Database, connection: asyncpg.Connection, key: EndpointKey, now: datetime
+) -> None:
+    await attempted(db, await add_rows(connection, key, 10, time=now - LONG_AGO), now - HALF_A_MINUTE)
+    found = await sample_of(db, key)
+    assert (len(found.attempts), found.span_s, found.truncated) == (10, pytest.approx(300.0), False)
 
 
 async def test_payloads_are_those_of_the_deliveries_attempted_whenever_they_were_committed(

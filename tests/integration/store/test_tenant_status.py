@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -33,6 +34,12 @@ async def tenant_id(connection: asyncpg.Connection) -> UUID:
 @pytest.fixture
 async def now(connection: asyncpg.Connection) -> datetime:
     return await connection.fetchval("SELECT now()")
+
+
+async def status_of(
+    db: Database, limits: StatisticsLimits = LIMITS, *, name: str = "acme", within_s: float = 60.0
+) -> TenantStatus:
+    return await tenant_status.read(db, name, limits, asyncio.get_running_loop().time() + within_s)
 
 
 async def behind(
@@ -94,7 +101,7 @@ async def test_endpoints_are_counted_by_what_they_are(
     await behind(connection, tenant_id, 1, now, delete_time=now)
     stranger = await behind(connection, await add_tenant(connection, "other"), 5, now)
     await fail(connection, stranger, now)
-    walk = (await tenant_status.read(db, "acme", LIMITS)).walk
+    walk = (await status_of(db)).walk
     assert (walk.total, walk.active, walk.paused, walk.disabled) == (6, 3, 1, 2)
     assert (walk.halted, walk.failing, walk.backlog, walk.is_partial) == (1, 1, 1, False)
     assert well
@@ -109,7 +116,7 @@ async def test_backlogs_are_summed_and_the_worst_named(
     halted = await behind(connection, tenant_id, 1, now - 2 * MINUTE)
     await halt(connection, halted, 1, now)
     await behind(connection, tenant_id, 0, now)
-    status = await tenant_status.read(db, "acme", LIMITS)
+    status = await status_of(db)
     assert (status.walk.backlog, status.walk.held) == (15, 6)
     assert [s.name for s in status.largest] == await names(connection, large, paused)
     assert [s.name for s in status.oldest] == await names(connection, old, paused)
@@ -124,7 +131,7 @@ async def test_parked_deliveries_are_backlog_though_the_cursor_has_passed_them(
     for seq in (3, 5):
         await park(connection, key, seq, now - 9 * MINUTE)
     await add_rows(connection, key, 2, first_seq=10, time=now - MINUTE)
-    status = await tenant_status.read(db, "acme", LIMITS)
+    status = await status_of(db)
     assert (status.walk.backlog, status.oldest_time) == (4, now - 9 * MINUTE)
 
 
@@ -156,7 +163,7 @@ async def test_what_is_delivered_above_the_cursor_is_taken_off_and_counted_as_re
     await attempts.append(
         db, [*whole, attempt_at(rows[0][0], key=busy, seq=1, event_id=one["event_id"], duration_s=3.0, **failed)]
     )
-    status = await tenant_status.read(db, "acme", LIMITS)
+    status = await status_of(db)
     assert status.walk.backlog == 4
     assert [s.name for s in status.largest] == await names(connection, busy)
     assert status.statistics is not None
@@ -184,10 +191,10 @@ async def test_pages_come_to_what_one_would(
         if n % 2:
             await halt(connection, key, 1, now)
             await fail(connection, key, now)
-    whole = figures(await tenant_status.read(db, "acme", LIMITS))
+    whole = figures(await status_of(db))
     for size in (1, 2, 5, 6):
         monkeypatch.setattr(tenant_status, "PAGE_ENDPOINTS", size)
-        assert figures(await tenant_status.read(db, "acme", LIMITS)) == whole
+        assert figures(await status_of(db)) == whole
     assert whole[0][:3] == (6, 5, 1)  # type: ignore[index]
 
 
@@ -204,7 +211,7 @@ async def test_when_the_time_is_over_the_status_is_of_what_was_read(
         time.sleep(1.1)  # the page takes that long
 
     monkeypatch.setattr(tenant_status, "_add", add_slowly)
-    status = await tenant_status.read(db, "acme", StatisticsLimits(timeout_s=1.0))
+    status = await status_of(db, StatisticsLimits(timeout_s=1.0))
     assert (status.walk.total, status.walk.is_partial, status.time_to_drain_s) == (1, True, None)
     assert status.statistics is not None
     assert status.statistics.truncated
@@ -224,16 +231,16 @@ async def test_of_a_large_tenant_an_old_backlog_is_looked_for_where_something_is
     await fail(connection, failing, now)
     await park(connection, parked, 0, days_ago)
     await add_rows(connection, busy, 1, first_seq=3, time=now)
-    whole = await tenant_status.read(db, "acme", LIMITS)
+    whole = await status_of(db)
     assert (whole.walk.total, whole.walk.backlog) == (6, 14)
     monkeypatch.setattr(tenant_status, "EXACT_ENDPOINTS_MAX", 5)
-    status = await tenant_status.read(db, "acme", LIMITS)
+    status = await status_of(db)
     assert (status.walk.total, status.walk.backlog, status.walk.is_partial) == (6, 12, False)
     assert status.oldest_time == whole.oldest_time == days_ago
     found = {standing.key: standing.backlog for standing in status.walk.standings}
     assert found == {paused: 2, halted: 2, failing: 2, parked: 3, busy: 3}
     await connection.execute("UPDATE tenant SET state = 'PAUSED'")
-    assert (await tenant_status.read(db, "acme", LIMITS)).walk.backlog == 14
+    assert (await status_of(db)).walk.backlog == 14
 
 
 async def test_more_endpoints_than_are_sampled_make_the_statistics_those_of_the_most_behind(
@@ -243,7 +250,7 @@ async def test_more_endpoints_than_are_sampled_make_the_statistics_those_of_the_
         key = await behind(connection, tenant_id, 0, now - MINUTE)
         await attempts.append(db, [attempt_at(r) for r in await add_rows(connection, key, n)][:1])
     monkeypatch.setattr(tenant_status, "SAMPLED_ENDPOINTS_MAX", 1)
-    status = await tenant_status.read(db, "acme", LIMITS)
+    status = await status_of(db)
     assert status.walk.at_work == 3
     assert status.statistics is not None
     assert (status.statistics.endpoint_count, status.statistics.truncated) == (1, True)
@@ -257,16 +264,33 @@ async def test_a_database_that_does_not_answer_in_time_is_busy_or_leaves_out_the
     quick = StatisticsLimits(timeout_s=0.2)
     async with locked(database, "endpoint"):
         with pytest.raises(DatabaseBusyError):
-            await tenant_status.read(db, "acme", quick)
+            await status_of(db, quick)
     async with locked(database, "attempt"):
-        status = await tenant_status.read(db, "acme", quick)
+        status = await status_of(db, quick)
         assert (status.walk.backlog, status.statistics, status.time_to_drain_s) == (2, None, None)
+
+
+async def test_all_of_it_ends_by_its_deadline_whatever_one_statement_may_take(
+    database: TestDatabase, db: Database, connection: asyncpg.Connection, tenant_id: UUID, now: datetime
+) -> None:
+    await behind(connection, tenant_id, 2, now)
+    begun = time.monotonic()
+    for table in ("tenant", "endpoint"):
+        async with locked(database, table):
+            with pytest.raises(DatabaseBusyError):
+                await status_of(db, within_s=0.3)
+    async with locked(database, "attempt"):
+        status = await status_of(db, within_s=0.6)
+    assert (status.walk.backlog, status.walk.is_partial, status.statistics) == (2, False, None)
+    assert time.monotonic() - begun < db.options.lock_timeout_s
+    with pytest.raises(DatabaseBusyError):
+        await status_of(db, within_s=tenant_status.PAGE_MARGIN_S)
 
 
 async def test_an_unknown_tenant_has_no_status_and_an_empty_one_has(db: Database, tenant_id: UUID) -> None:
     with pytest.raises(NotFoundError):
-        await tenant_status.read(db, "none", LIMITS)
-    empty = await tenant_status.read(db, "acme", LIMITS)
+        await status_of(db, name="none")
+    empty = await status_of(db)
     assert (empty.walk.total, empty.walk.backlog, empty.time_to_drain_s) == (0, 0, 0.0)
     assert empty.statistics is not None
     assert empty.statistics.endpoint_count == 0

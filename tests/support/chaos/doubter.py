@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Sequence
+import itertools
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 import grpc.aio
 
 from tests.support.callers import Caller, event, reason_of
+from tests.support.tasks import repeating
 
 NOTHING_WRITTEN = frozenset(
     {
@@ -45,26 +47,10 @@ class Doubter:
         self.ids = [event_id for event_id, keep in zip(self.ids, kept, strict=True) if keep]
         return before - len(self.ids)
 
-    @contextlib.asynccontextmanager
-    async def streaming(self) -> AsyncIterator[None]:
+    def streaming(self) -> AbstractAsyncContextManager[None]:
         """Publish beside the block."""
-        stopping = asyncio.Event()
-
-        async def stream() -> None:
-            number = 0
-            while not stopping.is_set():
-                await self._ask(number)
-                number += 1
-                await asyncio.sleep(PAUSE_S)
-
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(stream())
-            try:
-                yield
-            except BaseException:
-                task.cancel()
-                raise
-            stopping.set()
+        numbers = itertools.count()
+        return repeating(lambda: self._ask(next(numbers)), PAUSE_S)
 
     async def _ask(self, number: int) -> None:
         event_id = f"{self.name}-{number}"

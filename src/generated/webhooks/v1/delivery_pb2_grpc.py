@@ -183,7 +183,8 @@ class DeliveryServiceServicer:
 
     def GetTenantStatus(self, request, context):
         """Tells how all endpoints of a tenant fare, and which lag behind most. It is worked out when it is asked for, by few
-        calls at a time in one instance; further ones wait. Errors: NOT_FOUND.
+        calls at a time in one instance; a few more wait, none for longer than a few seconds in all. Errors: NOT_FOUND;
+        RESOURCE_EXHAUSTED where more call (`TENANT_STATUSES_MAX`), or where the database takes too long (`DATABASE_BUSY`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

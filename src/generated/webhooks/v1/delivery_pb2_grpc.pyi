@@ -87,7 +87,8 @@ class DeliveryServiceStub:
     """Tells how far an endpoint has come, what it waits for and how its deliveries have gone of late. Errors: NOT_FOUND."""
     GetTenantStatus: _grpc.UnaryUnaryMultiCallable[_tenant_status_pb2.GetTenantStatusRequest, _tenant_status_pb2.TenantStatus]
     """Tells how all endpoints of a tenant fare, and which lag behind most. It is worked out when it is asked for, by few
-    calls at a time in one instance; further ones wait. Errors: NOT_FOUND.
+    calls at a time in one instance; a few more wait, none for longer than a few seconds in all. Errors: NOT_FOUND;
+    RESOURCE_EXHAUSTED where more call (`TENANT_STATUSES_MAX`), or where the database takes too long (`DATABASE_BUSY`).
     """
 
 @_typing.type_check_only
@@ -147,7 +148,8 @@ class DeliveryServiceAsyncStub(DeliveryServiceStub):
     """Tells how far an endpoint has come, what it waits for and how its deliveries have gone of late. Errors: NOT_FOUND."""
     GetTenantStatus: _aio.UnaryUnaryMultiCallable[_tenant_status_pb2.GetTenantStatusRequest, _tenant_status_pb2.TenantStatus]  # type: ignore[assignment]
     """Tells how all endpoints of a tenant fare, and which lag behind most. It is worked out when it is asked for, by few
-    calls at a time in one instance; further ones wait. Errors: NOT_FOUND.
+    calls at a time in one instance; a few more wait, none for longer than a few seconds in all. Errors: NOT_FOUND;
+    RESOURCE_EXHAUSTED where more call (`TENANT_STATUSES_MAX`), or where the database takes too long (`DATABASE_BUSY`).
     """
 
 class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -264,7 +266,8 @@ class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tenant_status_pb2.TenantStatus, _abc.Awaitable[_tenant_status_pb2.TenantStatus]]:
         """Tells how all endpoints of a tenant fare, and which lag behind most. It is worked out when it is asked for, by few
-        calls at a time in one instance; further ones wait. Errors: NOT_FOUND.
+        calls at a time in one instance; a few more wait, none for longer than a few seconds in all. Errors: NOT_FOUND;
+        RESOURCE_EXHAUSTED where more call (`TENANT_STATUSES_MAX`), or where the database takes too long (`DATABASE_BUSY`).
         """
 
 def add_DeliveryServiceServicer_to_server(servicer: DeliveryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

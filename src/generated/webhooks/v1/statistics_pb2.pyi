@@ -41,9 +41,10 @@ class DeliveryStatistics(_message.Message):
     PAYLOAD_BYTES_P50_FIELD_NUMBER: _builtins.int
     PAYLOAD_BYTES_MAX_FIELD_NUMBER: _builtins.int
     truncated: _builtins.bool
-    """Whether not all could be read. Of an endpoint with more attempts than are read the latest are counted, and its
-    rates are those of the time since the first of them. Where that is so for each endpoint, `window` is the longest of
-    these times. Of more than 200 endpoints at work those with the largest backlogs are counted, then those that
+    """Whether not all could be read. Of an endpoint with more attempts today than are read the latest are counted, and
+    retries of deliveries further back may be missing. Where the latest do not reach back to the start of the window,
+    its rates are those of the time since the first of them; where that is so for each endpoint, `window` is the longest
+    of these times. Of more than 200 endpoints at work those with the largest backlogs are counted, then those that
     delivered the newest events.
     """
     endpoint_count: _builtins.int
