@@ -217,6 +217,7 @@ async def open_core(settings: Settings, telemetry: Telemetry, instance: Instance
 
 def _client_options(s: Settings) -> ClientOptions:
     return ClientOptions(
+        connect_timeout_s=s.connect_timeout_s,
         response_bytes_max=s.response_bytes_max,
         excerpt_bytes_max=s.response_excerpt_bytes_max,
         header_line_bytes_max=min(8190, s.response_header_bytes_max),

@@ -35,7 +35,7 @@ RESERVED_TYPE_PREFIX = "dispatcher."
 
 def partition_of(endpoint_id: UUID) -> int:
     """The lease partition of an endpoint: the last (random) byte of its UUIDv7."""
-    return endpoint_id.bytes[15]
+    return endpoint_id.int & 0xFF  # asked for everywhere, and a quarter of what `bytes` costs
 
 
 class EndpointState(enum.StrEnum):

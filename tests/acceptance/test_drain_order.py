@@ -1,7 +1,7 @@
 """The order of an orderly end, on a whole process, as everybody outside sees it:
 
-NOT_SERVING ─> no send starts ─> the one in flight ends ─> leases given back ─> calls refused, the one in flight
-answered ─> telemetry flushed ─> connections to the database closed ─> exit 0
+NOT_SERVING ─> no send starts, leases given back but where one is in flight ─> it ends ─> its lease given back ─> calls
+refused, the one in flight answered ─> telemetry flushed ─> connections to the database closed ─> exit 0
 
 Each step is held up until the one before it has been seen.
 """
@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from webhooks.admin.v1 import admin_pb2
 from webhooks.v1 import tenant_pb2
 
-from tests.support.callers import Caller, calling, event, reason_of
+from tests.support.callers import CALL_TIMEOUT_S, WAIT_S, Caller, calling, event, reason_of
 from tests.support.otlp import OtlpSink
 from tests.support.postgres import TestDatabase
 from tests.support.process import processes
@@ -56,7 +59,7 @@ async def test_each_step_of_the_end_waits_for_the_one_before(
     released = asyncio.Event()
     with HeldSink() as sink, processes(database.dsn, tmp_path, 1, {**sink.environ, **BOUNDS}) as (served,):
         async with calling(served) as (caller,), Receiver() as receiver:
-            await _make_endpoints(caller, receiver)
+            slow = await _make_endpoints(caller, receiver, ["slow", "quick", "locked"])
             receiver.on("slow", Hang(released))
             watch = health_pb2_grpc.HealthStub(caller.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
             while (await watch.read()).status != health_pb2.HealthCheckResponse.SERVING:
@@ -68,7 +71,8 @@ async def test_each_step_of_the_end_waits_for_the_one_before(
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
             assert await asyncio.to_thread(served.readiness) == 503
             await caller.publish(event("answered-still", type="quick"))
-            assert await _leases(connection) == 256, "they wait for what is in flight"
+            await until(lambda: _is_held(connection, {slow}), 10)
+            assert receiver.in_flight["slow"] == 1, "its lease alone waits for it"
 
             locked = connection.transaction()
             await locked.start()
@@ -105,14 +109,69 @@ async def test_each_step_of_the_end_waits_for_the_one_before(
         assert served.troubles() == []
 
 
-async def _make_endpoints(caller: Caller, receiver: Receiver) -> None:
+async def test_one_slow_receiver_holds_up_the_hand_over_of_no_other(
+    database: TestDatabase, connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """What is due to the others comes from the process that stays, while the slow one's attempt is still under way."""
+    released = asyncio.Event()
+    names = [f"quick-{number}" for number in range(24)]
+    with processes(database.dsn, tmp_path, 2, BOUNDS) as pair:
+        async with calling(*pair) as callers, Receiver() as receiver:
+            slow = await _make_endpoints(callers[0], receiver, ["slow", *names])
+            receiver.on("slow", Hang(released))
+            await until(lambda: _are_shared(connection), WAIT_S)
+            leaving, leaver = await _owner_of(slow, callers, connection)
+            await callers[leaving].publish(event("slow-1", type="slow"), event("slow-2", type="slow"))
+            await receiver.wait_for(lambda: receiver.in_flight["slow"] == 1)
+
+            pair[leaving].terminate()
+            staying = callers[1 - leaving]
+            for number, name in enumerate(names, start=1):
+                await staying.publish(event(f"{name}-event", type=name))
+                await receiver.wait_for(number)
+            await until(lambda: _is_held(connection, {slow}, by=leaver), WAIT_S)
+            for _ in range(20):
+                assert await _is_held(connection, {slow}, by=leaver), "it takes no lease any more"
+                await asyncio.sleep(0.05)
+            assert receiver.in_flight["slow"] == 1
+            assert pair[leaving].is_running()
+
+            released.set()
+            await receiver.wait_for(len(names) + 2)
+            assert await pair[leaving].exit_code(20) == 0
+        assert [(r.event_id, r.status) for r in receiver.of("slow")] == [("slow-1", 204), ("slow-2", 204)]
+        assert [r.event_id for r in receiver.requests if r.endpoint != "slow"] == [f"{name}-event" for name in names]
+        assert pair[0].troubles() + pair[1].troubles() == []
+
+
+async def _make_endpoints(caller: Caller, receiver: Receiver, names: Sequence[str]) -> int:
+    """One for the events of each type; returns the partition of the first."""
     await caller.tenant()
-    for name in ("slow", "quick", "locked"):
-        await caller.endpoint(name, receiver.url(name), event_types=[name])
+    made = [await caller.endpoint(name, receiver.url(name), event_types=[name]) for name in names]
+    return UUID(made[0].uid).bytes[-1]
 
 
-async def _leases(connection: asyncpg.Connection) -> int:
-    return await connection.fetchval("SELECT count(*) FROM lease WHERE owner IS NOT NULL")
+HELD = "SELECT partition FROM lease WHERE owner IS NOT NULL AND (owner = $1 OR $1 IS NULL)"
+
+
+async def _is_held(connection: asyncpg.Connection, partitions: set[int], *, by: UUID | None = None) -> bool:
+    """Whether these leases and no others are held, by this instance or by anyone."""
+    return {row["partition"] for row in await connection.fetch(HELD, by)} == partitions
+
+
+async def _are_shared(connection: asyncpg.Connection) -> bool:
+    counts = await connection.fetch("SELECT count(*) AS held FROM lease WHERE owner IS NOT NULL GROUP BY owner")
+    return [row["held"] for row in counts] == [128, 128]
+
+
+async def _owner_of(partition: int, callers: Sequence[Caller], connection: asyncpg.Connection) -> tuple[int, UUID]:
+    """Which of the callers' processes delivers for it, and that instance's id."""
+    owner = await connection.fetchval("SELECT owner FROM lease WHERE partition = $1", partition)
+    for number, caller in enumerate(callers):
+        status = await caller.admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=CALL_TIMEOUT_S)
+        if status.instance == f"instances/{owner}":
+            return number, owner
+    raise AssertionError(f"{owner} is none of them")
 
 
 async def _until_given_back(database: TestDatabase) -> None:
@@ -120,7 +179,7 @@ async def _until_given_back(database: TestDatabase) -> None:
     connection = await database.connect()
 
     async def are_back() -> bool:
-        return await _leases(connection) == 0
+        return await _is_held(connection, set())
 
     try:
         await until(are_back, 10)

@@ -12,9 +12,9 @@
 {{- end -}}
 
 {{/* The longest that a pod may take to end, in whole seconds: the preStop, calls in flight and the group commit
-     (DISPATCHER_GRPC_DRAIN_S each), attempts in flight, what is to be written, the leases (DISPATCHER_DELIVERY_DRAIN_S
-     each), the last export of a worker and of its supervisor, a database that does not answer, and 5 s of slack for each
-     of the two processes. A test compares it with the service's own limits. */}}
+     (DISPATCHER_GRPC_DRAIN_S each), attempts in flight, their leases, what is still to be written
+     (DISPATCHER_DELIVERY_DRAIN_S each), the last export of a worker and of its supervisor, a database that does not
+     answer, and 5 s of slack for each of the two processes. A test compares it with the service's own limits. */}}
 {{- define "dispatcher.drainSeconds" -}}
 {{- $grpc := include "dispatcher.seconds" (list . "DISPATCHER_GRPC_DRAIN_S" 10) | float64 -}}
 {{- $delivery := include "dispatcher.seconds" (list . "DISPATCHER_DELIVERY_DRAIN_S" 10) | float64 -}}

@@ -41,7 +41,8 @@ FILE_SUFFIX = "_FILE"
 SECRET_FILE_BYTES_MAX = 64 * 1024
 SHOWN_VALUE_CHARS_MAX = 80
 STOP_SLACK_S = 5.0
-"""For all that is bounded in code at the end of a process: last hints, ports, the interpreter."""
+"""For all that is bounded in code at the end of a process: the round that gives leases back, last hints, ports, the
+interpreter."""
 SERVE_REQUIRES = ("database_url", "secret_keys", "auth_mode")
 MIGRATE_REQUIRES = ("database_url",)
 
@@ -127,8 +128,9 @@ class Settings(
     @property
     def process_stop_max_s(self) -> float:
         """The longest that the orderly end of one process takes, in the order of `dispatcher.app`."""
-        leaving_s = 3 * self.delivery_drain_s
-        answering_s = 2 * self.grpc_drain_s
+        handing_over_s = 2 * self.delivery_drain_s  # what a release may take: at rest, then on record
+        writing_s = self.delivery_drain_s
+        leaving_s, answering_s = handing_over_s + writing_s, 2 * self.grpc_drain_s
         return leaving_s + answering_s + self.telemetry_flush_timeout_s + self.database_connect_timeout_s + STOP_SLACK_S
 
     @property

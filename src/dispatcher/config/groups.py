@@ -250,7 +250,7 @@ class DeliverySettings(Group):
     attempt_timeout_s: float = _time_s(15.0, 0.1, 300, "One attempt, body included, where the endpoint says nothing.")
     attempt_timeout_max_s: float = _time_s(60.0, 0.1, 300, "Longest timeout an endpoint may ask for.")
     connect_timeout_s: float = _time_s(
-        5.0, 0.05, 60, "Not heeded yet: name look-up, connect and TLS count towards the attempt's timeout."
+        5.0, 0.05, 60, "Longest that a connection may take within an attempt's timeout: name look-up, connect and TLS."
     )
     response_bytes_max: int = _count(64 * KIB, 1 * KIB, 16 * MIB, "Bytes read of a receiver's answer.")
     response_header_bytes_max: int = _count(16 * KIB, 1 * KIB, 256 * KIB, "Bytes of a receiver's headers.")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,9 +35,10 @@ RUNTIMES_MAX = 10_000
 
 @dataclass(slots=True)
 class OwnedPartition:
-    """A partition taken over at `epoch`: the watermarks of its idle endpoints."""
+    """A partition taken over at `epoch`: its lanes, and the watermarks of its idle endpoints."""
 
     epoch: int
+    lanes: dict[EndpointKey, Lane] = field(default_factory=dict)
     idle: dict[EndpointKey, Cursor] = field(default_factory=dict)
     retired: set[EndpointKey] = field(default_factory=set)
     closing: bool = False
@@ -107,7 +108,7 @@ class Board:
         owned = self._partitions.get(partition)
         if owned is not None:
             owned.closing = True
-            for lane in self.lanes_of(partition):
+            for lane in owned.lanes.values():
                 lane.paused = True
 
     def close(self, partition: int) -> None:
@@ -115,7 +116,7 @@ class Board:
         owned = self._partitions.pop(partition, None)
         if owned is None:
             return
-        for lane in list(self.lanes_of(partition)):
+        for lane in owned.lanes.values():  # no search through all lanes: a drain closes every partition
             self._drop(lane)
         for keys in (self.unlocated, self.unconfigured, self.hungry, self.thirsty, self.dirty, self._aside):
             _forget_partition(keys, partition)
@@ -124,9 +125,6 @@ class Board:
         self.admissions.forget(partition)
         # Only the endpoints of owned partitions are watched: what changes from here on would never be noticed.
         _forget_partition(self.runtimes, partition)
-
-    def lanes_of(self, partition: int) -> Iterator[Lane]:
-        return (lane for lane in self.lanes.values() if lane.key.partition == partition)
 
     # -- positions and lanes ---------------------------------------------------------------------------------------
 
@@ -155,7 +153,7 @@ class Board:
         owned.idle.pop(key, None)
         lane = Lane(key, owned.epoch, cursor, self._limits, highest_seq, self.budget, needs_held=needs_held)
         lane.paused = owned.closing
-        self.lanes[key] = lane
+        self.lanes[key] = owned.lanes[key] = lane
         self._born[key] = cursor.seq
         self.scheduler.add(lane)
         runtime = self.runtimes.get(key)
@@ -181,6 +179,9 @@ class Board:
 
     def _drop(self, lane: Lane) -> None:
         del self.lanes[lane.key]
+        owned = self._partitions.get(lane.key.partition)
+        if owned is not None:  # else it is being closed
+            owned.lanes.pop(lane.key, None)
         lane.close()
         self._horizons.pop(lane.key, None)
         self._born.pop(lane.key, None)

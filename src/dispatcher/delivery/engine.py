@@ -1,8 +1,8 @@
 """The delivery side of one process, put together: leases, lanes, sending, flushing, and the order of its end.
 
-delivering ──leave()──▶ leaving: nothing new starts, what is in flight ends within a bound, facts are flushed, decisions
-committed, watermarks written, leases given back ──▶ left: others deliver, and are told of what is still published here
-──stop()──▶ ended
+delivering ──leave()──▶ leaving: nothing new starts, no lease is taken; each partition is given back as soon as what is
+in flight in it has ended, within a bound, and is on record: acknowledgements flushed, decisions committed, watermarks
+written ──▶ left: others deliver, and are told of what is still published here ──stop()──▶ ended
 
 Whatever a bound cuts off is a duplicate for the next owner, never a loss.
 """
@@ -66,6 +66,8 @@ POOLED_SWEEP_INTERVAL_S = 1.0
 """Without LISTEN the sweep is the only way to hear of rows that others committed."""
 END_WAIT_S = 0.5
 """Longest wait, each, for the last hints to others and for the instance's row to go."""
+RELEASE_SLACK_S = 1.0
+"""For the round that gives leases back, on top of the bounds of what comes before. Part of `config.STOP_SLACK_S`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,7 @@ class Engine:
         self.flusher = self._make_flusher(delivery)
         self.tokens = Tokens(parts.client, clocks.monotonic)
         self.decisions: DecisionWriter = DecisionWriter(
-            functools.partial(decisions.commit, database), self.keeper.held, DecisionLimits()
+            functools.partial(decisions.commit, database), self.keeper.epoch, DecisionLimits()
         )
         self._defaults = failure_defaults(settings.retry, settings.failure)
         self.health = HealthKeeper(database, self.board, settings.leases.checkpoint_interval_s, clocks=clocks)
@@ -304,19 +306,24 @@ class Engine:
             self._left.set()
 
     async def _leave(self) -> None:
-        """Within three times the drain bound: for attempts in flight, for what is to be written, for the leases."""
+        """Within three times the drain bound: for attempts in flight, for the hand-over, for what is yet to be written.
+
+        The leases go at once, each as its partition comes to rest (`Ownership.on_release`): a receiver that is slow to
+        answer holds up no other. What a release had to leave behind, a late answer above all, is a fact all the same.
+        """
+        drain_s = self._settings.drain_s
         self.sending.stop_starting()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.drain_s):
-                await self.sending.quiesced(lambda _key: True)
-        await self.decisions.drain(self._settings.drain_s / 2)
-        await self.flusher.drain(self._settings.drain_s / 2)
         self.keeper.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                await self.sending.quiesced(lambda _key: True)
         try:
-            async with asyncio.timeout(self._settings.drain_s):
+            async with asyncio.timeout(drain_s + RELEASE_SLACK_S):
                 await self.keeper.handed_over()
         except TimeoutError:
             log.warning("leases could not be given back in time; they expire")
+        await self.decisions.drain(drain_s / 2)
+        await self.flusher.drain(drain_s / 2)
 
     async def _end(self, keeper: asyncio.Task[None]) -> None:
         """The keeper has known the new owners till now: whoever of them is owed a hint gets it."""
@@ -443,7 +450,7 @@ def _keeper_settings(settings: EngineSettings) -> KeeperSettings:
     return KeeperSettings(
         lease_ttl_s=settings.leases.lease_ttl_s,
         lease_send_margin_s=settings.leases.lease_send_margin_s,
-        release_timeout_s=settings.drain_s + 1.0,
+        release_timeout_s=2 * settings.drain_s + RELEASE_SLACK_S,
     )
 
 

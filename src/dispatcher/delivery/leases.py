@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LeaseSettings:
-    """`poll_s`: how often the fleet is looked at. `release_timeout_s`: how long a partition may take to drain."""
+    """`poll_s`: how often the fleet is looked at. `release_timeout_s`: how long a partition may take to come to rest
+    and to be written."""
 
     lease_ttl_s: float = 15.0
     lease_send_margin_s: float = 1.0
@@ -127,9 +128,14 @@ class LeaseKeeper:
         lease = self._held.get(partition)
         return None if lease is None or partition in self._releases else lease.epoch
 
+    def epoch(self, partition: int) -> int | None:
+        """The same, but for one that is being given back, too: what is decided about it is still ours to write."""
+        lease = self._held.get(partition)
+        return None if lease is None else lease.epoch
+
     @property
     def epochs(self) -> dict[int, int]:
-        """All partitions that are ours by epoch, those being given back included: their decisions are still ours."""
+        """All partitions that are ours by epoch, those being given back included."""
         return {partition: lease.epoch for partition, lease in self._held.items()}
 
     def may_send(self, partition: int, now: float) -> bool:

@@ -1,7 +1,7 @@
 """From lease to lanes and back.
 
-acquired ──probe every endpoint once──> delivering ──release wanted──> nothing starts ──in flight done, flushed,
-    ^                                       │                                             checkpointed──> released
+acquired ──probe every endpoint once──> delivering ──release wanted──> nothing starts ──in flight done, decided,
+    ^                                       │                                  flushed, checkpointed──> released
     │                                       ├── lease lost ──> lanes forgotten at once
     └──────────── fresh start ── reset <────┘   (the database lost commits: acknowledgements forgotten too)
 """
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from dispatcher.delivery.backoff import Backoff
 from dispatcher.delivery.board import Board
@@ -72,16 +73,28 @@ class Ownership:
         self._decisions.reset()
 
     async def on_release(self, partition: int) -> None:
-        """Bring a partition to rest before its lease is released: the next owner then repeats nothing."""
+        """Bring a partition to rest before its lease is released: the next owner then repeats nothing.
+
+        Within `drain_s` for what is in flight, and as much again to write what has ended. What a bound cuts off, the
+        next owner sends again; a decision that is not committed by then is void by its epoch.
+        """
         self._board.stop_starting(partition)
+        await self._bounded(partition, self._sending.quiesced(lambda key: key.partition == partition))
+        await self._bounded(partition, self._put_on_record(partition))
+        self._board.close(partition)
+
+    async def _put_on_record(self, partition: int) -> None:
+        """The acknowledgements first: a cursor never passes over one that is not durable."""
+        await self._flusher.flushed()
+        await self._checkpointer.write([partition])
+
+    async def _bounded(self, partition: int, step: Coroutine[Any, Any, None]) -> None:
+        """One step of a release, which goes on however it ends: an attempt that hangs keeps nothing else off record."""
         try:
             async with asyncio.timeout(self._drain_s):
-                await self._sending.quiesced(lambda key: key.partition == partition)
-                await self._flusher.flushed()
-                await self._checkpointer.write([partition])
+                await step
         except (TimeoutError, UnavailableError) as error:
             log.warning("a partition is released unclean", extra={"partition": partition, "error": repr(error)})
-        self._board.close(partition)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:

@@ -60,6 +60,8 @@ class _Flight:
     row: OutboxRow
     runtime: EndpointRuntime
     url_index: int
+    ended: asyncio.Event | None = None
+    """Set at its end; there only where somebody waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,6 @@ class SendLoop:
         self._conclusions = Conclusions(board, disable, clocks=clocks, chance=chance)
         self._in_flight: dict[_Flight, EndpointKey] = {}
         self._senders: set[asyncio.Task[None]] = set()
-        self._finished = asyncio.Event()
         self._stopping = False
         self.delivered_total = 0
 
@@ -117,10 +118,17 @@ class SendLoop:
         return key in self._in_flight.values()
 
     async def quiesced(self, concerns: Callable[[EndpointKey], bool]) -> None:
-        """Wait until no attempt to an endpoint that `concerns` names is in flight. The caller bounds it."""
-        while any(map(concerns, self._in_flight.values())):
-            self._finished.clear()
-            await self._finished.wait()
+        """Wait until no attempt to an endpoint that `concerns` names is in flight. The caller bounds it.
+
+        An attempt ends with its conclusion: its acknowledgement is with the flusher, its decision has a verdict.
+        """
+        # One by one: a drain waits for every partition at once, and no end of an attempt may wake them all.
+        while (flight := self._first_in_flight(concerns)) is not None:
+            flight.ended = flight.ended or asyncio.Event()
+            await flight.ended.wait()
+
+    def _first_in_flight(self, concerns: Callable[[EndpointKey], bool]) -> _Flight | None:
+        return next((flight for flight, key in self._in_flight.items() if concerns(key)), None)
 
     async def run(self) -> None:
         """Send for ever. Cancelled, it cancels what is in flight; an answer that has come is still recorded."""
@@ -183,7 +191,8 @@ class SendLoop:
                 await self._deliver(flight)
             finally:
                 del self._in_flight[flight]
-                self._finished.set()
+                if flight.ended is not None:
+                    flight.ended.set()
             flight = None
             now = self._clock()
             if not self._stopping and self._gate_is_open(now):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 from dispatcher.model import OrderingMode
 from tests.support.node import SIGNING_SECRET_TEXT, running_node
+from tests.support.ports import black_hole
 from tests.support.postgres import TestDatabase
 from tests.support.publishing import make_tenant, new_event
-from tests.support.receiver import Answer, Receiver, Request
+from tests.support.receiver import Answer, Hang, Receiver, Request
+from tests.support.tasks import until
+from tests.support.waiting import until as until_answered
 
 
 async def test_an_event_reaches_its_endpoint_signed_and_byte_identical(database: TestDatabase) -> None:
@@ -56,6 +60,21 @@ async def test_every_endpoint_gets_all_events_in_order_under_random_errors(
         assert [r.sequence for r in receiver.accepted(name)] == list(range(1, 101))
 
 
+async def test_the_time_to_connect_is_a_setting(database: TestDatabase) -> None:
+    async with running_node(database.dsn, connect_timeout_s="0.3") as node:
+
+        async def attempt() -> Any:
+            return await node.core.database.fetchrow("SELECT error FROM attempt LIMIT 1")
+
+        with black_hole() as port:
+            await make_tenant(node.core.database)
+            await node.endpoint("a", f"http://127.0.0.1:{port}/")
+            await node.publish(new_event())
+            await until_answered(attempt)
+        found = await attempt()
+    assert found["error"] == "no connection within 0.3 s"
+
+
 async def test_a_failing_event_holds_the_rest_of_an_ordered_endpoint(database: TestDatabase) -> None:
     async with Receiver() as receiver, running_node(database.dsn) as node:
         await make_tenant(node.core.database)
@@ -98,6 +117,28 @@ async def test_a_stopped_node_leaves_nothing_to_repeat(database: TestDatabase) -
     assert sent < 200
     assert owners == 1
     assert [r.sequence for r in receiver.of("a")] == list(range(1, 201))
+
+
+async def test_what_ends_while_its_partition_is_given_back_is_decided_before_it_goes(database: TestDatabase) -> None:
+    """By Drain, here; as with any hand-over the next owner finds the dead letter and goes on behind it."""
+    released = asyncio.Event()
+    async with Receiver() as receiver, running_node(database.dsn, attempts_max="1") as node:
+        await make_tenant(node.core.database)
+        partition = (await node.endpoint("a", receiver.url("a"))).key.partition
+        receiver.on("a", Hang(released, Answer(500)))
+        await node.publish(new_event("poison"), new_event("next"))
+        await receiver.wait_for(lambda: receiver.in_flight["a"] == 1)
+        node.core.engine.drain()
+        await until(lambda: len(node.core.engine.keeper.epochs) == 1, "all other leases are given back")
+        assert node.core.engine.keeper.held(partition) is None
+        released.set()
+        async with asyncio.timeout(10):
+            await node.core.engine.keeper.handed_over()
+        decided = await node.core.database.fetch("SELECT event_id, reason FROM decision")
+        async with running_node(database.dsn, attempts_max="1"):
+            await receiver.wait_for(2)
+    assert [(row["event_id"], row["reason"]) for row in decided] == [("poison", "ATTEMPTS_EXHAUSTED")]
+    assert [r.event_id for r in receiver.of("a")] == ["poison", "next"]
 
 
 async def test_a_crash_repeats_at_most_what_was_in_flight_or_unflushed(database: TestDatabase) -> None:

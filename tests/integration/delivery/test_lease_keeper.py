@@ -168,7 +168,9 @@ async def test_a_partition_drains_before_it_is_given_back_and_sends_nothing_mean
     assert not any(first.keeper.may_send(partition, time.monotonic()) for partition in leaving)
     owners = await leases.read_owners(db)
     assert all(owners[partition][0] == first.instance.instance_id for partition in leaving)
-    assert leaving <= first.keeper.epochs.keys()
+    assert all(first.keeper.held(p) is None for p in leaving)
+    on_record = {lease.partition: lease.epoch for lease in await leases.read_all(db)}
+    assert all(first.keeper.epoch(p) == on_record[p] for p in leaving), "what is decided meanwhile is ours to write"
     assert second.held == set()
     first.engine.drained.set()
     await until(fleet.is_balanced)

@@ -22,7 +22,7 @@ from dispatcher.security.resolver import PolicyResolver
 from tests.support.certificates import Authority
 from tests.support.forward_proxy import proxy
 from tests.support.hostile import HostileServer, answering, hostile_server
-from tests.support.ports import closed_port
+from tests.support.ports import black_hole, closed_port
 
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
 
@@ -177,6 +177,31 @@ async def test_a_proxy_that_says_it_is_the_receiver_is_believed(header: str, kin
         by.answer = f"HTTP/1.1 503 Unavailable\r\n{header}\r\nContent-Length: 0\r\n\r\n".encode()
         exchange = await c.post(request("https://receiver.example/"))
     assert (exchange.kind, exchange.error) == (kind, "the egress proxy did not get through to the receiver")
+
+
+async def test_a_proxy_that_takes_no_connection_costs_the_time_to_connect_and_no_attempt() -> None:
+    policy = EgressPolicy.for_development()
+    with black_hole() as port:
+        options = ClientOptions(proxy=EgressProxy.parse(f"http://127.0.0.1:{port}"), connect_timeout_s=0.3)
+        async with WebhookClient(policy, options) as c:
+            exchange = await c.post(request("https://127.0.0.1:8443/", timeout_s=10.0))
+    assert exchange.kind is ExchangeKind.EGRESS_PROXY_FAILED
+    assert 0.29 <= exchange.duration_s < 2.0
+
+
+async def test_the_time_to_connect_covers_the_handshake_in_a_tunnel_and_not_how_long_the_receiver_takes() -> None:
+    options = {"connect_timeout_s": 0.3}
+    async with (
+        proxy() as by,
+        hostile_server(silent) as server,
+        WebhookClient(EgressPolicy.for_development(), ClientOptions(proxy=EgressProxy.parse(by.url), **options)) as c,
+    ):
+        shaking = await c.post(request(f"https://127.0.0.1:{server.port}/", timeout_s=10.0))
+        answering_late = await c.post(request(f"http://127.0.0.1:{server.port}/", timeout_s=0.6))
+    assert (shaking.kind, shaking.error) == (ExchangeKind.TIMEOUT, "no connection within 0.3 s")
+    assert 0.29 <= shaking.duration_s < 2.0
+    assert (answering_late.kind, answering_late.error) == (ExchangeKind.TIMEOUT, "no response before the deadline")
+    assert answering_late.duration_s >= 0.59
 
 
 async def test_a_proxy_that_says_nothing_is_its_own_fault_as_well() -> None:

@@ -17,6 +17,7 @@ from dispatcher.security.addresses import AddressKind
 from dispatcher.security.egress import EgressPolicy, parse_url
 from dispatcher.security.resolver import PolicyResolver
 from tests.support.hostile import HostileServer, answering, hostile_server, make_certificates
+from tests.support.ports import black_hole
 
 LOOPBACK = EgressPolicy.for_development()
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -210,6 +211,10 @@ async def hang(state, reader, writer):
     await reader.read()
 
 
+async def hang_before_anything(state, reader, writer):
+    await reader.read()
+
+
 async def drip(state, reader, writer):
     await state.read_request(reader)
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
@@ -248,6 +253,56 @@ async def test_one_deadline_covers_the_whole_exchange(behave, status):
     assert 0.29 <= exchange.duration_s < 1.0  # uvloop's timers are whole milliseconds
     assert not exchange.is_success
     assert "deadline" in exchange.error
+
+
+async def post_connecting(url, *, resolver=None, timeout_s=10.0) -> Exchange:
+    options = ClientOptions(connect_timeout_s=0.3)
+    return await post(url, options=options, resolver=resolver, timeout_s=timeout_s)
+
+
+def resolver_that_hangs():
+    return PolicyResolver(LOOPBACK, lookup=lambda _host: asyncio.Event().wait())
+
+
+async def test_a_receiver_that_takes_no_connection_costs_the_time_to_connect_and_no_more():
+    with black_hole() as port:
+        exchange = await post_connecting(f"http://127.0.0.1:{port}/")
+    assert (exchange.kind, exchange.error) == (ExchangeKind.TIMEOUT, "no connection within 0.3 s")
+    assert 0.29 <= exchange.duration_s < 2.0
+
+
+async def test_the_time_to_connect_covers_the_handshake_of_tls():
+    async with hostile_server(hang_before_anything) as server:
+        exchange = await post_connecting(f"https://127.0.0.1:{server.port}/")
+    assert server.connections == 1
+    assert (exchange.kind, exchange.error) == (ExchangeKind.TIMEOUT, "no connection within 0.3 s")
+    assert 0.29 <= exchange.duration_s < 2.0
+
+
+async def test_the_time_to_connect_covers_the_name_look_up():
+    exchange = await post_connecting("http://receiver.example/", resolver=resolver_that_hangs())
+    assert (exchange.kind, exchange.error) == (ExchangeKind.TIMEOUT, "no connection within 0.3 s")
+    assert 0.29 <= exchange.duration_s < 2.0
+
+
+async def test_a_deadline_that_comes_before_a_connection_says_so():
+    with black_hole() as port:
+        exchange = await post_connecting(f"http://127.0.0.1:{port}/", timeout_s=0.1)
+    assert (exchange.kind, exchange.error) == (ExchangeKind.TIMEOUT, "no connection before the deadline")
+    assert exchange.duration_s < 0.3
+
+
+async def test_an_answer_may_take_longer_than_a_connection():
+    async def answer_late(state, reader, writer):
+        await state.read_request(reader)
+        await asyncio.sleep(0.5)
+        writer.write(OK)
+        await writer.drain()
+
+    async with hostile_server(answer_late) as server:
+        exchange = await post_connecting(server.url)
+    assert exchange.is_success, exchange
+    assert exchange.duration_s > 0.3
 
 
 async def endless_body(state, reader, writer):

@@ -215,6 +215,22 @@ def test_a_lane_set_aside_is_read_for_again_only_later() -> None:
     assert KEY in on.hungry
 
 
+def test_a_partition_that_rests_or_goes_takes_its_own_lanes_along_and_no_others() -> None:
+    on = board()
+    other = KEY._replace(endpoint_id=UUID(int=3))
+    on.open(other.partition, 1, [EndpointPosition(other, 0, row_time(0), 0)])
+    for key in (KEY, other):
+        on.hint(key, 3)
+    kept = on.lanes[other]
+    on.relocate(KEY)
+    on.locate(EndpointPosition(KEY, 0, row_time(0), 3))
+    gone = on.lanes[KEY]
+    on.stop_starting(PARTITION)
+    assert (gone.paused, kept.paused) == (True, False)
+    on.close(PARTITION)
+    assert (gone.is_closed, kept.is_closed, on.lanes) == (True, False, {other: kept})
+
+
 def test_watermarks_of_other_partitions_stay_to_be_written() -> None:
     on = board()
     other = KEY._replace(endpoint_id=UUID(int=3))

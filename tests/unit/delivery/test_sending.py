@@ -163,3 +163,16 @@ async def test_a_sender_that_dies_ends_the_loop():
         loop.receiver.open.set()
         with pytest.raises(ExceptionGroup):
             await loop.task
+
+
+async def test_it_is_quiet_where_nothing_is_in_flight_and_elsewhere_only_once_that_has_ended():
+    async with loop_with(rows=1) as loop:
+        await until(lambda: loop.receiver.requests, "the request")
+        await loop.sending.quiesced(lambda key: key != KEY)
+        waiters = [asyncio.create_task(loop.sending.quiesced(lambda key: key == KEY)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert not any(waiter.done() for waiter in waiters)
+        loop.receiver.open.set()
+        await asyncio.wait(waiters, timeout=10)
+        assert all(waiter.done() for waiter in waiters)
+        assert (loop.sending.in_flight, len(loop.recorded)) == (0, 1)

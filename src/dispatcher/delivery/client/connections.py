@@ -10,19 +10,20 @@ The last one used is taken first: it is the likeliest to be alive, and those tha
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
 import aiohttp
 from aiohttp.connector import Connection
 
+from dispatcher.delivery.client.failures import NotConnectedError
 from dispatcher.security.endpoint_tls import EndpointTls
 
 ROUTES_MAX = 10_000
 """Origins that are remembered."""
 RouteKey = tuple[str, str, int, EndpointTls | None]
 """Scheme, host, port and what TLS is to be like: connections with the same are alike."""
-_NO_TIMEOUTS = aiohttp.ClientTimeout(total=None)  # the client has one deadline for everything
 
 
 class Route:
@@ -40,8 +41,18 @@ class Route:
 class Connections:
     """Those of one client."""
 
-    def __init__(self, connector: aiohttp.TCPConnector, keepalive_timeout_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        connector: aiohttp.TCPConnector,
+        keepalive_timeout_s: float,
+        connect_timeout_s: float,
+        clock: Callable[[], float],
+        *,
+        by_proxy: bool = False,
+    ) -> None:
         self._connector = connector
+        self._connect_timeout_s = connect_timeout_s
+        self._timeouts = _by_proxy(connect_timeout_s) if by_proxy else _directly(connect_timeout_s)
         self._keepalive_timeout_s = keepalive_timeout_s
         self._clock = clock
         self._routes: OrderedDict[RouteKey, Route] = OrderedDict()
@@ -74,8 +85,14 @@ class Connections:
         return None
 
     async def connect(self, request: aiohttp.ClientRequest) -> Connection:
-        """A new connection. The caller bounds the time. Raises what aiohttp does."""
-        return await self._connector.connect(request, [], _NO_TIMEOUTS)
+        """A new connection, its TLS included. The caller has a deadline for everything; this has its own time, too.
+
+        Raises NotConnectedError when that is over, and what aiohttp does.
+        """
+        try:
+            return await self._connector.connect(request, [], self._timeouts)
+        except TimeoutError:  # aiohttp's own: a deadline of the caller's comes as a cancellation
+            raise NotConnectedError(self._connect_timeout_s) from None
 
     def put_back(self, route: Route, connection: Connection, peer: str) -> None:
         """The connection may be used again, unless its receiver does not want that."""
@@ -104,6 +121,16 @@ class Connections:
         for route in self._routes.values():
             _close_all(route)
         await self._connector.close()
+
+
+def _directly(connect_timeout_s: float) -> aiohttp.ClientTimeout:
+    """From the name look-up to the end of the handshake."""
+    return aiohttp.ClientTimeout(total=None, connect=connect_timeout_s, ceil_threshold=math.inf)
+
+
+def _by_proxy(connect_timeout_s: float) -> aiohttp.ClientTimeout:
+    """To the proxy, and for the handshake in the tunnel; how long the proxy takes to open that is its own affair."""
+    return aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, ceil_threshold=math.inf)
 
 
 def _close_all(route: Route) -> None:

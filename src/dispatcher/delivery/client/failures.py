@@ -19,6 +19,13 @@ from dispatcher.security.resolver import NameNotResolvedError
 _Error = TypeVar("_Error", bound=BaseException)
 
 
+class NotConnectedError(TimeoutError):
+    """There was no connection to write to within `within_s`."""
+
+    def __init__(self, within_s: float) -> None:
+        super().__init__(f"no connection within {within_s:g} s")
+
+
 def classify(failure: Exception, reading: Reading) -> tuple[ExchangeKind, str]:
     """The closed kind of a failure and a sentence for the record, made here since aiohttp's own may quote the URL."""
     refused = _find(failure, AddressRefusedError)
@@ -29,9 +36,10 @@ def classify(failure: Exception, reading: Reading) -> tuple[ExchangeKind, str]:
         return ExchangeKind.NAME_NOT_RESOLVED, bounded_error(str(cause))
     if isinstance(failure, aiohttp.ClientSSLError | ssl.SSLError | ssl.CertificateError):
         return ExchangeKind.TLS_FAILED, _tls_error(failure)
+    if isinstance(failure, NotConnectedError):
+        return ExchangeKind.TIMEOUT, str(failure)
     if isinstance(failure, TimeoutError):
-        part = "no response" if reading.status_code is None else "the response body was not complete"
-        return ExchangeKind.TIMEOUT, f"{part} before the deadline"
+        return ExchangeKind.TIMEOUT, f"{_missing(reading)} before the deadline"
     too_large = _find(failure, http_exceptions.LineTooLong)
     if too_large is not None or "Too many headers" in str(failure):
         return ExchangeKind.RESPONSE_TOO_LARGE, "the response has too many or too long header lines"
@@ -40,6 +48,12 @@ def classify(failure: Exception, reading: Reading) -> tuple[ExchangeKind, str]:
     if isinstance(failure, aiohttp.ClientResponseError | http_exceptions.HttpProcessingError):
         return ExchangeKind.INVALID_RESPONSE, "the response is not valid HTTP/1.1"
     return ExchangeKind.INVALID_RESPONSE, bounded_error(f"the exchange failed: {type(failure).__name__}")
+
+
+def _missing(reading: Reading) -> str:
+    if reading.protocol is None:
+        return "no connection"
+    return "no response" if reading.status_code is None else "the response body was not complete"
 
 
 def _connection_failure(failure: Exception, reading: Reading) -> tuple[ExchangeKind, str]:

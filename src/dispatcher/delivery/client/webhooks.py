@@ -49,12 +49,15 @@ class ClientOptions:
     `connections_max` bounds connections in use (keep it above the cap on requests in flight: waiting for one counts
     against a request's deadline); 0 is no bound. Beyond `idle_connections_max` open ones, a connection is closed after
     one use. All webhooks go through `proxy` if there is one.
-    `keepalive_timeout_s` stays below what common servers keep (5 s in Node.js and uvicorn), since reusing a
-    connection as its server closes it costs a failed attempt. `ca_file` adds roots (PEM) to the system's.
+    `connect_timeout_s` is the longest that a new connection may take, from the name look-up to the end of the TLS
+    handshake; by a proxy, what it takes to reach that, and the handshake. `keepalive_timeout_s` stays below what common
+    servers keep (5 s in Node.js and uvicorn), since reusing a connection as its server closes it costs a failed
+    attempt. `ca_file` adds roots (PEM) to the system's.
     """
 
     connections_max: int = 0
     idle_connections_max: int = 1024
+    connect_timeout_s: float = 5.0
     keepalive_timeout_s: float = 4.0
     response_bytes_max: int = 65_536
     excerpt_bytes_max: int = 1024
@@ -147,7 +150,13 @@ class WebhookClient:
             ssl=await asyncio.to_thread(client_context, EndpointTls(), options.ca_file),
             socket_factory=self._make_socket,
         )
-        self._connections = Connections(connector, options.keepalive_timeout_s, self._clock)
+        self._connections = Connections(
+            connector,
+            options.keepalive_timeout_s,
+            options.connect_timeout_s,
+            self._clock,
+            by_proxy=options.proxy is not None,
+        )
         return self
 
     async def __aexit__(
