@@ -124,7 +124,7 @@ async def test_where_some_wait_as_a_commit_ends_the_next_one_waits_for_more(
     async with committing(db, handoff, GATHERING) as commits:
         async with locked(database, key):
             first = commits.enqueue(requests[0])
-            await in_flight(db)
+            await until_blocked(db)
             some = [commits.enqueue(request) for request in requests[1:4]]
         await first
         others = [commits.enqueue(request) for request in requests[4:]]
@@ -142,7 +142,7 @@ async def test_where_few_wait_as_a_commit_ends_they_wait_for_nobody(
     async with committing(db, handoff, GATHERING) as commits:
         async with locked(database, key):
             first = commits.enqueue(requests[0])
-            await in_flight(db)
+            await until_blocked(db)
             few = [commits.enqueue(request) for request in requests[1:]]
         async with asyncio.timeout(10):
             await asyncio.gather(first, *few)
@@ -157,7 +157,7 @@ async def test_gathering_ends_in_time_though_no_more_come(
     async with committing(db, handoff, dataclasses.replace(GATHERING, gather_s=0.05)) as commits:
         async with locked(database, key):
             first = commits.enqueue(requests[0])
-            await in_flight(db)
+            await until_blocked(db)
             rest = [commits.enqueue(request) for request in requests[1:]]
         async with asyncio.timeout(10):
             await asyncio.gather(first, *rest)
