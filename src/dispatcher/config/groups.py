@@ -49,6 +49,13 @@ def _checked_proxy(value: SecretStr) -> SecretStr:
     return value
 
 
+def _checked_target(value: str) -> str:
+    parts = urlsplit(f"//{value}")
+    if not parts.hostname or not parts.port or parts.netloc != value or "@" in value:
+        raise ValueError("must be host:port")
+    return value
+
+
 def _checked_ports(value: str) -> str:
     for entry in value.split(","):
         low, _, high = entry.partition("-")
@@ -391,6 +398,13 @@ class SecuritySettings(Group):
     egress_proxy_url: ProxyUrl | None = _plain(
         None, "A forward proxy for webhooks, `http://[user:password@]host:port`; the addresses are checked before it."
     )
+    egress_proxy_probe_target: Annotated[str, AfterValidator(_checked_target)] | None = _plain(
+        None,
+        "`host:port` that the proxy reaches whenever it works: it is asked for a tunnel there, and nothing is sent, "
+        "where it does not get through to somebody and does not say why. Unset: a receiver that it reached before.",
+    )
+    egress_proxy_probe_interval_s: float = _time_s(1.0, 0.01, 60, "Least time between two such tunnels.")
+    egress_proxy_probe_timeout_s: float = _time_s(3.0, 0.05, 60, "Longest wait for one of them.")
     egress_allow_http: bool = _plain(default=True, description="Whether http:// targets are accepted beside https://.")
 
 
