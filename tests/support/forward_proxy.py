@@ -20,6 +20,9 @@ class Proxy:
     """It takes what it is asked and does nothing."""
     failing: dict[int, bytes] = field(default_factory=dict)
     """What it answers instead where that port is asked for; nothing, and then silence, where that is empty."""
+    waiting: int = 0
+    """How many are asked and not answered just now; and the most there were."""
+    waiting_max: int = 0
 
     @property
     def url(self) -> str:
@@ -44,7 +47,12 @@ async def proxy() -> AsyncIterator[Proxy]:
             host, _, port = target.rpartition(":")
             answer = state.failing.get(int(port), state.answer)
             if state.is_silent or (not answer and int(port) in state.failing):
-                await reader.read()
+                state.waiting += 1
+                state.waiting_max = max(state.waiting_max, state.waiting)
+                try:
+                    await reader.read()
+                finally:
+                    state.waiting -= 1
                 return
             if answer:
                 writer.write(answer)

@@ -322,6 +322,9 @@ class FailureSettings(Group):
     auto_disable_exhausted_heads: int = _count(
         3, 1, 1000, "Or after so many exhausted deliveries in a row without a success, where others wait for them."
     )
+    egress_proxy_record_interval_s: float = _time_s(
+        300.0, 0.01, HOUR_S, "Of the attempts to one endpoint that the egress proxy fails one in so long is recorded."
+    )
 
 
 class ReplaySettings(Group):
