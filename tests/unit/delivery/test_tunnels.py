@@ -47,6 +47,16 @@ def test_a_proxy_that_breaks_down_and_comes_back_has_cost_a_healthy_receiver_not
     assert not fail(tunnels, 53, 54), "nor does the next one find it there"
 
 
+def test_a_receiver_that_answers_by_a_tunnel_it_had_begins_afresh() -> None:
+    tunnels = Tunnels(60)
+    found = []
+    for at in range(0, 40, 10):
+        tunnels.opened(OTHER, at, "other")
+        found.append(fail(tunnels, at + 1, at + 2))
+        tunnels.answered(DEAD, "dead")
+    assert found == [False] * 4
+
+
 def test_what_another_way_out_opens_tells_nothing() -> None:
     for other in (INSIDE, BY_V6):
         tunnels = Tunnels(60)

@@ -64,6 +64,10 @@ class Way:
         self.is_at_proxy = False
         self._tunnels.opened(self._target, self._clock(), self._receiver)
 
+    def answered(self) -> None:
+        """The receiver has answered, by whatever tunnel."""
+        self._tunnels.answered(self._target, self._receiver)
+
 
 way: ContextVar[Way] = ContextVar("way")
 """That of the request for which a connection is being made."""

@@ -116,9 +116,15 @@ class Tunnels:
         way.opened.move_to_end(target)
         while len(way.opened) > OPENED_MAX:
             way.opened.popitem(last=False)
-        way.doubts.pop(receiver, None)
-        way.unanswered.pop(receiver, None)
+        self.answered(target, receiver)
         self._answer(way, target, now)
+
+    def answered(self, target: Target, receiver: str) -> None:
+        """The receiver is reached, if only by a tunnel that was open before: what it failed at is over."""
+        way = self._way(target)
+        if way.doubts:
+            way.doubts.pop(receiver, None)
+            way.unanswered.pop(receiver, None)
 
     def _answer(self, way: _WayOut, target: Target, now: float) -> None:
         if not way.unanswered:

@@ -249,7 +249,8 @@ class WebhookClient:
             address = await self._checked_address(request)
             route = await self._route_by(blame.proxy, request, address)
             _sending.set(sending)
-            connection = await self._tunnel(connections, sending, route, blame.way(url.authority, address, url.port))
+            by = blame.way(url.authority, address, url.port)
+            connection = await self._tunnel(connections, sending, route, by)
             is_reusable = False
             try:
                 head = request_head(url.target, url.authority, request.headers, len(request.body))
@@ -257,6 +258,7 @@ class WebhookClient:
                 is_reusable = await converse(
                     connection, head, request.body, self._writes, self._limits, reading, left_s
                 )
+                by.answered()
             finally:
                 if is_reusable:
                     connection.release()
