@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 
-from dispatcher.delivery.client.tunnels import DOUBTS_MAX, Target, Tunnels
+from dispatcher.delivery.client.tunnels import DOUBTS_MAX, Asked, Target, Tunnels
 
 DEAD, OTHER, THIRD = Target("192.0.2.1", 443), Target("192.0.2.2", 443), Target("192.0.2.2", 8443)
 INSIDE, BY_V6 = Target("10.0.0.1", 443), Target("2001:db8::1", 443)
@@ -125,17 +125,47 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(way.unanswered) <= DOUBTS_MAX
 
 
+def test_an_attempt_that_has_begun_in_an_outage_and_ends_after_it_is_not_counted() -> None:
+    tunnels = Tunnels(60)
+    tunnels.opened(OTHER, 0, "other")
+    assert not fail(tunnels, 1, 16)
+    straddling = tunnels.ask("dead", DEAD, 17)
+    tunnels.opened(OTHER, 20, "other")
+    assert not tunnels.failed(straddling, 32)
+
+
 def test_by_any_course_of_things_an_outage_is_counted_against_nobody_who_is_reached_before_and_after() -> None:
-    """A proxy that is up and down, and receivers that always answer."""
-    for seed in range(300):
-        chance, tunnels, now = random.Random(seed), Tunnels(20), 0.0
-        targets = [Target(f"192.0.2.{i}", 443) for i in range(3)]
-        for _ in range(20):
-            for _ in range(chance.randrange(8)):  # down
-                now += chance.random()
-                asked = tunnels.ask(str(i := chance.randrange(3)), targets[i], now)
-                assert not tunnels.failed(asked, now + chance.random() * 3)
-                now += chance.random() * 3
-            for i in chance.sample(range(3), 3):  # up: all are tried
-                now += chance.random()
-                tunnels.opened(targets[i], now, str(i))
+    """A proxy that is up and down; receivers that always answer, and are all tried while it is up; attempts overlap."""
+    counted = sum(failures_counted(random.Random(seed)) for seed in range(300))
+    assert counted == 0
+
+
+RECEIVERS = [Target(f"192.0.2.{i}", 443) for i in range(4)]
+TIMEOUT_S = 3.0
+
+
+def failures_counted(chance: random.Random) -> int:
+    """Up and down in turn for 5 to 60 s; each receiver is tried again within 2 s. An attempt that begins while the
+    proxy is down, or just before, is answered at once or never."""
+    tunnels, counted, up_until, down_until = Tunnels(20), 0, 10.0, 30.0
+    events: list[tuple[float, int, Asked | None, bool]] = [(chance.random(), i, None, False) for i in range(4)]
+    now = 0.0
+    while now < 400:
+        events.sort(key=lambda event: event[0])
+        now, i, asked, is_opened = events.pop(0)
+        if now >= down_until:
+            up_until = now + chance.uniform(8, 60)
+            down_until = up_until + chance.uniform(5, 60)
+        if asked is None:
+            asked = tunnels.ask(str(i), RECEIVERS[i], now)
+            took_s = chance.random() * 0.2
+            is_opened = now + took_s < up_until
+            lost_s = chance.choice([took_s, TIMEOUT_S])
+            events.append((now + (took_s if is_opened else lost_s), i, asked, is_opened))
+            continue
+        if is_opened:
+            tunnels.opened(RECEIVERS[i], now, str(i))
+        else:
+            counted += tunnels.failed(asked, now)
+        events.append((now + chance.random() * 2, i, None, False))
+    return counted

@@ -1,8 +1,8 @@
 """Whose fault it is when the proxy gives no reason: what it has opened to others meanwhile tells. Pure; all times are
 monotonic seconds.
 
-    tunnel to another ─▶ ours fails ─▶ tunnel to another ─▶ ours fails again
-    └──────── proves one failure of the receiver ──────┘       └─ counts as the receiver's, on that proof
+    tunnel to another ─▶ ours fails ─▶ tunnel to another ─▶ ours begins, and fails again
+    └──────── proves one failure of the receiver ──────┘                 └─ counts as the receiver's, on that proof
 
 Each proof counts once, so that never more is counted than the receiver has failed while the proxy was at work; and an
 outage of the proxy, in which no tunnel is opened at all, proves nothing. Others are those that the proxy reaches in the
@@ -60,8 +60,8 @@ class Asked:
 class _Doubt:
     """The failures of one receiver that began before the first of them had ended, which was at `ended_at`.
 
-    `was_working`: a tunnel to another had been opened shortly before; `works`: one was, shortly after. `proven` are
-    failures of earlier ones that have not been counted.
+    `was_working`: a tunnel to another had been opened shortly before; `works_at`: when one was, shortly after. `proven`
+    are failures of earlier ones that have not been counted.
     """
 
     target: Target
@@ -69,7 +69,7 @@ class _Doubt:
     was_working: bool
     proven: int = 0
     failures: int = 0
-    works: bool = False
+    works_at: float = math.inf
 
 
 @dataclass(slots=True)
@@ -131,8 +131,8 @@ class Tunnels:
             return
         still = {receiver: doubt for receiver, doubt in way.unanswered.items() if doubt.target == target}
         for receiver, doubt in way.unanswered.items():
-            if receiver not in still:
-                doubt.works = now - doubt.ended_at <= self._evidence_s
+            if receiver not in still and now - doubt.ended_at <= self._evidence_s:
+                doubt.works_at = now
         way.unanswered = still
 
     def failed(self, asked: Asked, now: float) -> bool:
@@ -140,7 +140,8 @@ class Tunnels:
         way, receiver = self._way(asked.target), asked.receiver
         doubt = way.doubts.get(receiver)
         if doubt is None or asked.began_at >= doubt.ended_at:
-            doubt = _Doubt(asked.target, now, asked.was_working, 0 if doubt is None else _proven(doubt))
+            proven = 0 if doubt is None else _proven(doubt, asked.began_at)
+            doubt = _Doubt(asked.target, now, asked.was_working, proven)
             way.doubts[receiver] = way.unanswered[receiver] = doubt
             way.doubts.move_to_end(receiver)
         while len(way.doubts) > DOUBTS_MAX:
@@ -178,6 +179,7 @@ class Tunnels:
         return self._ways.setdefault((address.version, address.is_global), _WayOut())
 
 
-def _proven(doubt: _Doubt) -> int:
-    found = doubt.failures if doubt.was_working and doubt.works else 0
+def _proven(doubt: _Doubt, began_at: float) -> int:
+    """One that has begun before the proxy was seen at work again may have begun in the same outage."""
+    found = doubt.failures if doubt.was_working and doubt.works_at <= began_at else 0
     return min(doubt.proven + found, PROOFS_MAX)
