@@ -115,6 +115,11 @@ def test_the_named_one_is_asked_for_first_until_it_is_not_opened_and_then_whoeve
     assert tunnels.others(DEAD) == [NAMED, OTHER, THIRD]
 
 
+def test_a_target_reads_and_writes_as_connect_has_it() -> None:
+    for text in ("check.example:443", "192.0.2.1:8443", "[2001:db8::1]:443"):
+        assert Target.parse(text).authority == text
+
+
 def test_what_is_remembered_is_bounded() -> None:
     tunnels = Tunnels(60)
     for number in range(DOUBTS_MAX + 100):
