@@ -174,6 +174,18 @@ FLEET = Dashboard(
                 stacked=True,
             ),
             Panel(
+                "Attempts that the egress proxy failed",
+                {
+                    "{{instance}}": rate(
+                        "dispatcher_attempt_duration_seconds_count",
+                        'dispatcher_attempt_outcome="egress_proxy_failed"',
+                        "instance",
+                    )
+                },
+                "ops",
+                "Counted against no endpoint; of each, one in DISPATCHER_EGRESS_PROXY_RECORD_INTERVAL_S is on record.",
+            ),
+            Panel(
                 "Duration of an attempt",
                 {
                     "half": quantile(0.5, "dispatcher_attempt_duration_seconds"),

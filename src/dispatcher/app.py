@@ -31,7 +31,7 @@ from dispatcher.api.scaler import ScalerServer
 from dispatcher.api.server import ApiParts, ApiServer
 from dispatcher.config import Settings, environment
 from dispatcher.config.groups import UNIX_PREFIX, split_address
-from dispatcher.delivery.client import ClientOptions, WebhookClient
+from dispatcher.delivery.client import ClientOptions, ProbeOptions, Target, WebhookClient
 from dispatcher.delivery.engine import Engine, EngineParts, EngineSettings
 from dispatcher.delivery.operations import OperationalRelay
 from dispatcher.delivery.prober import Prober
@@ -222,6 +222,21 @@ def _client_options(s: Settings) -> ClientOptions:
         excerpt_bytes_max=s.response_excerpt_bytes_max,
         header_line_bytes_max=min(8190, s.response_header_bytes_max),
         proxy=EgressProxy.parse(s.egress_proxy_url.get_secret_value()) if s.egress_proxy_url else None,
+        probe=_probe_options(s),
+    )
+
+
+EVIDENCE_MIN_S, EVIDENCE_MAX_S = 60.0, 600.0
+
+
+def _probe_options(s: Settings) -> ProbeOptions:
+    """What was seen of the proxy holds for longer than an endpoint waits before it tries again, within reason."""
+    target = s.egress_proxy_probe_target
+    return ProbeOptions(
+        evidence_s=min(max(2 * s.retry_max_s, EVIDENCE_MIN_S), EVIDENCE_MAX_S),
+        interval_s=s.egress_proxy_probe_interval_s,
+        timeout_s=s.egress_proxy_probe_timeout_s,
+        target=None if target is None else Target.parse(target),
     )
 
 

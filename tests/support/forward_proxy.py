@@ -18,6 +18,11 @@ class Proxy:
     """Instead of doing it."""
     is_silent: bool = False
     """It takes what it is asked and does nothing."""
+    failing: dict[int, bytes] = field(default_factory=dict)
+    """What it answers instead where that port is asked for; nothing, and then silence, where that is empty."""
+    waiting: int = 0
+    """How many are asked and not answered just now; and the most there were."""
+    waiting_max: int = 0
 
     @property
     def url(self) -> str:
@@ -37,16 +42,22 @@ async def proxy() -> AsyncIterator[Proxy]:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             head = await reader.readuntil(b"\r\n\r\n")
             state.asked.append(head)
-            if state.is_silent:
-                await reader.read()
-                return
-            if state.answer:
-                writer.write(state.answer)
-                writer.close()
-                return
             method, target, _ = head.split(b"\r\n")[0].decode().split(" ")
             assert method == "CONNECT"
             host, _, port = target.rpartition(":")
+            answer = state.failing.get(int(port), state.answer)
+            if state.is_silent or (not answer and int(port) in state.failing):
+                state.waiting += 1
+                state.waiting_max = max(state.waiting_max, state.waiting)
+                try:
+                    await reader.read()
+                finally:
+                    state.waiting -= 1
+                return
+            if answer:
+                writer.write(answer)
+                writer.close()
+                return
             upstream, back = await asyncio.open_connection(host.strip("[]"), int(port))
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             await asyncio.gather(_pump(reader, back), _pump(upstream, writer))

@@ -6,6 +6,7 @@ from functools import cache
 
 from prometheus_client import generate_latest
 
+from dispatcher.model import Outcome
 from dispatcher.telemetry import ExportPlan, Instruments, start_telemetry
 from tests.support.promql import Exposition
 
@@ -15,7 +16,8 @@ def record_everything(instruments: Instruments) -> None:
     instruments.rpc_server_call("webhooks.v1.PublisherService/Publish", "UNAVAILABLE", 0.01)
     instruments.events_published(3, "stored")
     instruments.commit(events=3, rows=6, duration_s=0.002, result="committed")
-    instruments.attempt("success", 200, 0.05)
+    for outcome in Outcome:
+        instruments.attempt(outcome.name.lower(), 200, 0.05)
     instruments.delivered(0.2)
     instruments.settled("dead_lettered", 2)
     instruments.slo_delivery("good")

@@ -81,6 +81,12 @@ def test_a_file_variable_of_a_plain_setting_is_unknown() -> None:
         ("DATABASE_POOLED", "perhaps"),
         ("EGRESS_ALLOWED_NETWORKS", "10.0.0.1/8"),
         ("EGRESS_ALLOWED_PORTS", "443,0"),
+        ("EGRESS_PROXY_PROBE_TARGET", "check.example"),
+        ("EGRESS_PROXY_PROBE_TARGET", "http://check.example:443"),
+        ("EGRESS_PROXY_PROBE_TARGET", "user@check.example:443"),
+        ("EGRESS_PROXY_PROBE_TARGET", "check.example:70000"),
+        ("EGRESS_PROXY_PROBE_TARGET", "check.example:443/path"),
+        ("EGRESS_PROXY_PROBE_TARGET", "a\r\nb:443"),
         ("USER_AGENT", "a\r\nb"),
     ],
 )

@@ -49,6 +49,13 @@ def _checked_proxy(value: SecretStr) -> SecretStr:
     return value
 
 
+def _checked_target(value: str) -> str:
+    parts = urlsplit(f"//{value}")
+    if not parts.hostname or not parts.port or parts.netloc != value or "@" in value:
+        raise ValueError("must be host:port")
+    return value
+
+
 def _checked_ports(value: str) -> str:
     for entry in value.split(","):
         low, _, high = entry.partition("-")
@@ -318,6 +325,9 @@ class FailureSettings(Group):
     auto_disable_exhausted_heads: int = _count(
         3, 1, 1000, "Or after so many exhausted deliveries in a row without a success, where others wait for them."
     )
+    egress_proxy_record_interval_s: float = _time_s(
+        300.0, 0.01, HOUR_S, "Of the attempts to one endpoint that the egress proxy fails one in so long is recorded."
+    )
 
 
 class ReplaySettings(Group):
@@ -394,6 +404,13 @@ class SecuritySettings(Group):
     egress_proxy_url: ProxyUrl | None = _plain(
         None, "A forward proxy for webhooks, `http://[user:password@]host:port`; the addresses are checked before it."
     )
+    egress_proxy_probe_target: Annotated[str, AfterValidator(_checked_target)] | None = _plain(
+        None,
+        "`host:port` that the proxy reaches whenever it works: it is asked for a tunnel there, and nothing is sent, "
+        "where it does not get through to somebody and does not say why. Unset: a receiver that it reached before.",
+    )
+    egress_proxy_probe_interval_s: float = _time_s(1.0, 0.01, 60, "Least time between two such tunnels.")
+    egress_proxy_probe_timeout_s: float = _time_s(3.0, 0.05, 60, "Longest wait for one of them.")
     egress_allow_http: bool = _plain(default=True, description="Whether http:// targets are accepted beside https://.")
 
 

@@ -22,6 +22,11 @@ from dispatcher.policy import ExponentialBackoff, RateLimit
 SLOW_DOWN = frozenset({429, 503})
 """The statuses by which a receiver asks for a lower rate (RFC 6585 section 4, RFC 9110 section 15.6.4)."""
 
+PROXY_FORGOTTEN_S = 600.0
+"""So long after it failed an attempt, nothing is known of the egress proxy any more."""
+TRIAL_MAX_S = 60.0
+"""While the egress proxy fails, no attempt waits longer for the end of another one, which may have been lost."""
+
 
 @dataclass(frozen=True, slots=True)
 class AdmissionPolicy:
@@ -60,6 +65,8 @@ class Admission:
     is_shut: bool = False
     _hold_until: float = -math.inf
     _proxy_failing_since: float | None = None
+    _proxy_failed_at: float = -math.inf
+    _trial_until: float = -math.inf
     _bucket: TokenBucket | None = None
     _catch_ups: list[_CatchUpBucket] = field(default_factory=list)
     _circuits: dict[str, Circuit] = field(default_factory=dict)
@@ -115,7 +122,7 @@ class Admission:
         return (
             not self.is_shut
             and self._hold_until <= now
-            and self._proxy_failing_since is None
+            and not self.is_proxy_failing(now)
             and (self._bucket is None or self._bucket.is_full(now))
             and self._throttle.per_second is None
             and not self.open_circuits
@@ -153,9 +160,15 @@ class Admission:
             return first
         return min(circuit.opens_at(now) for circuit in self._circuits.values())
 
+    def is_ours(self, now: float) -> bool:
+        """Whether what keeps an attempt back is of our own house."""
+        return self.is_proxy_failing(now)
+
     def begin(self, now: float, row_time: datetime) -> int:
         """An attempt begins: the index of the URL it goes to, the first whose circuit lets it."""
         self._throttle.begin(now)
+        if self._proxy_failing_since is not None and self.is_proxy_failing(now):
+            self._trial_until = self._hold_until = now + TRIAL_MAX_S
         if self._first.state is CircuitState.CLOSED and self._bucket is None and not self._catch_ups:
             return 0
         if self._bucket is not None:
@@ -177,7 +190,9 @@ class Admission:
         self, now: float, url: str, *, failed: bool, status_code: int | None, hold_s: float | None
     ) -> Sequence[CircuitChange]:
         """An attempt at `url` has ended. `hold_s`: the receiver's Retry-After, clamped, if it sent one."""
-        self._proxy_failing_since = None
+        if self._proxy_failing_since is not None:
+            self._proxy_failing_since = None
+            self._end_trial()
         if not failed:
             if self._throttle.is_on:
                 self._throttle.succeeded(now)
@@ -194,13 +209,26 @@ class Admission:
 
     def proxy_failed(self, now: float, draw: float) -> float:
         """The egress proxy failed an attempt, which says nothing of the endpoint: nothing begins for as many seconds as
-        are returned. They are random, up to as long again as it has been failing; `draw` in [0, 1)."""
-        if self._proxy_failing_since is None:
+        are returned, and then one attempt at a time. They are random, up to as long again as it has been failing;
+        `draw` in [0, 1)."""
+        if self._proxy_failing_since is None or not self.is_proxy_failing(now):
             self._proxy_failing_since = now
+        self._proxy_failed_at = now
+        self._end_trial()
         waits = self.policy.proxy_waits
         wait_s = draw * min(max(waits.min_s, now - self._proxy_failing_since), waits.max_s)
         self._hold_until = max(self._hold_until, now + wait_s)
         return wait_s
+
+    def is_proxy_failing(self, now: float) -> bool:
+        """Whether the last attempt failed by the egress proxy, and not long ago: where nothing is left to be sent,
+        nobody hears that it works again."""
+        return self._proxy_failing_since is not None and now - self._proxy_failed_at <= PROXY_FORGOTTEN_S
+
+    def _end_trial(self) -> None:
+        """The attempt that others waited for has ended."""
+        if self._hold_until == self._trial_until:
+            self._hold_until = -math.inf
 
     def has_another_url(self, now: float, url: str) -> bool:
         """Whether the circuit of `url` is open and another one lets an attempt begin now."""

@@ -18,6 +18,7 @@ from typing import Protocol, assert_never
 from dispatcher.delivery.endpoint import EndpointRuntime
 from dispatcher.delivery.exchange import Exchange, ExchangeKind, WebhookRequest, bounded_error
 from dispatcher.delivery.oauth import NoToken, Tokens
+from dispatcher.delivery.proxy_records import ProxyRecords
 from dispatcher.delivery.render import render
 from dispatcher.model import Attempt, OutboxRow, Outcome, TracePropagation
 from dispatcher.telemetry import AttemptTrace, Instruments, Tracing
@@ -34,7 +35,7 @@ class Client(Protocol):
 
 @dataclass(slots=True)
 class AttemptResult:
-    """One attempt that was made and recorded. `retry_after` is the receiver's header as it came, bounded, or None."""
+    """One attempt that was made. `retry_after` is the receiver's header as it came, bounded, or None."""
 
     attempt: Attempt
     retry_after: str | None
@@ -42,7 +43,8 @@ class AttemptResult:
 
 
 class Attempter:
-    """Makes attempts. `record` takes each one as it ends (`Flusher.add`); it must not wait.
+    """Makes attempts. `record` takes each one as it ends (`Flusher.add`), save for most of those that the egress proxy
+    fails; it must not wait.
 
     `wall_clock` (Unix seconds) dates and signs, durations come from the client's monotonic clock.
     """
@@ -56,10 +58,12 @@ class Attempter:
         wall_clock: Callable[[], float] = time.time,
         tokens: Tokens | None = None,
         on_first_ended: Callable[[OutboxRow, float], None] = lambda _row, _age_s: None,
+        proxy_records: ProxyRecords | None = None,
     ) -> None:
         """`on_first_ended` is told of each delivery whose first attempt has ended, and of its age (s) then."""
         self._client = client
         self._on_first_ended = on_first_ended
+        self._proxy_records = ProxyRecords() if proxy_records is None else proxy_records
         self._tokens = tokens or Tokens(client)
         self._record = record
         self._tracing = tracing
@@ -98,7 +102,8 @@ class Attempter:
                     exchange = await authenticated_post(self._client, self._tokens, runtime, request)
             # From here on no await, so that nothing can come between the answer and its record.
             attempt = to_attempt(row, number, epoch, start_s, exchange, url_index)
-            self._record(attempt)
+            if attempt.outcome is not Outcome.EGRESS_PROXY_FAILED or self._proxy_records.take(row.key):
+                self._record(attempt)
             self._measure(row, attempt, start_s, span)
             return AttemptResult(attempt, exchange.retry_after, attempt.outcome is Outcome.SUCCEEDED)
 

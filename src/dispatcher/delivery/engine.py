@@ -48,6 +48,7 @@ from dispatcher.delivery.measure import BacklogMeter
 from dispatcher.delivery.oauth import Tokens
 from dispatcher.delivery.ownership import Ownership
 from dispatcher.delivery.policies import FailureDefaults, resume_of
+from dispatcher.delivery.proxy_records import ProxyRecords
 from dispatcher.delivery.punctuality import Punctuality
 from dispatcher.delivery.rate import ThrottlePolicy
 from dispatcher.delivery.replay import ReplayOptions, ReplayRunner
@@ -189,6 +190,7 @@ class Engine:
             parts.clocks.wall,
             self.tokens,
             self.punctuality.first_ended,
+            ProxyRecords(self._settings.failure.egress_proxy_record_interval_s, parts.clocks.monotonic),
         )
         return SendLoop(
             self.board,

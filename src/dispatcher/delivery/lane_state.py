@@ -256,15 +256,16 @@ class LaneState:
 
     def wait_of(self, slot: Slot, now: float) -> Wait:
         """What keeps a slot of the window, which was never tried, from its first attempt."""
+        is_ours = self.gate is not None and self.gate.is_ours(now)
         if slot.state is IN_FLIGHT:
-            return Wait.ANSWER
+            return Wait.US if is_ours else Wait.ANSWER
         if self.paused:
             return Wait.ENDPOINT
         first = self._first_before(slot)
         if first.state is BACKING_OFF and not first.row.attempts:
             return Wait.US  # its attempt counted for nothing: it never left the house
         if self.gate is not None and self.gate.opens_at(now, slot.row.time) > now:
-            return Wait.ENDPOINT
+            return Wait.US if is_ours else Wait.ENDPOINT
         if first.state in (HALTED, HELD) or (first.row.attempts and first.state in (BACKING_OFF, IN_FLIGHT)):
             return Wait.ENDPOINT  # that one has failed, whether or not it is being tried again just now
         if first.state is IN_FLIGHT or self._in_flight >= self._in_flight_max:

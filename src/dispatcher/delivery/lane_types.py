@@ -73,3 +73,6 @@ class Gate(Protocol):
 
     def opens_at(self, now: float, row_time: datetime) -> float:
         """When an attempt for a row of that partition time may start: `now` or before it means at once."""
+
+    def is_ours(self, now: float) -> bool:
+        """Whether it keeps attempts back for a fault of our own: the egress proxy's."""

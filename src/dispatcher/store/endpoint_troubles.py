@@ -52,13 +52,19 @@ class EndpointTroubles:
     tenant_retry: RetryOverrides
 
 
+# What only the egress proxy failed has used up no attempt, and few of those are on record: that it waits tells as well.
 SELECT_PARKED = """
 SELECT count(*) AS count, min(p.seq) AS lowest, min(p.time) AS oldest,
-       min(p.seq) FILTER (WHERE p.attempts > 0) AS lowest_failed,
-       min(p.due_time) FILTER (WHERE p.attempts > 0 AND t.seq IS NULL) AS due
+       min(p.seq) FILTER (WHERE x.has_failed) AS lowest_failed,
+       min(p.due_time) FILTER (WHERE x.has_failed AND t.seq IS NULL) AS due
 FROM (SELECT p.seq, p.event_id, p.time, p.attempts, p.due_time FROM parked p
       WHERE p.tenant_id = $1 AND p.endpoint_id = $2 ORDER BY p.seq LIMIT $3) p
 LEFT JOIN halt t ON t.tenant_id = $1 AND t.endpoint_id = $2 AND t.seq = p.seq
+CROSS JOIN LATERAL (
+    SELECT p.attempts > 0 OR p.due_time > clock_timestamp() OR EXISTS (
+        SELECT FROM attempt a WHERE a.tenant_id = $1 AND a.endpoint_id = $2 AND a.seq = p.seq
+          AND a.event_id = p.event_id AND a.time >= p.time - interval '1 hour') AS has_failed
+) x
 WHERE NOT EXISTS (SELECT FROM decision d WHERE d.tenant_id = $1 AND d.endpoint_id = $2 AND d.seq = p.seq
                     AND d.event_id = p.event_id)
   AND NOT EXISTS (SELECT FROM attempt a WHERE a.tenant_id = $1 AND a.endpoint_id = $2 AND a.seq = p.seq

@@ -34,7 +34,9 @@ EXACT_ENDPOINTS_MAX = 5000
 """Endpoints of a tenant of which every day since their cursors is looked through."""
 RECENT = timedelta(days=1)
 """Of a larger tenant: how far back, and to the midnight before, where an endpoint is ACTIVE and neither halted nor
-failing. There, what is older has been delivered, or is being."""
+failing, and nothing above its cursor was tried of late. There, what is older has been delivered."""
+TRIED = timedelta(hours=2)
+"""So late: longer than it takes until one of the attempts that the egress proxy fails is recorded again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,7 @@ WITH page AS MATERIALIZED (
     ) c
     CROSS JOIN LATERAL (
         SELECT CASE WHEN e.state <> 'ACTIVE' OR e.is_halted OR e.is_failing OR e.has_parked OR $8::timestamptz IS NULL
+                      OR {is_tried}
             THEN (SELECT o.seq FROM outbox o
                   WHERE o.tenant_id = $1 AND o.endpoint_id = e.endpoint_id AND o.seq > c.seq AND o.time >= c.time
                     AND o.time < now() + interval '1 hour'
@@ -195,6 +198,14 @@ LEFT JOIN (
     ) s
     WHERE s.by_size <= $6 OR s.by_age <= $7
 ) r ON true"""
+EXACT_PAGE = PAGE.format(is_tried="false")
+# What the egress proxy fails is no trouble of the endpoint's, and the attempts are few: one in TRIED is on record.
+LARGE_PAGE = PAGE.format(
+    is_tried="""EXISTS (
+                SELECT FROM attempt a
+                WHERE a.tenant_id = $1 AND a.endpoint_id = e.endpoint_id AND a.seq > c.seq
+                  AND a.time >= now() - $9::interval AND a.time < now() + interval '1 hour')"""
+)
 
 
 async def _walk(db: Database, tenant: Tenant, window: Window, limits: StatisticsLimits, deadline: float) -> Walk:
@@ -206,7 +217,10 @@ async def _walk(db: Database, tenant: Tenant, window: Window, limits: Statistics
     while (left_s := end - clock()) > 0:
         try:
             async with bounded(db, left_s) as connection:
-                rows = await connection.fetch(PAGE, tenant.tenant_id, after, *bounds, earliest)
+                if earliest is None:
+                    rows = await connection.fetch(EXACT_PAGE, tenant.tenant_id, after, *bounds, None)
+                else:
+                    rows = await connection.fetch(LARGE_PAGE, tenant.tenant_id, after, *bounds, earliest, TRIED)
         except DatabaseBusyError:
             if not walk.total:
                 raise

@@ -110,8 +110,8 @@ ATTEMPT_DURATION = Metric(
     Kind.HISTOGRAM,
     "s",
     "Duration of one attempt from name look-up to the end of the answer; its count is the number of attempts.",
-    "By outcome: `http_error`, `timeout` are receivers'; `connection_failed` or `name_not_resolved` of all at once is "
-    "our own network or egress proxy.",
+    "By outcome: `http_error`, `timeout` are receivers'; `egress_proxy_failed` is our own egress proxy; "
+    "`connection_failed` or `name_not_resolved` of all at once is our own network.",
     ("dispatcher.attempt.outcome", "dispatcher.http.status_class"),
     _SHORT_S,
 )

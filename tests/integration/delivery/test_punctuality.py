@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from webhooks.v1 import endpoint_pb2
 
+from tests.support.forward_proxy import proxy
+from tests.support.ports import closed_port
 from tests.support.postgres import TestDatabase
 from tests.support.receiver import Answer, Hang, Receiver
 from tests.support.service import NAME, Service, running_service
@@ -20,6 +22,8 @@ SOON: dict[str, Any] = {"slo_threshold_s": "5", "metrics_backlog_interval_s": "0
 """5 s: a busy machine must not make the good ones late."""
 SMALL: dict[str, Any] = SOON | {"slo_threshold_s": "2", "lane_rows_max": "16"}
 """For what no first attempt is to be in time."""
+PROXY = "egress_proxy_url"
+BY: dict[str, Any] = SOON | {"egress_proxy_probe_interval_s": "0.05"}
 
 
 def results(service: Service) -> dict[str, int]:
@@ -73,6 +77,30 @@ async def test_an_outage_of_a_receiver_spends_no_budget(database: TestDatabase) 
         await service.publish("e-1", "e-2", "e-3")
         await until_results(service, {"good": 4, "excused": 2})
         assert late_age_s(service) == 0
+
+
+async def test_a_receiver_that_the_egress_proxy_alone_does_not_reach_spends_no_budget(database: TestDatabase) -> None:
+    """While others get through, it is the receiver's; the endpoint waits long after its first attempt that counts."""
+    dead = closed_port()
+    patient = {"retry_policy": {"exponential": {"min_backoff": {"seconds": 60}, "max_backoff": {"seconds": 60}}}}
+    async with proxy() as by, Receiver() as receiver, running_service(database.dsn, **BY | {PROXY: by.url}) as service:
+        by.failing[dead] = b""
+        await service.tenant()
+        await service.endpoint("up", receiver.url("up"))
+        await service.endpoint("dead", f"http://127.0.0.1:{dead}/", timeout={"nanos": 200_000_000}, **patient)
+        await service.publish("e-1", "e-2", "e-3")
+        await until_results(service, {"good": 4, "excused": 2})
+
+
+async def test_an_outage_of_the_egress_proxy_spends_it(database: TestDatabase) -> None:
+    async with proxy() as by, Receiver() as receiver, running_service(database.dsn, **BY | {PROXY: by.url}) as service:
+        by.is_silent = True
+        await service.tenant()
+        for name, mode in (("one", "ORDERED"), ("other", "UNORDERED")):
+            said = {"timeout": {"nanos": 200_000_000}, "ordering_mode": f"ORDERING_MODE_{mode}"}
+            await service.endpoint(name, receiver.url(name), **said)
+        await service.publish("e-1", "e-2", "e-3")
+        await until_results(service, {"late": 6})
 
 
 async def test_a_pause_spends_no_budget(database: TestDatabase) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.delivery.client import ClientOptions, WebhookClient
+from dispatcher.delivery.client import ClientOptions, ProbeOptions, Target, WebhookClient
 from dispatcher.delivery.exchange import ExchangeKind, WebhookRequest
 from dispatcher.security.addresses import parse_network
 from dispatcher.security.egress import EgressPolicy, parse_url
@@ -23,19 +23,24 @@ from tests.support.certificates import Authority
 from tests.support.forward_proxy import proxy
 from tests.support.hostile import HostileServer, answering, hostile_server
 from tests.support.ports import black_hole, closed_port
+from tests.support.tasks import until
 
+QUICK = ProbeOptions(interval_s=0.01)
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
+LAST = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
 
 
 @contextlib.asynccontextmanager
-async def client(by: str, policy: EgressPolicy | None = None, **names: list[str]) -> AsyncIterator[WebhookClient]:
+async def client(
+    by: str, policy: EgressPolicy | None = None, probe: ProbeOptions = QUICK, **names: list[str]
+) -> AsyncIterator[WebhookClient]:
     """Sends by the proxy at `by`; `names` resolve as told."""
     policy = policy or EgressPolicy.for_development()
 
     async def lookup(host: str) -> list[str]:
         return names[host.replace(".", "_")]
 
-    options = ClientOptions(proxy=EgressProxy.parse(by))
+    options = ClientOptions(proxy=EgressProxy.parse(by), probe=probe)
     async with WebhookClient(policy, options, resolver=PolicyResolver(policy, lookup=lookup)) as made:
         yield made
 
@@ -210,6 +215,103 @@ async def test_a_proxy_that_says_nothing_is_its_own_fault_as_well() -> None:
         exchange = await c.post(request("https://receiver.example/", timeout_s=0.3))
     assert exchange.kind is ExchangeKind.EGRESS_PROXY_FAILED
     assert exchange.error == "the egress proxy did not answer before the deadline"
+
+
+SILENCE, BARE_503 = b"", b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+BARE_504 = b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 0\r\n\r\n"
+UNEXPLAINED = [
+    (SILENCE, ExchangeKind.TIMEOUT),
+    (BARE_503, ExchangeKind.CONNECTION_FAILED),
+    (BARE_504, ExchangeKind.TIMEOUT),
+]
+
+
+async def kinds(c: WebhookClient, url: str, count: int) -> list[ExchangeKind]:
+    """Of so many attempts, each after the probe that the one before has set off, if there was one."""
+    found = []
+    for _ in range(count):
+        found.append((await c.post(request(url, timeout_s=0.2))).kind)
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "proxy-probe"))
+    return found
+
+
+@pytest.mark.parametrize(("answer", "kind"), UNEXPLAINED)
+async def test_a_receiver_that_a_proxy_does_not_reach_is_at_fault_once_that_proxy_has_reached_others_around_it(
+    answer: bytes, kind: ExchangeKind
+) -> None:
+    dead = closed_port()
+    async with proxy() as by, hostile_server(answering(OK)) as server, client(by.url) as c:
+        by.failing[dead] = answer
+        assert (await c.post(request(f"http://127.0.0.1:{server.port}/"))).is_success
+        found = await kinds(c, f"http://127.0.0.1:{dead}/", 3)
+        assert found == [ExchangeKind.EGRESS_PROXY_FAILED, kind, kind]
+        assert len(server.requests) == 1, "a probe is no request"
+        told = await c.post(request(f"http://127.0.0.1:{dead}/", timeout_s=0.2))
+    assert told.error == "the egress proxy gets through to others, but not to the receiver"
+
+
+@pytest.mark.parametrize(("answer", "kind"), UNEXPLAINED)
+async def test_a_proxy_that_reaches_nobody_any_more_is_at_fault_as_long_as_that_lasts(
+    answer: bytes, kind: ExchangeKind
+) -> None:
+    async with (
+        proxy() as by,
+        hostile_server(answering(LAST)) as one,
+        hostile_server(answering(LAST)) as other,
+        client(by.url) as c,
+    ):
+        urls = [f"http://127.0.0.1:{server.port}/" for server in (one, other)]
+        assert [(await c.post(request(url))).is_success for url in urls] == [True, True]
+        by.failing = {one.port: answer, other.port: answer}
+        found = [await kinds(c, url, 1) for _ in range(4) for url in urls]
+        assert found == [[ExchangeKind.EGRESS_PROXY_FAILED]] * 8
+        by.failing = {}
+        assert [(await c.post(request(url))).is_success for url in urls] == [True, True]
+
+
+async def test_what_the_settings_name_tells_of_the_proxy_where_there_is_a_single_receiver() -> None:
+    dead = closed_port()
+    async with proxy() as by, hostile_server(answering(OK)) as named:
+        probe = ProbeOptions(interval_s=0.01, target=Target.parse(f"localhost:{named.port}"))
+        async with client(by.url, probe=probe) as c:
+            by.failing[dead] = SILENCE
+            found = await kinds(c, f"http://127.0.0.1:{dead}/", 4)
+    assert found == [ExchangeKind.EGRESS_PROXY_FAILED] * 2 + [ExchangeKind.TIMEOUT] * 2
+    assert [head for head in by.asked if head.startswith(b"CONNECT localhost:")]
+
+
+@pytest.mark.parametrize(("answer", "words"), [PROXYS_OWN[0], PROXYS_OWN[1], *PROXYS_OWN[4:]])
+async def test_what_no_receiver_can_cause_is_the_proxys_whatever_it_does_for_others(answer: bytes, words: str) -> None:
+    dead = closed_port()
+    async with proxy() as by, hostile_server(answering(OK)) as server, client(by.url) as c:
+        by.failing[dead] = answer
+        for _ in range(4):
+            assert (await c.post(request(f"http://127.0.0.1:{server.port}/"))).is_success
+            exchange = await c.post(request(f"http://127.0.0.1:{dead}/"))
+            assert (exchange.kind, exchange.error) == (ExchangeKind.EGRESS_PROXY_FAILED, f"the egress proxy {words}")
+
+
+async def test_a_tunnel_that_was_kept_and_is_not_fit_any_more_is_replaced() -> None:
+    """What a server says unasked on an idle connection makes it unfit."""
+
+    is_kept = asyncio.Event()
+
+    async def twice(_: HostileServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await is_kept.wait()
+        writer.write(b"HTTP/1.1 500 Stale\r\nContent-Length: 0\r\n\r\n")
+        await reader.read()
+
+    async with proxy() as by, hostile_server(twice) as server, client(by.url) as c:
+        url = f"http://127.0.0.1:{server.port}/"
+        assert (await c.post(request(url))).is_success
+        assert c._connections is not None
+        ((kept, _),) = next(iter(c._connections._connector._conns.values()))
+        is_kept.set()
+        await until(lambda: kept.should_close, "the stale answer")
+        assert (await c.post(request(url))).is_success
+    assert len(by.asked) == 2
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

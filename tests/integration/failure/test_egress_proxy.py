@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
-from webhooks.v1 import attempt_pb2, delivery_pb2
+import pytest
+from webhooks.v1 import attempt_pb2, delivery_pb2, endpoint_pb2
 
 from tests.support.forward_proxy import Proxy, proxy
+from tests.support.ports import closed_port
 from tests.support.postgres import TestDatabase
 from tests.support.receiver import Answer, Receiver, Request
 from tests.support.service import NAME, Service, running_service
 from tests.support.waiting import until
 
+SILENCE = b""
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 TWO_TRIES = {
     "retry_policy": {"max_attempts": 2},
     "circuit_breaker": {"min_attempts": 2, "open_duration": {"seconds": 60}},
 }
 PROXY, HTTP = attempt_pb2.ATTEMPT_OUTCOME_EGRESS_PROXY_FAILED, attempt_pb2.ATTEMPT_OUTCOME_HTTP_ERROR
-OK = attempt_pb2.ATTEMPT_OUTCOME_SUCCEEDED
+OK, TIMEOUT = attempt_pb2.ATTEMPT_OUTCOME_SUCCEEDED, attempt_pb2.ATTEMPT_OUTCOME_TIMEOUT
+REFUSED = attempt_pb2.ATTEMPT_OUTCOME_CONNECTION_FAILED
+SHORT = {"timeout": {"nanos": 200_000_000}}
+GIVEN_UP = "SELECT count(*) FROM dead_letter"
 
 
 @asynccontextmanager
-async def service_behind(by: Proxy, database: TestDatabase) -> AsyncIterator[Service]:
-    async with running_service(database.dsn, egress_proxy_url=by.url) as service:
+async def service_behind(by: Proxy, database: TestDatabase, **settings: str) -> AsyncIterator[Service]:
+    settings.setdefault("egress_proxy_probe_interval_s", "0.05")
+    async with running_service(database.dsn, egress_proxy_url=by.url, **settings) as service:
         yield service
 
 
@@ -58,8 +66,7 @@ async def test_a_proxy_that_fails_uses_up_no_attempt_and_opens_no_circuit(databa
     counted = [(a.attempt_number, a.outcome) for a in found if a.outcome != PROXY]
     assert counted == [(1, HTTP), (2, OK)]
     own = [a for a in found if a.outcome == PROXY]
-    assert len(own) >= 6
-    assert {(a.attempt_number, a.error) for a in own} == {(0, "the egress proxy answered 503")}
+    assert [(a.attempt_number, a.error) for a in own] == [(0, "the egress proxy answered 503")], "one in five minutes"
     assert (delivery.attempt_count, delivery.state) == (2, delivery_pb2.Delivery.STATE_DELIVERED)
     assert [(r.event_id, r.attempt) for r in receiver.of("a")] == [("one", 1), ("one", 2), ("two", 1)]
 
@@ -72,7 +79,7 @@ async def test_the_next_owner_counts_what_reached_the_receiver_and_no_more(datab
             return Answer(500, headers={"connection": "close"})
 
         receiver.default = fail_and_shut
-        async with service_behind(by, database) as service:
+        async with service_behind(by, database, egress_proxy_record_interval_s="0.01") as service:
             await service.tenant()
             await service.endpoint("a", receiver.url("a"), **TWO_TRIES)
             by.answer = BUSY
@@ -81,7 +88,7 @@ async def test_the_next_owner_counts_what_reached_the_receiver_and_no_more(datab
             by.answer = b""
             await receiver.wait_for(1)
             await until_asked(by, 3)
-            await service.until_attempts("a", 7, seq=1)
+            await service.until_attempts("a", 3, seq=1)
             await service.node.crash()
         by.answer = b""
         async with service_behind(by, database) as service:
@@ -93,3 +100,66 @@ async def test_the_next_owner_counts_what_reached_the_receiver_and_no_more(datab
             await until(is_given_up, 10)
             assert await service.database.fetchval("SELECT attempts FROM dead_letter") == 2
     assert [request.attempt for request in receiver.of("a")] == [1, 2]
+
+
+@pytest.mark.parametrize(("answer", "outcome"), [(SILENCE, TIMEOUT), (BUSY, REFUSED)])
+@pytest.mark.parametrize("mode", ["ORDERED", "ORDERED_BY_KEY", "UNORDERED"])
+async def test_a_receiver_that_the_proxy_does_not_reach_while_others_get_through_uses_up_its_attempts(
+    answer: bytes, outcome: int, mode: str, database: TestDatabase
+) -> None:
+    """And an ordered endpoint goes on with the next one, once a delivery is given up."""
+    dead = closed_port()
+    said = {
+        "retry_policy": {"max_attempts": 2},
+        "timeout": {"nanos": 200_000_000},
+        "ordering_mode": f"ORDERING_MODE_{mode}",
+    }
+    async with proxy() as by, Receiver() as receiver, service_behind(by, database) as service:
+        by.failing[dead] = answer
+        await service.tenant()
+        await service.endpoint("well", receiver.url("well"))
+        await service.endpoint("dead", f"http://127.0.0.1:{dead}/", **said)
+        await service.publish("one", "two")
+
+        async def both_are_given_up() -> bool:
+            return await service.database.fetchval(GIVEN_UP) == 2
+
+        await until(both_are_given_up, 30)
+        assert len(receiver.accepted("well")) == 2
+
+        async def counted_attempts() -> list[Any]:
+            return [a for a in await service.attempts("dead") if a.outcome != PROXY]
+
+        async def are_flushed() -> bool:
+            return len(await counted_attempts()) == 4
+
+        await until(are_flushed)
+        counted = await counted_attempts()
+        assert {a.outcome for a in counted} == {outcome}
+        assert sorted(a.attempt_number for a in counted) == [1, 1, 2, 2]
+        assert await service.database.fetchval("SELECT array_agg(attempts ORDER BY seq) FROM dead_letter") == [2, 2]
+
+
+async def test_while_the_proxy_is_silent_for_all_no_attempt_is_used_up_and_one_is_made_at_a_time(
+    database: TestDatabase,
+) -> None:
+    unordered = {**SHORT, "retry_policy": {"max_attempts": 1}, "ordering_mode": endpoint_pb2.ORDERING_MODE_UNORDERED}
+    async with proxy() as by, Receiver() as receiver, service_behind(by, database) as service:
+        receiver.default = Answer(204, headers={"connection": "close"})
+        await service.tenant()
+        for name in ("a", "b"):
+            await service.endpoint(name, receiver.url(name), **unordered)
+        await service.publish("one")
+        await receiver.wait_for(2)
+        by.is_silent = True
+        await service.publish(*(f"e{number}" for number in range(20)))
+        await until_asked(by, 60)  # all of them side by side, then one by one, and probes
+        by.waiting_max = by.waiting
+        await until_asked(by, 12)
+        assert by.waiting_max <= 3, "one to each endpoint, and a probe"
+        by.is_silent = False
+        await receiver.wait_for(42)
+        assert await service.database.fetchval(GIVEN_UP) == 0
+        failed = [a for name in ("a", "b") for a in await service.attempts(name) if a.outcome == PROXY]
+        assert len(failed) == 2, "one of each endpoint is on record"
+        assert {r.attempt for r in receiver.requests} == {1}

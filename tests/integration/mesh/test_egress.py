@@ -95,7 +95,7 @@ async def test_deliveries_with_a_single_attempt_outlive_the_proxy(database: Test
         await service.until_delivered("a", 1)  # killed before its answer is through, it would cost that attempt
         by.kill()
         await service.publish("two", "three")
-        await service.until_attempts("a", 3, seq=2)
+        await service.until_attempts("a", 1, seq=2)  # one of them is on record
         await asyncio.to_thread(by.start)
         await receiver.wait_for(lambda: len(receiver.accepted("a")) == 3)
         made = await service.until_delivered("a", 2)

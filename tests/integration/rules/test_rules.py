@@ -45,6 +45,8 @@ SLO = "dispatcher_slo_deliveries_total"
 CALLS = "rpc_server_call_duration_seconds_count"
 BUCKETS = "db_client_operation_duration_seconds_bucket"
 OTHER_OWNED = 'dispatcher_partitions_owned{namespace="test",job="dispatcher",instance="c"}'
+ATTEMPTS = "dispatcher_attempt_duration_seconds_count"
+OK, PROXY = (labelled("dispatcher_attempt_outcome", word) for word in ("succeeded", "egress_proxy_failed"))
 DEAD = labelled("dispatcher_delivery_outcome", "dead_lettered")
 
 CASES = (
@@ -129,6 +131,24 @@ CASES = (
         quiet=(9, 20, 45),
         fires=(35,),
         labels={"severity": "info", **HOME},
+    ),
+    # One of ten is what a few silent receivers may come to; and of five in all nothing follows.
+    Case(
+        "DispatcherEgressProxyFails",
+        dict([
+            counter(ATTEMPTS, (95, 30), (60, 30), (100, 30), (0, 60), labels=OK),
+            counter(ATTEMPTS, (5, 30), (40, 30), (0, 30), (0, 60), labels=PROXY),
+        ]),
+        quiet=(25, 32, 80, 140),
+        fires=(55,),
+        labels={"severity": "critical", **HOME},
+    ),
+    Case(
+        "DispatcherEgressProxyFails",
+        dict([counter(ATTEMPTS, (0, 10), (0.4, 60), labels=PROXY)]),
+        quiet=(30, 60),
+        fires=(),
+        labels={"severity": "critical", **HOME},
     ),
     Case(
         "DispatcherFlushLag",

@@ -126,8 +126,9 @@ def statements_of_statistics(
     yield "recent attempts", recent.READ_ATTEMPTS, [*keys, [day] * count, [LIMIT] * count]
     yield "recent payloads", recent.READ_PAYLOADS, [*keys, [251] * count, [300] * count, [LIMIT] * count]
     yield "committed", recent.COUNT_COMMITTED, [*keys, [day] * count, [day] * count, [LIMIT] * count]
-    yield "tenant status", tenant_status.PAGE, [tenant_id, uuid.UUID(int=0), 1000, 1000, day, 500, 10, None]
-    yield "tenant status, large", tenant_status.PAGE, [tenant_id, uuid.UUID(int=0), 1000, 1000, day, 500, 10, day]
+    yield "tenant status", tenant_status.EXACT_PAGE, [tenant_id, uuid.UUID(int=0), 1000, 1000, day, 500, 10, None]
+    large = [tenant_id, uuid.UUID(int=0), 1000, 1000, day, 500, 10, day, tenant_status.TRIED]
+    yield "tenant status, large", tenant_status.LARGE_PAGE, large
 
 
 def statements_of_failure(

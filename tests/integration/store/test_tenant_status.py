@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from dispatcher.errors import DatabaseBusyError, NotFoundError
-from dispatcher.model import EndpointKey, Outcome
+from dispatcher.model import Attempt, EndpointKey, Outcome
 from dispatcher.store import attempts, endpoint_status, partitions, tenant_status
 from dispatcher.store.database import Database
 from dispatcher.store.partitions import Partition
@@ -63,6 +63,11 @@ async def park(connection: asyncpg.Connection, key: EndpointKey, seq: int, since
         seq,
         since,
     )
+
+
+async def try_by_proxy(db: Database, key: EndpointKey, seq: int, at: datetime, event_id: str = "e") -> None:
+    attempt = Attempt(key, seq, event_id, 1, 0, at, 0.1, Outcome.EGRESS_PROXY_FAILED, None, "x", None)
+    await attempts.append(db, [attempt])
 
 
 async def halt(connection: asyncpg.Connection, key: EndpointKey, seq: int, since: datetime) -> None:
@@ -148,6 +153,25 @@ async def test_a_parked_delivery_that_is_halted_is_due_to_nobody(
     assert (await endpoint_status.read(db, "acme", name)).troubles.parked_due == now + MINUTE
 
 
+async def test_a_parked_delivery_that_only_the_egress_proxy_has_failed_has_failed_and_one_that_waits_untried_has_not(
+    db: Database, connection: asyncpg.Connection, tenant_id: UUID, now: datetime
+) -> None:
+    key = await add_endpoint(connection, tenant_id, cursor_seq=9, cursor_time=now - MINUTE)
+    (name,) = await names(connection, key)
+    for seq in (3, 4, 5):
+        await park(connection, key, seq, now - MINUTE)
+    await connection.execute("UPDATE parked SET attempts = 0, due_time = $1", now - MINUTE)
+    troubles = (await endpoint_status.read(db, "acme", name)).troubles
+    assert (troubles.lowest_parked_failed, troubles.parked_due) == (None, None)
+    soon = now + 5 * MINUTE
+    await connection.execute("UPDATE parked SET due_time = $1 WHERE seq = 5", soon)
+    troubles = (await endpoint_status.read(db, "acme", name)).troubles
+    assert (troubles.lowest_parked_failed, troubles.parked_due) == (5, soon)
+    await try_by_proxy(db, key, 4, now)
+    troubles = (await endpoint_status.read(db, "acme", name)).troubles
+    assert (troubles.lowest_parked_failed, troubles.parked_due) == (4, now - MINUTE)
+
+
 async def test_what_is_delivered_above_the_cursor_is_taken_off_and_counted_as_recent(
     db: Database, connection: asyncpg.Connection, tenant_id: UUID, now: datetime
 ) -> None:
@@ -223,24 +247,25 @@ async def test_of_a_large_tenant_an_old_backlog_is_looked_for_where_something_is
     days_ago = now - timedelta(days=3)
     for table in ("outbox", "event"):
         await partitions._create_and_attach(connection, Partition(table, days_ago.astimezone(UTC).date()))
-    _quiet, paused, halted, failing, parked, busy = [
+    _quiet, paused, halted, failing, parked, busy, at_proxy = [
         await behind(connection, tenant_id, 2, days_ago, state=state)
-        for state in ("ACTIVE", "PAUSED", "ACTIVE", "ACTIVE", "ACTIVE", "ACTIVE")
+        for state in ("ACTIVE", "PAUSED", "ACTIVE", "ACTIVE", "ACTIVE", "ACTIVE", "ACTIVE")
     ]
     await halt(connection, halted, 1, now)
     await fail(connection, failing, now)
     await park(connection, parked, 0, days_ago)
     await add_rows(connection, busy, 1, first_seq=3, time=now)
+    await try_by_proxy(db, at_proxy, 1, now)
     whole = await status_of(db)
-    assert (whole.walk.total, whole.walk.backlog) == (6, 14)
+    assert (whole.walk.total, whole.walk.backlog) == (7, 16)
     monkeypatch.setattr(tenant_status, "EXACT_ENDPOINTS_MAX", 5)
     status = await status_of(db)
-    assert (status.walk.total, status.walk.backlog, status.walk.is_partial) == (6, 12, False)
+    assert (status.walk.total, status.walk.backlog, status.walk.is_partial) == (7, 14, False)
     assert status.oldest_time == whole.oldest_time == days_ago
     found = {standing.key: standing.backlog for standing in status.walk.standings}
-    assert found == {paused: 2, halted: 2, failing: 2, parked: 3, busy: 3}
+    assert found == {paused: 2, halted: 2, failing: 2, parked: 3, busy: 3, at_proxy: 2}
     await connection.execute("UPDATE tenant SET state = 'PAUSED'")
-    assert (await status_of(db)).walk.backlog == 14
+    assert (await status_of(db)).walk.backlog == 16
 
 
 async def test_more_endpoints_than_are_sampled_make_the_statistics_those_of_the_most_behind(

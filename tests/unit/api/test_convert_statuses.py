@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
 from webhooks.v1 import delivery_pb2
 
-from dispatcher.api.convert.deliveries import first_attempt_time, status_message
-from dispatcher.model import Endpoint, EndpointState, TenantState
+from dispatcher.api.convert.deliveries import first_attempt_time, next_attempt_time, status_message
+from dispatcher.model import Endpoint, EndpointState, Outcome, TenantState
 from dispatcher.policy import NO_RETRY_OVERRIDES, ExponentialBackoff, RetryDefaults, RetrySchedule
 from dispatcher.store.endpoint_status import EndpointStatus
 from dispatcher.store.endpoint_troubles import EndpointTroubles
@@ -98,6 +100,18 @@ def test_nothing_is_attempted_before_the_probe_of_a_circuit_where_no_url_is_left
     two_urls = replace(ENDPOINT, settings=replace(SETTINGS, fallback_urls=("https://other.example/",)))
     assert first_attempt_time(replace(parked(SOON, LATER), endpoint=two_urls), None) == SOON
     assert first_attempt_time(replace(parked(SOON, MUCH_LATER, LATER), endpoint=two_urls), None) == LATER
+
+
+@pytest.mark.parametrize("ago_s", [0.5, 1000.0])
+def test_what_the_egress_proxy_failed_is_tried_again_within_the_services_own_bound_whenever_that_was(
+    ago_s: float,
+) -> None:
+    """Few of those attempts are on record: the last one that is may be old."""
+    last = SimpleNamespace(
+        start_time=NOW - timedelta(seconds=ago_s), duration_s=0.5, outcome=Outcome.EGRESS_PROXY_FAILED, number=0
+    )
+    blocked = replace(STATUS, blocked_by=cast("Any", SimpleNamespace(seq=1, last_attempt=last)))
+    assert next_attempt_time(blocked, RETRY) == NOW + timedelta(seconds=RETRY.exponential.max_s)
 
 
 HELD = {

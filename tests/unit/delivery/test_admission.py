@@ -118,12 +118,51 @@ def test_what_a_receiver_asked_for_ends_with_its_url() -> None:
 
 def test_a_proxy_that_fails_only_puts_off_and_for_no_longer_than_it_has_been_failing_again() -> None:
     gate = admission()
-    waits_s = [gate.proxy_failed(now, 0.5) for now in (100.0, 100.5, 104.0, 140.0, 1000.0)]
+    waits_s = [gate.proxy_failed(now, 0.5) for now in (100.0, 100.5, 104.0, 140.0, 600.0)]
     assert waits_s == [0.5, 0.5, 2.0, 20.0, 30.0]
-    assert gate.opens_at(1000, TIME) == 1030
+    assert gate.opens_at(600, TIME) == 630
     assert gate.open_circuits == []
     assert gate.throttled_per_s is None
-    assert not gate.is_at_rest(1030)
+    assert not gate.is_at_rest(630)
+
+
+def test_while_the_proxy_fails_one_attempt_begins_at_a_time() -> None:
+    gate = admission()
+    gate.proxy_failed(0, 0.5)
+    gate.begin(1, TIME)
+    assert gate.opens_at(10, TIME) > 10
+    assert gate.is_ours(10)
+    gate.proxy_failed(16, 0.1)
+    assert gate.opens_at(16, TIME) == pytest.approx(17.6)
+    attempt(gate, 18, 204)
+    for _ in range(3):
+        assert gate.opens_at(19, TIME) <= 19
+        gate.begin(19, TIME)
+
+
+def test_a_receivers_wish_holds_beyond_the_end_of_the_attempt_that_others_waited_for() -> None:
+    gate = admission()
+    gate.proxy_failed(0, 0.5)
+    attempt(gate, 1, 503, hold_s=30)
+    assert gate.opens_at(2, TIME) == 31
+
+
+def test_an_attempt_that_was_lost_does_not_shut_the_gate_for_good() -> None:
+    gate = admission()
+    gate.proxy_failed(0, 0.5)
+    gate.begin(1, TIME)
+    assert gate.opens_at(61, TIME) <= 61
+
+
+def test_a_proxy_that_failed_long_ago_is_forgotten() -> None:
+    gate = admission()
+    for now in (0, 300, 600):
+        gate.proxy_failed(now, 0.5)
+    assert not gate.is_at_rest(1200)
+    assert gate.is_at_rest(1201)
+    gate.begin(1201, TIME)
+    assert gate.opens_at(1201, TIME) <= 1201
+    assert gate.proxy_failed(1210, 0.5) == 0.5
 
 
 def test_whatever_a_receiver_does_ends_the_waiting_for_the_proxy() -> None:

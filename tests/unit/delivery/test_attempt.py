@@ -11,6 +11,7 @@ from opentelemetry.trace import NoOpTracer, SpanKind, StatusCode
 
 from dispatcher.delivery.attempt import Attempter, outcome_of
 from dispatcher.delivery.exchange import Exchange, ExchangeKind
+from dispatcher.delivery.proxy_records import ProxyRecords
 from dispatcher.model import Attempt, Outcome, Payload, TracePropagation
 from dispatcher.telemetry import Instruments, Tracing
 from tests.support.deliveries import NOW, row_of
@@ -44,10 +45,18 @@ class Bench:
         self.receiver = Receiver(answer)
         self.recorded: list[Attempt] = []
         self.instruments = Noted.silent()
-        self.attempter = self.make(tracing_to(self.spans, sampler=sampler))
+        self.tracing = tracing_to(self.spans, sampler=sampler)
+        self.attempter = self.make(self.tracing)
 
     def make(self, tracing) -> Attempter:
-        return Attempter(self.receiver, self.recorded.append, tracing, self.instruments, wall_clock=lambda: NOW_S)
+        return Attempter(
+            self.receiver,
+            self.recorded.append,
+            tracing,
+            self.instruments,
+            wall_clock=lambda: NOW_S,
+            proxy_records=ProxyRecords(0.0),
+        )
 
     async def attempt(self, row=None, number=1, **settings):
         return await self.attempter.attempt(runtime_of(**settings), row or row_of(), number, 5)
@@ -55,6 +64,17 @@ class Bench:
     @property
     def sent_traceparent(self) -> str | None:
         return self.receiver.requests[-1].headers.get("traceparent")
+
+
+async def test_of_what_the_egress_proxy_fails_in_a_row_one_is_recorded():
+    bench = Bench(Exchange(ExchangeKind.EGRESS_PROXY_FAILED, 0.1, error="the egress proxy is not reached"))
+    attempter = Attempter(
+        bench.receiver, bench.recorded.append, bench.tracing, bench.instruments, proxy_records=ProxyRecords(60.0)
+    )
+    for _ in range(3):
+        await attempter.attempt(runtime_of(), row_of(), 1, 5)
+    assert len(bench.recorded) == 1
+    assert len(bench.receiver.requests) == 3
 
 
 async def test_what_the_egress_proxy_failed_bears_the_number_of_the_attempt_before_it():

@@ -43,8 +43,14 @@ class Counted(Instruments):
 class Shut:
     """A gate that lets nothing begin."""
 
+    def __init__(self, *, ours: bool = False) -> None:
+        self.ours = ours
+
     def opens_at(self, now: float, row_time: datetime) -> float:
         return math.inf
+
+    def is_ours(self, now: float) -> bool:
+        return self.ours
 
 
 class Watched:
@@ -226,6 +232,13 @@ async def test_an_attempt_that_counted_for_nothing_excuses_nobody() -> None:
     case.lane.failed(case.begin(2).seq, 1000)
     case.lane.gate = Shut()
     assert await case.look(100) == {"late": 2}
+
+
+async def test_what_waits_while_the_egress_proxy_fails_is_late() -> None:
+    """None was tried yet, and any of them could be: it is one at a time."""
+    case = await watched(3, mode=UNORDERED).owned()
+    case.lane.gate = Shut(ours=True)
+    assert await case.look(100) == {"late": 3}
 
 
 async def test_a_halted_endpoint_is_excused() -> None:

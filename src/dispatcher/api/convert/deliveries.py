@@ -112,10 +112,13 @@ def next_attempt_time(status: EndpointStatus, retry: RetryDefaults) -> datetime 
     others_wait = endpoint.settings.ordering_mode is not OrderingMode.UNORDERED
     policy = resolve(retry, troubles.tenant_retry, endpoint.settings.retry, others_wait=others_wait)
     last = delivery.last_attempt
-    # For our own proxy the service waits, by its own bounds: see `delivery.admission`.
-    is_ours = last.outcome is Outcome.EGRESS_PROXY_FAILED
-    wait_s = retry.exponential.max_s if is_ours else wait_bound_s(policy.backoff, last.number)
-    due = status.blocked_due or last.start_time + timedelta(seconds=last.duration_s + wait_s)
+    ended = last.start_time + timedelta(seconds=last.duration_s)
+    # For our own proxy the service waits, by its own bounds (`delivery.admission`), and few attempts are on record.
+    if last.outcome is Outcome.EGRESS_PROXY_FAILED:
+        bound = max(ended, status.now) + timedelta(seconds=retry.exponential.max_s)
+    else:
+        bound = ended + timedelta(seconds=wait_bound_s(policy.backoff, last.number))
+    due = status.blocked_due or bound
     return max(due, _first_probe(status) or due)
 
 

@@ -3,22 +3,25 @@
     name resolved ──▶ at the proxy ──tunnel opened──▶ through: what fails from here on is the receiver's
                           └── whatever fails here is the proxy's, save where it says that the receiver is to blame
 
-A proxy says so by `Proxy-Status` (RFC 9209; Envoy can) or by `X-Squid-Error`. A bare 502 or 503 to CONNECT says nothing
-of the kind: it is what a proxy answers that has lost its own uplink, too.
+A proxy says so by `Proxy-Status` (RFC 9209; Envoy can) or by `X-Squid-Error`. A bare 502, 503 or 504 to CONNECT says
+nothing of the kind, nor does silence: so does a proxy that has lost its own uplink, too. What it does for others tells
+(`tunnels`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
+from dispatcher.delivery.client.proxy_probe import ProbeOptions, ProxyProbe
+from dispatcher.delivery.client.tunnels import Asked, Target, Tunnels
 from dispatcher.delivery.exchange import ExchangeKind
+from dispatcher.security.egress_proxy import EgressProxy
 
 _RECEIVER_ERRORS = {
     "destination_unavailable": ExchangeKind.CONNECTION_FAILED,
@@ -29,14 +32,41 @@ _RECEIVER_ERRORS = {
 """What a proxy says of the next hop (RFC 9209 section 2.3). The rest is about itself, or about names, which it is
 never told."""
 _ERROR = re.compile(r';\s*error\s*=\s*"?([a-z_]+)')
+_BARE = {
+    502: ExchangeKind.CONNECTION_FAILED,
+    503: ExchangeKind.CONNECTION_FAILED,
+    504: ExchangeKind.TIMEOUT,
+}
+"""What a proxy answers where it does not get through, for whatever reason."""
 _SQUID_CONNECT_FAILED = "ERR_CONNECT_FAIL"
 
 
-@dataclass(slots=True)
 class Way:
-    """How far one request has come."""
+    """How far one request has come: on its way to the proxy, then `asked`, and no more `is_at_proxy` once the tunnel is
+    open. What comes by a tunnel that was open before has not asked."""
 
-    is_at_proxy: bool = False
+    __slots__ = ("_clock", "_receiver", "_target", "_tunnels", "asked", "is_at_proxy")
+
+    def __init__(self, tunnels: Tunnels, receiver: str, target: Target, clock: Callable[[], float]) -> None:
+        self._tunnels = tunnels
+        self._receiver = receiver
+        self._target = target
+        self._clock = clock
+        self.is_at_proxy = True
+        self.asked: Asked | None = None
+
+    def ask(self) -> None:
+        """The proxy is connected to, and is asked for the tunnel."""
+        self.asked = self._tunnels.ask(self._receiver, self._target, self._clock())
+
+    def opened(self) -> None:
+        """The proxy has opened the tunnel."""
+        self.is_at_proxy = False
+        self._tunnels.opened(self._target, self._clock(), self._receiver)
+
+    def answered(self) -> None:
+        """The receiver has answered, by whatever tunnel."""
+        self._tunnels.answered(self._target, self._receiver)
 
 
 way: ContextVar[Way] = ContextVar("way")
@@ -57,11 +87,19 @@ class TunnelRequest(aiohttp.ClientRequest):
 class TunnelConnector(aiohttp.TCPConnector):
     """aiohttp's own, which asks for a tunnel where it is to speak TLS; here also where it is not."""
 
+    async def _create_direct_connection(
+        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout, **named: Any
+    ) -> Any:
+        """The only connections are to the proxy."""
+        made = await super()._create_direct_connection(req, traces, timeout, **named)
+        way.get().ask()
+        return made
+
     async def _start_tls_connection(
         self, underlying_transport: asyncio.Transport, req: aiohttp.ClientRequest, *arguments: Any, **named: Any
     ) -> Any:
         """The proxy has opened a tunnel."""
-        way.get().is_at_proxy = False
+        way.get().opened()
         if req.url.scheme == "https":
             return await super()._start_tls_connection(underlying_transport, req, *arguments, **named)
         protocol = self._factory()
@@ -70,17 +108,50 @@ class TunnelConnector(aiohttp.TCPConnector):
         return underlying_transport, protocol
 
 
-def classify_at_proxy(failure: Exception) -> tuple[ExchangeKind, str]:
-    """The kind of a failure at the proxy and a sentence for the record; neither repeats what the proxy wrote."""
-    if isinstance(failure, aiohttp.ClientHttpProxyError):
-        blamed = _blames_receiver(failure.headers or {})
-        if blamed is not None:
-            return blamed, "the egress proxy did not get through to the receiver"
-        return ExchangeKind.EGRESS_PROXY_FAILED, f"the egress proxy answered {failure.status}"
-    return ExchangeKind.EGRESS_PROXY_FAILED, f"the egress proxy {_what_it_did(failure)}"
+class Blame:
+    """Of one client: what its proxy did, and for whom. `close` it."""
+
+    def __init__(self, proxy: EgressProxy, options: ProbeOptions, clock: Callable[[], float]) -> None:
+        self.proxy = proxy
+        self._clock = clock
+        self._tunnels = Tunnels(options.evidence_s, options.target)
+        self._probe = ProxyProbe(proxy, self._tunnels, options, clock)
+
+    def way(self, receiver: str, address: str, port: int) -> Way:
+        """That of a request to `receiver`, a host and port, at that address."""
+        return Way(self._tunnels, receiver, Target(address, port), self._clock)
+
+    async def close(self) -> None:
+        """Nothing is asked of the proxy any more."""
+        await self._probe.close()
+
+    def classify(self, failure: Exception, asked: Asked | None) -> tuple[ExchangeKind, str]:
+        """The kind of a failure at the proxy and a sentence for the record; neither repeats what the proxy wrote."""
+        said = failure.headers if isinstance(failure, aiohttp.ClientHttpProxyError) else None
+        headers: Mapping[str, str] = said or {}
+        told = _blames_receiver(headers)
+        if told is not None:
+            return told, "the egress proxy did not get through to the receiver"
+        unexplained = None if asked is None or _explains(headers) else _unexplained(failure)
+        if asked is not None and unexplained is not None:
+            self._probe.want(asked.target)
+            if self._tunnels.failed(asked, self._clock()):
+                return unexplained, "the egress proxy gets through to others, but not to the receiver"
+        return ExchangeKind.EGRESS_PROXY_FAILED, f"the egress proxy {_what_it_did(failure)}"
+
+
+def _unexplained(failure: Exception) -> ExchangeKind | None:
+    """What it is if it is the receiver's; None for what a receiver can't cause."""
+    if isinstance(failure, TimeoutError):
+        return ExchangeKind.TIMEOUT
+    if not isinstance(failure, aiohttp.ClientHttpProxyError):
+        return None
+    return _BARE.get(failure.status)
 
 
 def _what_it_did(failure: Exception) -> str:
+    if isinstance(failure, aiohttp.ClientHttpProxyError):
+        return f"answered {failure.status}"
     if isinstance(failure, TimeoutError):
         return "did not answer before the deadline"
     if isinstance(failure, aiohttp.ClientConnectorError):
@@ -95,3 +166,8 @@ def _blames_receiver(headers: Mapping[str, str]) -> ExchangeKind | None:
         return ExchangeKind.CONNECTION_FAILED
     found = _ERROR.search(headers.get("Proxy-Status", ""))
     return None if found is None else _RECEIVER_ERRORS.get(found[1])
+
+
+def _explains(headers: Mapping[str, str]) -> bool:
+    """Whether the proxy gives a reason, which is its own where it does not blame the receiver."""
+    return "X-Squid-Error" in headers or _ERROR.search(headers.get("Proxy-Status", "")) is not None

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Self
 import aiohttp
 from aiohttp import hdrs
 
-from dispatcher.delivery.client.by_proxy import TunnelConnector, TunnelRequest, Way, classify_at_proxy, way
+from dispatcher.delivery.client.by_proxy import Blame, TunnelConnector, TunnelRequest, Way, way
 from dispatcher.delivery.client.connections import Connections, Route
 from dispatcher.delivery.client.failures import classify
+from dispatcher.delivery.client.proxy_probe import ProbeOptions
 from dispatcher.delivery.client.wire import Reading, ResponseLimits, Writes, converse, request_head
 from dispatcher.delivery.exchange import Exchange, ExchangeKind, WebhookRequest
 from dispatcher.security.addresses import AddressKind, IPNetwork, is_within
@@ -48,7 +49,7 @@ class ClientOptions:
 
     `connections_max` bounds connections in use (keep it above the cap on requests in flight: waiting for one counts
     against a request's deadline); 0 is no bound. Beyond `idle_connections_max` open ones, a connection is closed after
-    one use. All webhooks go through `proxy` if there is one.
+    one use. All webhooks go through `proxy` if there is one; `probe` tells how it is found out whether that works.
     `connect_timeout_s` is the longest that a new connection may take, from the name look-up to the end of the TLS
     handshake; by a proxy, what it takes to reach that, and the handshake. `keepalive_timeout_s` stays below what common
     servers keep (5 s in Node.js and uvicorn), since reusing a connection as its server closes it costs a failed
@@ -65,6 +66,7 @@ class ClientOptions:
     header_count_max: int = 100
     ca_file: str | None = None
     proxy: EgressProxy | None = None
+    probe: ProbeOptions = field(default_factory=ProbeOptions)
     resolver: ResolverOptions = field(default_factory=ResolverOptions)
 
 
@@ -80,7 +82,7 @@ class _Sending:
     client: WebhookClient
     deadline_s: float
     peer: str | None = None
-    way: Way = field(default_factory=Way)
+    way: Way | None = None
 
     @property
     def host(self) -> str | None:
@@ -135,6 +137,8 @@ class WebhookClient:
         )
         self._writes = Writes()
         self._connections: Connections | None = None
+        proxy = self._options.proxy
+        self._blame = None if proxy is None else Blame(proxy, self._options.probe, clock)
         self.open_connections = 0
 
     async def __aenter__(self) -> Self:
@@ -162,6 +166,8 @@ class WebhookClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._blame is not None:
+            await self._blame.close()
         if self._connections is not None:
             await self._connections.close()
         if self._resolver is not None:
@@ -178,13 +184,13 @@ class WebhookClient:
         sending = _Sending(request, self, start_s + request.timeout_s)
         reading = Reading()
         try:
-            if self._options.proxy is None:
+            if self._blame is None:
                 await self._post_directly(self._connections, sending, reading, start_s)
             else:
-                await self._post_by(self._options.proxy, self._connections, sending, reading)
+                await self._post_by(self._blame, self._connections, sending, reading)
             kind, error = ExchangeKind.RESPONSE, ""
         except Exception as failure:  # noqa: BLE001  # a hostile peer must not be able to end a delivery loop
-            kind, error = classify_at_proxy(failure) if sending.way.is_at_proxy else classify(failure, reading)
+            kind, error = self._classify(failure, sending, reading)
         kept = request.excerpt_bytes_max
         return Exchange(
             kind,
@@ -239,34 +245,52 @@ class WebhookClient:
             connection.close()
         raise _UnfitError("no connection stayed open for a request")
 
-    async def _post_by(self, proxy: EgressProxy, connections: Connections, sending: _Sending, reading: Reading) -> None:
+    def _classify(self, failure: Exception, sending: _Sending, reading: Reading) -> tuple[ExchangeKind, str]:
+        if self._blame is not None and sending.way is not None and sending.way.is_at_proxy:
+            return self._blame.classify(failure, sending.way.asked)
+        return classify(failure, reading)
+
+    async def _post_by(self, blame: Blame, connections: Connections, sending: _Sending, reading: Reading) -> None:
         """The same through a proxy, which is told the address that was checked here."""
         request = sending.request
+        url = request.url
         async with asyncio.timeout(request.timeout_s):
-            route = await self._route_by(proxy, request)
+            address = await self._checked_address(request)
+            route = await self._route_by(blame.proxy, request, address)
             _sending.set(sending)
-            way.set(sending.way)
-            sending.way.is_at_proxy = True
-            connection = await connections.connect(route)
+            by = blame.way(url.authority, address, url.port)
+            connection = await self._tunnel(connections, sending, route, by)
             is_reusable = False
             try:
-                url = request.url
                 head = request_head(url.target, url.authority, request.headers, len(request.body))
-                if not self._is_fit(sending, *_with_peer(connection)):
-                    raise _UnfitError("the proxy's connection was lost before it was used")
-                sending.way.is_at_proxy = False
                 left_s = sending.deadline_s - self._clock()
                 is_reusable = await converse(
                     connection, head, request.body, self._writes, self._limits, reading, left_s
                 )
+                by.answered()
             finally:
                 if is_reusable:
                     connection.release()
                 else:
                     _drop(connection)
 
-    async def _route_by(self, proxy: EgressProxy, request: WebhookRequest) -> aiohttp.ClientRequest:
-        address = await self._checked_address(request)
+    async def _tunnel(
+        self, connections: Connections, sending: _Sending, route: aiohttp.ClientRequest, at: Way
+    ) -> Connection:
+        """A tunnel that may be written to. One that was kept and is lost meanwhile says nothing of the proxy: another
+        takes its place."""
+        sending.way = at
+        way.set(at)
+        for _ in range(_REUSE_TRIES):
+            at.is_at_proxy, at.asked = True, None
+            connection = await connections.connect(route)
+            if self._is_fit(sending, *_with_peer(connection)):
+                at.is_at_proxy = False
+                return connection
+            connection.close()
+        raise _UnfitError("no tunnel stayed open for a request")
+
+    async def _route_by(self, proxy: EgressProxy, request: WebhookRequest, address: str) -> aiohttp.ClientRequest:
         return TunnelRequest(
             hdrs.METH_POST,
             numeric(request.url, address),

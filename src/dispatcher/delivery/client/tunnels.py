@@ -1,0 +1,185 @@
+"""Whose fault it is when the proxy gives no reason: what it has opened to others meanwhile tells. Pure; all times are
+monotonic seconds.
+
+    tunnel to another ─▶ ours fails ─▶ tunnel to another ─▶ ours begins, and fails again
+    └──────── proves one failure of the receiver ──────┘                 └─ counts as the receiver's, on that proof
+
+Each proof counts once, so that never more is counted than the receiver has failed while the proxy was at work; and an
+outage of the proxy, in which no tunnel is opened at all, proves nothing. Others are those that the proxy reaches in the
+same way: a proxy that has lost IPv6, or its way out to the world, may well go on opening tunnels within.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+OPENED_MAX = 256
+"""Receivers that are remembered as reached, of each way out."""
+DOUBTS_MAX = 10_000
+"""Receivers that are remembered as not reached, of each way out."""
+PROOFS_MAX = 1024
+"""Failures of one receiver that are proven and not yet counted."""
+
+
+class Target(NamedTuple):
+    """Where a tunnel leads to: an address, or the name that the settings give for the probe."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, authority: str) -> Target:
+        """From `host:port`, IPv6 in brackets."""
+        host, _, port = authority.rpartition(":")
+        return cls(host.strip("[]"), int(port))
+
+    @property
+    def authority(self) -> str:
+        """As CONNECT has it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A tunnel that is wanted, for the receiver of that name (host and port): its address may be another each time.
+
+    `was_working`: `works_for_others` at `began_at`.
+    """
+
+    receiver: str
+    target: Target
+    began_at: float
+    was_working: bool
+
+
+@dataclass(slots=True)
+class _Doubt:
+    """The failures of one receiver that began before the first of them had ended, which was at `ended_at`.
+
+    `was_working`: a tunnel to another had been opened shortly before; `works_at`: when one was, shortly after. `proven`
+    are failures of earlier ones that have not been counted.
+    """
+
+    target: Target
+    ended_at: float
+    was_working: bool
+    proven: int = 0
+    failures: int = 0
+    works_at: float = math.inf
+
+
+@dataclass(slots=True)
+class _WayOut:
+    opened: OrderedDict[Target, float] = field(default_factory=OrderedDict)
+    doubts: OrderedDict[str, _Doubt] = field(default_factory=OrderedDict)
+    unanswered: dict[str, _Doubt] = field(default_factory=dict)
+    """The doubts after which no tunnel has been opened to another yet."""
+
+
+class Tunnels:
+    """What one proxy has opened and what it has not. A tunnel within `evidence_s` of a failure tells something of it.
+
+    A tunnel to `named`, if there is one, tells of every way out: somebody has said that the proxy always reaches it.
+    """
+
+    def __init__(self, evidence_s: float, named: Target | None = None) -> None:
+        self._evidence_s = evidence_s
+        self._named = named
+        self._named_at = -math.inf
+        self._is_named_away = False
+        self._ways: dict[tuple[int, bool], _WayOut] = {}
+
+    def ask(self, receiver: str, target: Target, now: float) -> Asked:
+        """The proxy is asked for a tunnel."""
+        return Asked(receiver, target, now, self._works_for_others(target, now))
+
+    def _works_for_others(self, target: Target, now: float) -> bool:
+        since = now - self._evidence_s
+        if target != self._named and self._named_at >= since:
+            return True
+        newest_first = reversed(self._way(target).opened.items())
+        return next((at for other, at in newest_first if other != target), -math.inf) >= since
+
+    def opened(self, target: Target, now: float, receiver: str = "") -> None:
+        """The proxy has opened a tunnel; to `receiver`, unless only to learn whether it works."""
+        if target == self._named:
+            self._named_at, self._is_named_away = now, False
+            for way in self._ways.values():
+                self._answer(way, target, now)
+            return
+        way = self._way(target)
+        way.opened[target] = now
+        way.opened.move_to_end(target)
+        while len(way.opened) > OPENED_MAX:
+            way.opened.popitem(last=False)
+        self.answered(target, receiver)
+        self._answer(way, target, now)
+
+    def answered(self, target: Target, receiver: str) -> None:
+        """The receiver is reached, if only by a tunnel that was open before: what it failed at is over."""
+        way = self._way(target)
+        if way.doubts:
+            way.doubts.pop(receiver, None)
+            way.unanswered.pop(receiver, None)
+
+    def _answer(self, way: _WayOut, target: Target, now: float) -> None:
+        if not way.unanswered:
+            return
+        still = {receiver: doubt for receiver, doubt in way.unanswered.items() if doubt.target == target}
+        for receiver, doubt in way.unanswered.items():
+            if receiver not in still and now - doubt.ended_at <= self._evidence_s:
+                doubt.works_at = now
+        way.unanswered = still
+
+    def failed(self, asked: Asked, now: float) -> bool:
+        """The proxy did not open a tunnel and did not say why. True: counts as the receiver's."""
+        way, receiver = self._way(asked.target), asked.receiver
+        doubt = way.doubts.get(receiver)
+        if doubt is None or asked.began_at >= doubt.ended_at:
+            proven = 0 if doubt is None else _proven(doubt, asked.began_at)
+            doubt = _Doubt(asked.target, now, asked.was_working, proven)
+            way.doubts[receiver] = way.unanswered[receiver] = doubt
+            way.doubts.move_to_end(receiver)
+        while len(way.doubts) > DOUBTS_MAX:
+            forgotten, _ = way.doubts.popitem(last=False)
+            way.unanswered.pop(forgotten, None)
+        doubt.failures += 1
+        if not doubt.proven:
+            return False
+        doubt.proven -= 1
+        return True
+
+    def others(self, target: Target) -> list[Target]:
+        """Whom to ask the proxy for, to learn whether it works: the named one, unless it was not reached the last time,
+        and those that were reached, the last one first."""
+        reached = [other for other in reversed(self._way(target).opened) if other != target]
+        if self._named is None or self._named == target:
+            return reached
+        return [*reached, self._named] if self._is_named_away else [self._named, *reached]
+
+    def not_opened(self, target: Target) -> None:
+        """The proxy was asked for no more than to learn whether it works, and it did not open that one: others are
+        asked for first from now on."""
+        if target == self._named:
+            self._is_named_away = True
+            return
+        opened = self._way(target).opened
+        if target in opened:
+            opened[target] = -math.inf
+            opened.move_to_end(target, last=False)
+
+    def _way(self, target: Target) -> _WayOut:
+        if target == self._named:
+            return _WayOut()
+        address = ipaddress.ip_address(target.host)
+        return self._ways.setdefault((address.version, address.is_global), _WayOut())
+
+
+def _proven(doubt: _Doubt, began_at: float) -> int:
+    """One that has begun before the proxy was seen at work again may have begun in the same outage."""
+    found = doubt.failures if doubt.was_working and doubt.works_at <= began_at else 0
+    return min(doubt.proven + found, PROOFS_MAX)
