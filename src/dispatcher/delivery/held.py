@@ -50,7 +50,18 @@ class Cold:
 class Held:
     """The account of one lane; what the slots mean for the order is the lane's affair."""
 
-    __slots__ = ("_done_ahead", "cold", "deleting", "doubtful", "finished", "halts", "parking", "rescheduled", "slots")
+    __slots__ = (
+        "_done_ahead",
+        "cold",
+        "deleting",
+        "doubtful",
+        "finished",
+        "halts",
+        "of_another_mode",
+        "parking",
+        "rescheduled",
+        "slots",
+    )
 
     def __init__(self) -> None:
         self.slots: dict[int, Slot] = {}
@@ -58,6 +69,8 @@ class Held:
         self.cold: dict[str | None, Cold] = {}
         self.halts: dict[int, HeldHalt] = {}
         """Halts on record, by sequence."""
+        self.of_another_mode: list[Slot] = []
+        """Those among `slots` that are not of the mode of the parked ones: nothing above them may start before them."""
         self.parking: set[int] = set()
         """Chosen to be parked, not yet known to be."""
         self.doubtful: set[int] = set()
@@ -92,8 +105,12 @@ class Held:
         if row.seq in self._done_ahead:
             self._done_ahead.discard(row.seq)
             return True
+        return row.seq in self.slots or self.is_cold(row)
+
+    def is_cold(self, row: OutboxRow) -> bool:
+        """Whether the row, once parked, is among those of its key that are read again."""
         cold = self.cold.get(row.ordering_key)
-        return row.seq in self.slots or (cold is not None and row.seq > cold.after_seq)
+        return cold is not None and row.seq > cold.after_seq
 
     def finish(self, slot: Slot, tail: int) -> None:
         """A held slot is done, on record. Above the `tail` it will be met in its place, maybe as it was before."""

@@ -120,7 +120,7 @@ class Lane(WindowLane):
                 return
             if slot.state >= ACKNOWLEDGED:
                 continue
-            is_cold = slot.row.ordering_key in self._held.cold and self._mode is OrderingMode.ORDERED_BY_KEY
+            is_cold = self._mode is OrderingMode.ORDERED_BY_KEY and self._held.is_cold(slot.row)
             if (room <= 0 and not is_cold) or not self._is_stuck(slot):
                 return
             room -= not is_cold
@@ -191,7 +191,7 @@ class Lane(WindowLane):
             return
         is_new = key not in self._held.cold
         cold = self._held.cool(key, template.row.seq, template.row, template.mode or OrderingMode.ORDERED_BY_KEY)
-        gone = order.chill(key, kept_max, cold.marker)
+        gone = order.chill(key, kept_max, cold.marker, 0 if is_new else cold.after_seq)
         if is_new and gone:
             cold.after_seq = min(slot.row.seq for slot in gone) - 1
         elif is_new:

@@ -370,11 +370,12 @@ class WindowLane(LaneState):
             if slot.state < ACKNOWLEDGED:
                 if slot.mode is None:
                     return
-                if slot.mode is not self._mode:
+                if slot.mode is not self._mode or self._held.of_another_mode:
                     if self._acknowledged_through < self._admitted_through or not self._everything_aside_is_done:
                         return
                     self._mode = slot.mode
                     self._order = order_of(slot.mode)
+                    self._held.of_another_mode = []
                 self._go_on_waiting(slot)
                 self._order.admit(slot)
             self._admitted_through = slot.row.seq
@@ -406,4 +407,6 @@ class WindowLane(LaneState):
         self._held.slots[halt.row.seq] = slot
         if self._mode is None:
             self._mode, self._order = halt.mode, order_of(halt.mode)
+        if halt.mode is not self._mode:
+            self._held.of_another_mode.append(slot)
         self._order.admit(slot)
