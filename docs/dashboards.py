@@ -296,6 +296,12 @@ FLEET = Dashboard(
                 },
             ),
             Panel(
+                "Since upkeep last went through",
+                {"": f"time() - {most('dispatcher_upkeep_last_success_seconds')}"},
+                "s",
+                "It makes the partitions of the coming days and drops the old ones.",
+            ),
+            Panel(
                 "Events in one commit, attempts in one flush",
                 {
                     "events": f"{rate('dispatcher_commit_events_sum')} / {rate('dispatcher_commit_events_count')}",

@@ -52,7 +52,7 @@ from dispatcher.store.database import Database, DatabaseOptions
 from dispatcher.store.group_commit import GroupCommit, GroupCommitLimits
 from dispatcher.store.migrate import check_schema
 from dispatcher.store.observation import Observation
-from dispatcher.store.upkeep import UpkeepSettings
+from dispatcher.store.upkeep import UpkeepReport, UpkeepSettings
 from dispatcher.telemetry import ExportPlan, Health, Telemetry, configure_logging, start_telemetry
 from dispatcher.workers.process import supervisor_gone
 
@@ -96,8 +96,14 @@ class Core:
         )
 
     async def _keep_partitions(self, stop: asyncio.Event) -> None:
-        blocked = self.telemetry.instruments.retention_blocked
-        await upkeep.run(self.database, _upkeep(self.settings), stop, blocked.by_label)
+        instruments = self.telemetry.instruments
+        instruments.upkeep_last_success_s.set(0)  # one that never goes through is to be seen as well
+
+        def on_done(report: UpkeepReport) -> None:
+            instruments.retention_blocked.by_label(report.blocked)
+            instruments.upkeep_last_success_s.set(time.time())
+
+        await upkeep.run(self.database, _upkeep(self.settings), stop, on_done)
 
     async def _watch_horizon(self) -> None:
         await horizon.watch(self.database, self.telemetry.instruments, self.settings.metrics_database_interval_s)

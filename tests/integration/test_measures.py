@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from prometheus_client import generate_latest
 
 from tests.support.postgres import TestDatabase
@@ -48,3 +50,14 @@ async def test_the_database_s_and_the_upkeep_s_gauges_are_there(database: TestDa
         "prepared",
     }
     assert values["dispatcher_retention_blocked", "dispatcher_retention_reason"] == {"undelivered", "in_use", "error"}
+
+
+async def test_it_tells_when_upkeep_last_went_through(database: TestDatabase) -> None:
+    began_s = time.time()
+    async with running_service(database.dsn) as service:
+
+        async def has_gone_through() -> bool:
+            points = service.node.core.telemetry.instruments.upkeep_last_success_s._points
+            return any(began_s <= at_s <= time.time() for at_s, _ in points)
+
+        await until(has_gone_through)

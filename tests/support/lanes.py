@@ -59,6 +59,7 @@ def lane(
     position: int = 0,
     highest_known: int = 0,
     budget: PayloadBudget | None = None,
+    needs_held: bool = False,
 ) -> Lane:
     """A lane at `position` that knows of revision 1 in `mode`."""
     made = Lane(
@@ -68,6 +69,7 @@ def lane(
         limits=LaneLimits(rows_max, bytes_max, payload_rows_max),
         highest_known=highest_known,
         budget=budget,
+        needs_held=needs_held,
     )
     made.configure({1: ModeSettings(mode, max_in_flight)})
     return made

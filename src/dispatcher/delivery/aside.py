@@ -19,7 +19,7 @@ from dispatcher.delivery.board import Board, OrderedKeys
 from dispatcher.delivery.held import HeldHalt, HeldRow
 from dispatcher.delivery.lane import Lane
 from dispatcher.errors import UnavailableError
-from dispatcher.model import EndpointKey
+from dispatcher.model import EndpointKey, OutboxRow
 from dispatcher.store import halts, parked
 from dispatcher.store.database import Database
 from dispatcher.store.fence import probing
@@ -53,11 +53,14 @@ class Aside:
         board: Board,
         options: AsideOptions,
         *,
+        on_parked: Callable[[Lane, Sequence[OutboxRow]], None] = lambda _lane, _rows: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`on_parked` is told of the rows that are on record as parked, before their lane is."""
         self._database = database
         self._board = board
         self._options = options
+        self._on_parked = on_parked
         self._clock = clock
         self._backoff = Backoff(options.retry_min_s, options.retry_max_s)
 
@@ -162,7 +165,8 @@ class Aside:
             if lane.key.partition not in held or not self._board.is_current(lane):
                 lane.not_parked()
                 continue
-            lane.parked([row.row.seq for row in rows])
+            self._on_parked(lane, [held.row for held in rows])
+            lane.parked([held.row.seq for held in rows])
             self._board.settled(lane)
 
     async def tidy(self) -> None:

@@ -138,11 +138,16 @@ class Engine:
             parts.instruments,
             threshold_s=settings.observability.slo_threshold_s,
             interval_s=settings.observability.metrics_backlog_interval_s,
+            reading_fails_since=lambda: self._feeder.failing_since,
             clocks=clocks,
         )
         self.sending = self._make_sending(delivery, chance)
         self.aside = Aside(
-            database, self.board, AsideOptions(settings.leases.checkpoint_interval_s), clock=clocks.monotonic
+            database,
+            self.board,
+            AsideOptions(settings.leases.checkpoint_interval_s),
+            on_parked=self.punctuality.set_aside,
+            clock=clocks.monotonic,
         )
         self.checkpointer = Checkpointer(database, self.board, settings.leases.checkpoint_interval_s)
         self._feeder = Feeder(

@@ -52,6 +52,8 @@ class Feeder:
         self._load_runtimes = load_runtimes
         self._limits = limits
         self._backoff = Backoff(limits.retry_min_s, limits.retry_max_s)
+        self.failing_since: float | None = None
+        """Since when (monotonic) every round of reading has failed; None while none fails, or nothing is wanted."""
 
     async def run(self) -> None:
         """Read for ever. While the database is away, what is wanted waits."""
@@ -61,10 +63,13 @@ class Feeder:
             try:
                 await self.read()
             except UnavailableError as error:
+                if self.failing_since is None:
+                    self.failing_since = self._clock()
                 log.warning("reading for delivery waits for the database", extra={"error": str(error)})
                 self._board.work.set()
                 await asyncio.sleep(self._backoff.next_s())
             else:
+                self.failing_since = None
                 self._backoff.reset()
 
     async def read(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from dispatcher.delivery.held import Held
@@ -160,6 +160,12 @@ class LaneState:
         return self._highest_known - self._acknowledged_through + len(self._held.slots)
 
     @property
+    def is_unread(self) -> bool:
+        """All that is in memory is done, and the lane knows of more, or of what is parked, that is still to be read."""
+        is_all_read = self._tail >= self._highest_known and not self.needs_held
+        return not is_all_read and self._acknowledged_through >= self._tail
+
+    @property
     def has_unflushed(self) -> bool:
         """A delivery was answered 2xx, and the database does not know yet. Looks at every slot."""
         slots = itertools.chain(self._slots.values(), self._held.slots.values())
@@ -254,8 +260,24 @@ class LaneState:
             yield slot
             seq += 1
 
+    def untried_aside(self, rows_max: int) -> Sequence[Slot]:
+        """Of the first `rows_max` that were never tried and wait for no other, those that are parked."""
+        if not self._held.slots:
+            return ()
+        return [slot for slot in itertools.islice(self._order.untried(), rows_max) if slot.aside]
+
+    def wait_of_unread(self, now: float) -> Wait | None:
+        """What keeps the rows of a lane that `is_unread`; None of any other."""
+        if not self.is_unread:
+            return None
+        if self.paused:
+            return Wait.ENDPOINT
+        gate = self.gate
+        is_shut = gate is not None and gate.opens_at(now, self._tail_time) > now and not gate.is_ours(now)
+        return Wait.ENDPOINT if is_shut else Wait.US
+
     def wait_of(self, slot: Slot, now: float) -> Wait:
-        """What keeps a slot of the window, which was never tried, from its first attempt."""
+        """What keeps a slot in memory, which was never tried, from its first attempt."""
         is_ours = self.gate is not None and self.gate.is_ours(now)
         if slot.state is IN_FLIGHT:
             return Wait.US if is_ours else Wait.ANSWER
@@ -274,7 +296,7 @@ class LaneState:
 
     def _first_before(self, slot: Slot) -> Slot:
         """One that is not admitted, by the mode of its revision, waits for whatever is lower; parked ones come last."""
-        if slot.row.seq <= self._admitted_through:
+        if slot.aside or slot.row.seq <= self._admitted_through:
             return self._order.first_before(slot)
         lower = self._slots.get(self._acknowledged_through + 1)
         if lower is not None and lower is not slot:

@@ -1,7 +1,7 @@
 """Backlog gauges, read from memory every few seconds: how much waits, how long, and the worst endpoints by name.
 
 An endpoint's backlog is what is known to be committed above what is done; its age is that of its lowest row that is
-not, where that row is in memory.
+not. Where that row is not read yet, it is at least so old as it has been missing at every look.
 
 What is *due* of it is what this process keeps waiting, so that another one would help: it has no place for it (all
 attempts in flight that it, the tenant, or its slow endpoints may have), or no time (its core is busy). What waits for
@@ -97,12 +97,14 @@ class BacklogMeter:
         self._wall_clock = wall_clock
         self._busyness = Busyness(cpu_clock)
         self._due_since: dict[EndpointKey, float] = {}
+        self._unread_since: dict[tuple[EndpointKey, int], float] = {}
+        """Since when (monotonic) the row above that tail is known of and not read."""
         self.due = NOTHING_DUE
 
     def measure(self) -> None:
         """Set the gauges from the lanes as they are; idle endpoints have none and count nothing."""
         now = self._wall_clock()
-        backlogs = [backlog for lane in self._board.lanes.values() if (backlog := backlog_of(lane, now)) is not None]
+        backlogs = self._backlogs(now)
         self._instruments.backlog.set(sum(backlog.count for backlog in backlogs))
         self._instruments.backlog_age_s.set(max((backlog.age_s for backlog in backlogs), default=0.0))
         self.due = self._measure_due(now)
@@ -110,6 +112,20 @@ class BacklogMeter:
         self._instruments.backlog_due_age_s.set(self.due.age_s)
         worst = heapq.nlargest(self._worst_max, backlogs, key=lambda backlog: (backlog.age_s, backlog.count))
         self._instruments.worst_endpoints([(*self._names(b.lane), b.count, b.age_s) for b in worst])
+
+    def _backlogs(self, now_s: float) -> list[Backlog]:
+        clock_s, before = self._clock(), self._unread_since
+        self._unread_since = {}
+        backlogs = []
+        for lane in self._board.lanes.values():
+            backlog = backlog_of(lane, now_s)
+            if backlog is not None and lane.is_unread:
+                since_s = before.get((lane.key, lane.tail), clock_s)
+                self._unread_since[lane.key, lane.tail] = since_s
+                backlog = Backlog(lane, backlog.count, max(backlog.age_s, clock_s - since_s))
+            if backlog is not None:
+                backlogs.append(backlog)
+        return backlogs
 
     def _measure_due(self, now_s: float) -> Due:
         clock_s, before = self._clock(), self._due_since
@@ -142,7 +158,7 @@ class BacklogMeter:
 
 
 def backlog_of(lane: Lane, now_s: float) -> Backlog | None:
-    """None where nothing is undelivered."""
+    """None where nothing is undelivered; the age is 0 where the oldest is not read yet."""
     count = lane.unsettled
     if count <= 0:
         return None

@@ -7,7 +7,9 @@ guess: a slot that must wait for another leaves only once that one is done (ACKN
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import deque
+from collections.abc import Iterator
 from typing import Protocol, assert_never
 
 from dispatcher.delivery.slots import ACKNOWLEDGED, BACKING_OFF, DECIDING, HELD, WAITING, Slot, SlotState
@@ -31,6 +33,9 @@ class Order(Protocol):
 
     def front(self, now: float) -> list[Slot]:
         """The slots that could start at `now` if they had their payloads, the first to start first."""
+
+    def untried(self) -> Iterator[Slot]:
+        """The slots that are WAITING and wait for no other, the first to start first."""
 
     def failed(self, slot: Slot) -> None:
         """`slot` has become BACKING_OFF with a new `due`."""
@@ -95,6 +100,9 @@ class SerialOrder:
 
     def front(self, now: float) -> list[Slot]:
         return [self._slots[0]] if self._slots and _may_start(self._slots[0], now) else []
+
+    def untried(self) -> Iterator[Slot]:
+        return (slot for slot in itertools.islice(self._slots, 1) if slot.state is WAITING)
 
     def failed(self, slot: Slot) -> None:
         """The slot stays at the head, and so does everything behind it."""
@@ -162,6 +170,9 @@ class FreeOrder:
         untried = [slot for slot in self._untried if slot.state is WAITING]
         # Whichever queue goes next, its first slot must come first: it is what `take` waits for.
         return due[:1] + untried[:1] + due[1:] + untried[1:]
+
+    def untried(self) -> Iterator[Slot]:
+        return (slot for slot in self._untried if slot.state is WAITING)
 
     def failed(self, slot: Slot) -> None:
         heapq.heappush(self._timers, (slot.due, slot.row.seq, slot))
@@ -253,6 +264,9 @@ class KeyedOrder:
 
     def front(self, now: float) -> list[Slot]:
         return self._heads.front(now)
+
+    def untried(self) -> Iterator[Slot]:
+        return self._heads.untried()
 
     def failed(self, slot: Slot) -> None:
         self._heads.failed(slot)

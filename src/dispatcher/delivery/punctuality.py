@@ -14,8 +14,14 @@ that a row which comes into memory later is counted by what kept the front when 
 from round to round is no stall, though it is found without a reason now and then: what kept it last (a pause, an
 outage) made the backlog, and goes on as the reason until the backlog is gone or the same row is found there twice.
 
-What turned late before this owner's first look at the lane, at a takeover, is not counted: nobody here saw why. Nor is
-a backlog that was found then, as long as it moves and nothing is seen that keeps it.
+What is parked untried stands behind one that failed: it is counted as it is set aside, never again, whoever owns it.
+
+What turned late before this owner's first round over the partition, at a takeover, is not counted: nobody here saw why.
+Nor is a backlog that was found then, as long as it moves and nothing is seen that keeps it. What turns late where there
+is no lane, since nobody has told of the row, is late.
+
+Nobody knows the age of rows that are known of and not read. A lane that has had nothing else for longer than the
+threshold stands still like one with a late row at its front.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -32,8 +38,8 @@ from dispatcher.clocks import SYSTEM_CLOCKS, Clocks
 from dispatcher.delivery.board import Board
 from dispatcher.delivery.lane import Lane
 from dispatcher.delivery.lane_types import Wait
-from dispatcher.delivery.slots import ACKNOWLEDGED, DECIDING, Slot
-from dispatcher.model import OutboxRow
+from dispatcher.delivery.slots import ACKNOWLEDGED, BACKING_OFF, DECIDING, Slot
+from dispatcher.model import EndpointKey, OutboxRow
 from dispatcher.telemetry import Instruments
 
 GOOD, EXCUSED, SLOW, LATE = "good", "excused", "slow", "late"
@@ -61,16 +67,19 @@ class _Round:
 
 
 class _View:
-    """What rounds saw of one lane; all times are Unix seconds.
+    """What rounds saw of one endpoint, whose lane may have been made anew meanwhile; all times are Unix seconds.
 
-    `since`: the first look. `counted`: what is late has been counted through that sequence. `runs`: what has kept the
-    front, and since when; the last run was seen until `noted`. `free`: the row at the front that nothing but us keeps,
-    found at every round since `free_since`; `stalled_s`: for how long, where it is late.
+    `since`: the first round over its partition. `counted`: what is late has been counted through that sequence. `runs`:
+    what has kept the front, and since when; the last run was seen until `noted`. `free`: the row at the front that
+    nothing but us keeps, found at every round since `free_since`; `stalled_s`: for how long, where it is late.
+    `is_gone`: a round has found that the lane is.
     """
 
-    __slots__ = ("counted", "free", "free_since", "noted", "runs", "since", "stalled_s")
+    __slots__ = ("counted", "free", "free_since", "is_gone", "lane", "noted", "runs", "since", "stalled_s")
 
-    def __init__(self, since: float) -> None:
+    def __init__(self, lane: Lane, since: float) -> None:
+        self.lane = lane
+        self.is_gone = False
         self.since = since
         self.counted = 0
         self.runs: list[tuple[float, str]] = []
@@ -96,7 +105,7 @@ class _View:
         return is_same
 
     def clear(self) -> None:
-        """Forget all but the first look and what has been counted."""
+        """Forget all but since when it is watched and what has been counted."""
         self.runs.clear()
         self.free, self.stalled_s = None, 0.0
 
@@ -109,7 +118,7 @@ class _View:
 
 
 class Punctuality:
-    """`look` is called every `interval_s`; `first_ended` as attempts end."""
+    """`look` is called every `interval_s`; `first_ended` as attempts end; `set_aside` as rows are parked."""
 
     def __init__(
         self,
@@ -118,37 +127,65 @@ class Punctuality:
         *,
         threshold_s: float,
         interval_s: float,
+        reading_fails_since: Callable[[], float | None] = lambda: None,
         clocks: Clocks = SYSTEM_CLOCKS,
     ) -> None:
+        """`reading_fails_since` (monotonic): since when nothing can be read for endpoints, if so."""
         self._board = board
         self._instruments = instruments
         self._count: Callable[[str], None] = instruments.slo_delivery
         self._threshold_s = threshold_s
         self._margin_s = 2 * interval_s  # a round may come a little late
+        self._reading_fails_since = reading_fails_since
         self._clocks = clocks
-        self._views: dict[Lane, _View] = {}
+        self._views: dict[EndpointKey, _View] = {}
+        self._owned: dict[int, tuple[int, float]] = {}
+        """The partitions that rounds have seen: the epoch, and when the first did (Unix seconds)."""
 
     def first_ended(self, row: OutboxRow, age_s: float) -> None:
         """The first attempt of a delivery has ended at that age. Called for each of them: quick."""
-        if row.replay_of is not None:
-            return
-        if age_s <= self._threshold_s:
-            self._count(GOOD)
-            return
         lane = self._board.lanes.get(row.key)
-        view = None if lane is None else self._views.get(lane)
-        if lane is not None and view is not None and row.seq > view.counted:
-            # What was parked untried stood behind one that failed.
-            self._add(EXCUSED if lane.is_parked(row.seq) else self._word_then(view, self._late_at(row)))
+        # One that has outlived its lane is its next owner's to count.
+        if lane is None or row.replay_of is not None or lane.is_parked(row.seq):
+            return
+        view = self._known(lane)
+        if view is not None and row.seq <= view.counted:
+            return
+        self._add(GOOD if age_s <= self._threshold_s else self._word_then(lane, view, self._late_at(row)))
+
+    def set_aside(self, lane: Lane, rows: Sequence[OutboxRow]) -> None:
+        """These are on record as parked; called before the lane is told."""
+        view = self._known(lane)
+        counted = 0 if view is None else view.counted
+        for row in rows:
+            state = lane.state_of(row.seq)
+            if row.seq <= counted or row.attempts or row.replay_of is not None or state is None:
+                continue
+            if state < ACKNOWLEDGED:
+                # One that backs off untried failed for a fault of our own.
+                self._count(LATE if state is BACKING_OFF else EXCUSED)
+
+    def _known(self, lane: Lane) -> _View | None:
+        """The view of the endpoint, if it is of this tenure and of the same backlog."""
+        view = self._views.get(lane.key)
+        if view is None or view.lane is lane:
+            return view
+        return None if view.lane.epoch != lane.epoch or view.lane.is_idle else view
+
+    def _since_of(self, lane: Lane) -> float | None:
+        """When the first round saw the lane's partition under its epoch."""
+        epoch, since = self._owned.get(lane.key.partition, (None, 0.0))
+        return since if epoch == lane.epoch else None
 
     def _late_at(self, row: OutboxRow) -> float:
         return row.time.timestamp() + self._threshold_s
 
-    def _word_then(self, view: _View, late_at: float) -> str:
+    def _word_then(self, lane: Lane, view: _View | None, late_at: float) -> str:
         """What kept a row that nothing keeps any more when it turned late."""
-        if late_at < view.since:
+        since = self._since_of(lane) if view is None else view.since
+        if since is None or late_at < since:
             return UNKNOWN
-        if not view.runs or late_at > view.noted + self._margin_s:
+        if view is None or not view.runs or late_at > view.noted + self._margin_s:
             return LATE
         return view.word_at(late_at)
 
@@ -159,21 +196,47 @@ class Punctuality:
     async def look(self) -> None:
         """One round: count what has turned late, and note what keeps what is about to."""
         this = self._begin()
-        stalled_s, looked_at = 0.0, 0
+        self._see_partitions(this)
+        fails_since = self._reading_fails_since()
+        stalled_s = 0.0 if fails_since is None else self._if_late(this.now - fails_since)
+        looked_at = 0
         for lane in list(self._board.lanes.values()):
             if lane.is_closed:
                 continue
-            view = self._views.get(lane)
-            if view is None:
-                view = self._views[lane] = _View(this.wall)
+            view = self._view_of(lane, this)
             looked_at += 1 + self._look_at(lane, view, this)
             stalled_s = max(stalled_s, view.stalled_s)
             if looked_at >= SLOTS_AT_ONCE:
                 looked_at = 0
                 await asyncio.sleep(0)
         self._instruments.slo_late_age_s.set(stalled_s)
-        for lane in [lane for lane in self._views if lane.is_closed or lane.key not in self._board.lanes]:
-            del self._views[lane]
+        self._forget()
+
+    def _see_partitions(self, this: _Round) -> None:
+        seen = self._owned
+        self._owned = {
+            partition: seen[partition] if seen.get(partition, (None,))[0] == epoch else (epoch, this.wall)
+            for partition, epoch in self._board.epochs.items()
+        }
+
+    def _view_of(self, lane: Lane, this: _Round) -> _View:
+        view = self._known(lane)
+        if view is None:
+            since = self._since_of(lane)
+            view = self._views[lane.key] = _View(lane, this.wall if since is None else since)
+        view.lane, view.is_gone = lane, False
+        return view
+
+    def _forget(self) -> None:
+        """Let go what was seen of lanes that are gone; of one that was not idle a round later: it may be made anew."""
+        for key, view in [(key, view) for key, view in self._views.items() if view.lane.is_closed]:
+            if view.lane.is_idle or (view.is_gone and key not in self._board.unlocated):
+                del self._views[key]
+            view.is_gone = True
+
+    def _if_late(self, held_s: float) -> float:
+        """For how long something stands still whose age nobody knows: it is that old at least."""
+        return held_s if held_s > self._threshold_s else 0.0
 
     def _begin(self) -> _Round:
         wall = self._clocks.wall()
@@ -185,11 +248,17 @@ class Punctuality:
         """Note what keeps one lane and count its rows that are late and were not; returns how many were looked at."""
         # In a serial lane all wait for the first; the second tells of it while that one is in flight.
         front = list(itertools.islice(lane.older(0, this.soon), 2 if lane.is_serial else FRONT_ROWS))
-        if not front and (not view.runs or lane.acknowledged_through < lane.tail or lane.tail >= lane.highest_known):
-            view.clear()  # nothing is near the threshold: whatever was is over
+        unread = None if front else lane.wait_of_unread(this.now)
+        if not front and unread is None:
+            aside = self._free_aside(lane, this)
+            if aside is None:
+                view.clear()  # nothing is near the threshold: whatever was is over
+            else:
+                view.runs.clear()
+                self._stand_still(view, aside, this)
             return 0
         before = view.noted if view.runs else 0.0
-        self._follow(lane, view, front, this)
+        self._follow(lane, view, front, unread, this)
         looked_at = len(front)
         for slot in lane.older(view.counted, this.late):
             looked_at += 1
@@ -208,24 +277,40 @@ class Punctuality:
         word = self._word_of(lane, slot, this)
         return word if word != LATE or view.word is None else view.word
 
-    def _follow(self, lane: Lane, view: _View, front: list[Slot], this: _Round) -> None:
-        """Note what keeps the front: us only where the same row is found free again, else what kept it last."""
+    def _follow(self, lane: Lane, view: _View, front: list[Slot], unread: Wait | None, this: _Round) -> None:
+        """Note what keeps the front: us only where the same row is found free again, else what kept it last. `unread`:
+        what keeps the rows behind a window of which nothing waits."""
         found = [(slot, self._word_of(lane, slot, this)) for slot in front if slot.state < ACKNOWLEDGED]
+        words = {word for _, word in found} | ({WORDS[unread]} if unread is not None else set())
         free = next((slot for slot, word in found if word == LATE and is_counted(slot)), None)
         if front and free is None and not lane.is_serial:
             free = self._free_further(lane, view, front[-1], this)
-        if not front:  # all that is in memory is done, and what lies behind it is not read: as good as found free
-            is_same = view.find_free(lane.tail + 1, this.wall)
+        aside = None if free is not None else self._free_aside(lane, this)
+        if unread is Wait.US and aside is None:
+            is_ours = view.find_free(lane.tail + 1, this.wall)
+            view.stalled_s = self._if_late(this.wall - view.free_since)
         else:
-            is_same = view.find_free(None if free is None else free.row.seq, this.wall)
-        view.stalled_s = this.wall - view.free_since if free is not None and free.row.time <= this.late else 0.0
-        words = {word for _, word in found}
+            is_ours = self._stand_still(view, free or aside, this)
         word: str | None = next((word for word in KEPT if word in words), None)
         if free is not None or word is None:
             is_unseen = bool(front) and self._late_at(front[0].row) < view.since
-            word = LATE if is_same else (UNKNOWN if view.word is None and is_unseen else view.word)
+            word = LATE if is_ours else (UNKNOWN if view.word is None and is_unseen else view.word)
         if word is not None:
             view.note(word, this.wall)
+
+    def _stand_still(self, view: _View, free: Slot | None, this: _Round) -> bool:
+        """Whether the row that nothing but us keeps is that of the last round: a stall, where it is late."""
+        is_same = view.find_free(None if free is None else free.row.seq, this.wall)
+        view.stalled_s = this.wall - view.free_since if free is not None and free.row.time <= this.late else 0.0
+        return is_same
+
+    def _free_aside(self, lane: Lane, this: _Round) -> Slot | None:
+        """A parked row that was never tried, waits for nothing but us, and is late."""
+        slots = (slot for slot in lane.untried_aside(FRONT_ROWS) if slot.row.time <= this.late and is_counted(slot))
+        return next((slot for slot in slots if self._is_ours(lane, slot, this)), None)
+
+    def _is_ours(self, lane: Lane, slot: Slot, this: _Round) -> bool:
+        return self._word_of(lane, slot, this) == LATE
 
     def _free_further(self, lane: Lane, view: _View, last: Slot, this: _Round) -> Slot | None:
         """The row behind the front that nothing but us keeps: that of the last round, or one about to turn late."""
@@ -233,7 +318,7 @@ class Punctuality:
         slots: Iterator[Slot] = itertools.islice(lane.older(last_seq, this.soon), FRONT_ROWS)
         if view.free is not None:
             slots = itertools.chain(itertools.islice(lane.older(view.free - 1, this.soon), 1), slots)
-        return next((slot for slot in slots if is_counted(slot) and self._word_of(lane, slot, this) == LATE), None)
+        return next((slot for slot in slots if is_counted(slot) and self._is_ours(lane, slot, this)), None)
 
     def _word_of(self, lane: Lane, slot: Slot, this: _Round) -> str:
         """What keeps a slot that is not done, or what waits for it, just now."""

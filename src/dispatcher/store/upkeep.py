@@ -77,17 +77,17 @@ async def run(
     db: Database,
     settings: UpkeepSettings,
     stop: asyncio.Event,
-    on_blocked: Callable[[dict[str, int]], None] = lambda _: None,
+    on_done: Callable[[UpkeepReport], None] = lambda _: None,
 ) -> None:
     """Rounds until `stop` is set. A database that is away, or a step that fails, waits for the next round.
-    `on_blocked` is told what each round could not drop."""
+    `on_done` is told of each round that went through."""
     window_applied = False
     while not stop.is_set():
         try:
             if not window_applied:
                 await _apply_dedup_window(db, settings)
                 window_applied = True
-            on_blocked((await run_round(db, settings)).blocked)
+            on_done(await run_round(db, settings))
         except LOST as error:
             log.warning("upkeep failed, the next round tries again", extra={"error": str(error)})
         # The jitter keeps instances that started together from always working at the same time.

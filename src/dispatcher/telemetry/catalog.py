@@ -147,8 +147,8 @@ SLO_LATE_AGE = Metric(
     "dispatcher.slo.late.age",
     Kind.GAUGE,
     "s",
-    "For how long the same late delivery at the front of an endpoint has been found waiting for nothing but us, the "
-    "longest; 0 without one. Not its age: a backlog that moves is no stall.",
+    "For how long the same late delivery of an endpoint has been found waiting for nothing but us, or known of and not "
+    "to be read, the longest; 0 without one. Not its age: a backlog that moves is no stall.",
     "Grows: a stall, which the counter alone does not show for long: look at the database, the log, missing keys.",
 )
 IN_FLIGHT = Metric(
@@ -183,7 +183,7 @@ BACKLOG_AGE = Metric(
     "dispatcher.backlog.age",
     Kind.GAUGE,
     "s",
-    "Age of the oldest undelivered event of the partitions owned here.",
+    "Age of the oldest undelivered event of the partitions owned here; of one that can't be read, how long that is so.",
     "Grows second by second: an endpoint stands still, maybe for a good reason; GetEndpointStatus tells it.",
 )
 BACKLOG_DUE = Metric(
@@ -348,6 +348,13 @@ RETENTION_BLOCKED = Metric(
     "For hours: `undelivered` has an endpoint whose owner does not expire it, `in_use` a long reader, `error` is in "
     "the log.",
     ("dispatcher.retention.reason",),
+)
+UPKEEP_LAST_SUCCESS = Metric(
+    "dispatcher.upkeep.last_success",
+    Kind.GAUGE,
+    "s",
+    "When partition upkeep last went through here, as a Unix time; 0 before it has.",
+    "Hours ago at every instance: the log says why; without the partitions of the coming days publishing fails.",
 )
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

@@ -142,6 +142,7 @@ class Instruments:
         self.xmin_age = Gauge(meter, catalog.DATABASE_XMIN_AGE)
         self.xmin_held_s = Gauge(meter, catalog.DATABASE_XMIN_HELD)
         self.retention_blocked = Gauge(meter, catalog.RETENTION_BLOCKED)
+        self.upkeep_last_success_s = Gauge(meter, catalog.UPKEEP_LAST_SUCCESS)
         self._endpoint_backlog = Gauge(meter, catalog.ENDPOINT_BACKLOG)
         self._endpoint_backlog_age = Gauge(meter, catalog.ENDPOINT_BACKLOG_AGE)
 

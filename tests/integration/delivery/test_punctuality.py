@@ -56,12 +56,12 @@ async def until_older(age_s: float) -> None:
 
 
 @asynccontextmanager
-async def attempts_locked(database: TestDatabase) -> AsyncIterator[None]:
-    """Nobody can record an attempt: acknowledgements wait, and so does what comes after them."""
+async def locked(database: TestDatabase, table: str, mode: str) -> AsyncIterator[None]:
+    """Somebody holds a table for as long as it is so."""
     other = await database.connect()
     try:
         async with other.transaction():
-            await other.execute("LOCK TABLE attempt IN SHARE MODE")
+            await other.execute(f"LOCK TABLE {table} IN {mode} MODE")
             yield
     finally:
         await other.close()
@@ -178,7 +178,7 @@ async def test_a_database_that_takes_no_record_is_late_for_as_long_as_it_lasts(d
     ):
         await service.tenant()
         await service.endpoint("a", receiver.url("a"))
-        async with attempts_locked(database):
+        async with locked(database, "attempt", "SHARE"):  # acknowledgements wait, and so does what comes after them
             await service.publish("e-1")
             await receiver.wait_for(1)
             await until(lambda: is_stalled(service), 5)
@@ -197,6 +197,50 @@ async def test_a_database_that_takes_no_record_is_late_for_as_long_as_it_lasts(d
             return late_age_s(service) == 0
 
         await until(is_over, 5)
+
+
+async def test_a_database_that_lets_nothing_be_read_shows_for_as_long_as_it_lasts(database: TestDatabase) -> None:
+    answered = asyncio.Event()
+    async with (
+        Receiver() as receiver,
+        running_service(database.dsn, lock_timeout_s="30", **SMALL) as service,
+    ):
+        receiver.on("a", Hang(answered))
+        await service.tenant()
+        await service.endpoint("a", receiver.url("a"))
+        await service.publish(*(f"e-{n}" for n in range(20)))
+        await receiver.wait_for(lambda: len(receiver.requests) == 1)
+        async with locked(database, "outbox", "ACCESS EXCLUSIVE"):
+            answered.set()
+            await receiver.wait_for(16)
+
+            async def is_told() -> bool:
+                return late_age_s(service) > 2
+
+            await until(is_told, 15)
+            assert len(receiver.requests) == 16
+        await receiver.wait_for(20)
+
+        async def are_counted() -> bool:
+            return sum(results(service).values()) == 20 and late_age_s(service) == 0
+
+        await until(are_counted, 10)
+        assert results(service)["late"] >= 4
+
+
+async def test_what_is_parked_untried_is_counted_once_and_spends_no_budget(database: TestDatabase) -> None:
+    patient = SOON | {"retry_min_s": "2", "retry_max_s": "2", "lane_rows_max": "16"}
+    async with Receiver() as receiver, running_service(database.dsn, **patient) as service:
+        receiver.on("a", lambda request: Answer(500 if request.event_id == "e-0" else 200))
+        await service.tenant()
+        by_key = endpoint_pb2.ORDERING_MODE_ORDERED_BY_KEY
+        await service.endpoint("a", receiver.url("a"), ordering_mode=by_key)
+        await service.publish(*(f"e-{n}" for n in range(12)), key="a")
+        await service.publish(*(f"f-{n}" for n in range(40)), key="b")
+        await until_results(service, {"good": 41, "excused": 11})
+        receiver.on("a", lambda _request: Answer(200))
+        await receiver.wait_for(lambda: len({request.event_id for request in receiver.accepted("a")}) == 52)
+        assert results(service) == {"good": 41, "excused": 11}
 
 
 async def is_stalled(service: Service) -> bool:

@@ -12,6 +12,7 @@ from tests.support.promtool import RULE_FILES, Case, alerts, check, needs_promto
 pytestmark = needs_promtool
 
 HOUR = 60
+MIB = 2**20
 DAY = 24 * HOUR
 A, B = 'namespace="prod",job="dispatcher",instance="a"', 'namespace="prod",job="dispatcher",instance="b"'
 HOME = {"namespace": "prod", "job": "dispatcher"}
@@ -94,6 +95,18 @@ CASES = (
         fires=(4 * HOUR - 1,),
         labels={"severity": "warning", **HOME},
     ),
+    # Two in forty minutes, of two, are no trend.
+    Case(
+        "DispatcherReceiversSlow",
+        dict([
+            counter(SLO, (0, 6 * HOUR // 10), labels=GOOD),
+            counter(SLO, (0, 6), (1, 2), (0, 20), labels=SLOW),
+        ]),
+        quiet=(80, 90, 100, 110),
+        fires=(),
+        labels={"severity": "warning", **HOME},
+        step_min=10,
+    ),
     Case(
         "DispatcherDeliveriesStalled",
         dict([gauge("dispatcher_slo_late_age_seconds", (120, 20), (121, 20), (0, 20))]),
@@ -123,6 +136,17 @@ CASES = (
         dict([counter("dispatcher_deliveries_total", (0, 20), (1, 3), (0, 37), labels=DEAD)]),
         quiet=(15, 45),
         fires=(24,),
+        labels={"severity": "warning", **HOME},
+    ),
+    # A takeover gives a backlog up before its first scrape; a gap between two scrapes, later, is no start.
+    Case(
+        "DispatcherDeadLetters",
+        {
+            f"dispatcher_deliveries_total{{{DEAD}}}": "_x9 500x49 _x29 500x60",
+            f'dispatcher_deliveries_total{{{B},dispatcher_delivery_outcome="dead_lettered"}}': "0x150",
+        },
+        quiet=(8, 30, 91, 104, 106, 140),
+        fires=(12, 22),
         labels={"severity": "warning", **HOME},
     ),
     Case(
@@ -162,6 +186,13 @@ CASES = (
         dict([counter("dispatcher_flush_dropped_total", (0, 20), (1, 1), (0, 90))]),
         quiet=(15, 100),
         fires=(30,),
+        labels={"severity": "critical", **HOME},
+    ),
+    Case(
+        "DispatcherFlushDropped",
+        {f"dispatcher_flush_dropped_total{{{A}}}": "_x9 500x110"},
+        quiet=(8, 75),
+        fires=(12, 65),
         labels={"severity": "critical", **HOME},
     ),
     Case(
@@ -224,6 +255,17 @@ CASES = (
         fires=(15,),
         labels={"severity": "warning", **HOME},
     ),
+    # Large payloads: half of the bytes, few events.
+    Case(
+        "DispatcherPublishQueue",
+        dict([
+            gauge("dispatcher_publish_queue_events", (64, 30)),
+            gauge("dispatcher_publish_queue_bytes", (32 * MIB, 10), (32 * MIB + 1, 10), (0, 10)),
+        ]),
+        quiet=(9, 11, 25),
+        fires=(15,),
+        labels={"severity": "warning", **HOME},
+    ),
     Case(
         "DispatcherCallsFail",
         dict([
@@ -277,6 +319,26 @@ CASES = (
         quiet=(50, 2 * HOUR, 5 * HOUR + 10),
         fires=(4 * HOUR,),
         labels={"severity": "warning", "dispatcher_retention_reason": "in_use", **HOME},
+    ),
+    # Within the last two hours, at any instance, is soon enough.
+    Case(
+        "DispatcherUpkeepFails",
+        {
+            f"dispatcher_upkeep_last_success_seconds{{{A}}}": f"0+60x{2 * HOUR} {2 * HOUR * 60}x{3 * HOUR} "
+            f"{5 * HOUR * 60}+60x{2 * HOUR}",
+            f"dispatcher_upkeep_last_success_seconds{{{B}}}": f"0x{7 * HOUR}",
+        },
+        quiet=(HOUR, 4 * HOUR + 20, 6 * HOUR),
+        fires=(4 * HOUR + 40,),
+        labels={"severity": "warning", **HOME},
+    ),
+    # One that has never gone through.
+    Case(
+        "DispatcherUpkeepFails",
+        {f"dispatcher_upkeep_last_success_seconds{{{A}}}": f"_x{5 * HOUR} 0x{2 * HOUR}"},
+        quiet=(5 * HOUR + 20,),
+        fires=(5 * HOUR + 40,),
+        labels={"severity": "warning", **HOME},
     ),
 )  # fmt: skip
 

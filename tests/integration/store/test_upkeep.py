@@ -14,7 +14,7 @@ from dispatcher.model import DecisionKind, EndpointKey
 from dispatcher.store import attempts, partitions, upkeep
 from dispatcher.store.database import Database
 from dispatcher.store.partitions import Partition
-from dispatcher.store.upkeep import UpkeepSettings, run_round
+from dispatcher.store.upkeep import UpkeepReport, UpkeepSettings, run_round
 from tests.support.backlog import add_endpoint, add_rows, add_tenant, attempt_at
 
 SETTINGS = UpkeepSettings(retention_days=10, lock_wait_s=0.3)
@@ -261,8 +261,9 @@ async def test_the_loop_outlives_a_failing_round_and_stops_when_told(
         raise asyncpg.PostgresError("away")
 
     monkeypatch.setattr(upkeep, "run_round", failing_round)
-    await asyncio.wait_for(upkeep.run(db, UpkeepSettings(interval_s=0.01), stop), 5.0)
-    assert rounds == 2
+    told = list[UpkeepReport]()
+    await asyncio.wait_for(upkeep.run(db, UpkeepSettings(interval_s=0.01), stop, told.append), 5.0)
+    assert (rounds, told) == (2, []), "it tells of what went through alone"
 
 
 async def test_the_loop_tells_after_each_round_what_could_not_be_dropped(
@@ -272,9 +273,9 @@ async def test_the_loop_tells_after_each_round_what_could_not_be_dropped(
     await add_rows(connection, key, 1, time=partitions.day_start(old_day))
     told, stop = list[dict[str, int]](), asyncio.Event()
 
-    def on_blocked(blocked: dict[str, int]) -> None:
-        told.append(blocked)
+    def on_done(report: UpkeepReport) -> None:
+        told.append(report.blocked)
         stop.set()
 
-    await asyncio.wait_for(upkeep.run(db, UpkeepSettings(retention_days=10), stop, on_blocked), 10.0)
+    await asyncio.wait_for(upkeep.run(db, UpkeepSettings(retention_days=10), stop, on_done), 10.0)
     assert told == [{"undelivered": 1, "in_use": 0, "error": 0}]

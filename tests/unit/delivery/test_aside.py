@@ -79,6 +79,25 @@ def test_a_lane_is_not_idle_before_its_records_are_deleted() -> None:
     assert one.is_idle
 
 
+async def test_who_counts_is_told_of_what_is_parked_before_its_lane_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, told = tight(), list[tuple[int, bool]]()
+
+    async def park(*_arguments: object) -> set[int]:
+        return {KEY.partition}
+
+    monkeypatch.setattr(parked, "park", park)
+    board = SimpleNamespace(is_current=lambda _: True, settled=lambda _: None)
+    aside = Aside(
+        cast("Any", None),
+        cast("Any", board),
+        AsideOptions(1.0),
+        on_parked=lambda on, rows: told.extend((row.seq, on.is_parked(row.seq)) for row in rows),
+    )
+    await aside._park([one])
+    assert told == [(seq, False) for seq, _ in told] != []
+    assert all(one.is_parked(seq) for seq, _ in told)
+
+
 async def test_a_page_is_never_filled_by_what_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lost answer to a large park leaves many rows both on record and in the window."""
     asked: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -13,9 +14,11 @@ from dispatcher.delivery.endpoint import EndpointRuntime
 from dispatcher.delivery.feeder import Feeder, FeederLimits
 from dispatcher.delivery.lane import LaneLimits, ModeSettings
 from dispatcher.delivery.scheduler import SchedulerLimits
+from dispatcher.errors import UnavailableError
 from dispatcher.model import EndpointKey, OrderingMode, Payload
 from dispatcher.store.backlog import EndpointPosition, PayloadKey
 from tests.support.lanes import KEY, row, row_time
+from tests.support.waiting import until
 
 
 def board(bytes_max: int = 10_000) -> Board:
@@ -46,6 +49,36 @@ async def test_a_payload_that_comes_for_a_lane_that_has_gone_costs_no_budget(mon
     await feeder_of(on).read()
     assert KEY not in on.lanes
     assert on.budget.used == 0
+
+
+async def test_it_tells_since_when_it_can_read_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    on, now, answers = board(), [5.0], [UnavailableError("away"), UnavailableError("away"), None]
+    seen = list[float | None]()
+
+    async def load(_db: object, _keys: object) -> list[EndpointPosition]:
+        seen.append(feeding.failing_since)
+        now[0] += 1
+        answer = answers.pop(0)
+        if answer is not None:
+            raise answer
+        return []
+
+    async def runtimes(_keys: Sequence[EndpointKey]) -> list[EndpointRuntime]:
+        return []
+
+    monkeypatch.setattr(feeder, "backlog", type("Reads", (), {"load_positions": staticmethod(load)}))
+    limits = FeederLimits(retry_min_s=0.001, retry_max_s=0.002)
+    feeding = Feeder(cast("Any", None), on, runtimes, limits, clock=lambda: now[0])
+    on.relocate(KEY)
+    running = asyncio.create_task(feeding.run())
+    await until(lambda: is_empty(answers))
+    await asyncio.sleep(0)
+    running.cancel()
+    assert (seen, feeding.failing_since) == ([None, 6.0, 6.0], None)
+
+
+async def is_empty(answers: list[Any]) -> bool:
+    return not answers
 
 
 async def test_a_lane_whose_room_is_in_flight_is_not_asked_over_and_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,32 @@ class Scene:
         return self.meter.due
 
 
+async def test_what_can_t_be_read_is_as_old_as_it_has_been_missing() -> None:
+    board = Board(LaneLimits(100, 1000), SchedulerLimits(10, 10, 10, 1.0), 1000)
+    board.open(0, 1, [EndpointPosition(key_of(1), 0, NOW, 0)])
+    recorded, at_s = Recorded(), [100.0]
+    meter = BacklogMeter(
+        board,
+        recorded,  # type: ignore[arg-type]
+        worst_max=1,
+        due_rows_max=10,
+        clock=lambda: at_s[0],
+        wall_clock=NOW.timestamp,
+    )
+    board.hint(key_of(1), 7)
+    meter.measure()
+    assert (recorded.values["backlog"], recorded.values["age"]) == (7, 0.0)
+    at_s[0] = 400.0
+    meter.measure()
+    assert (recorded.values["age"], recorded.worst[0][3]) == (300.0, 300.0)
+    board.lanes[key_of(1)].offer(row_of(key_of(1), 1, 60.0))
+    meter.measure()
+    assert recorded.values["age"] == 60.0, "once it is read its own age is known"
+    board.lanes[key_of(1)].late_success(1)
+    meter.measure()
+    assert recorded.values["age"] == 0.0, "another row"
+
+
 def test_what_no_place_is_left_for_is_due() -> None:
     scene = Scene(in_flight_max=1)
     scene.endpoint(1, 60.0, 60.0)

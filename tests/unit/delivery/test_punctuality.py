@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from dispatcher.clocks import Clocks
+from dispatcher.delivery.admission import Admission, AdmissionPolicy
+from dispatcher.delivery.held import HeldRow
 from dispatcher.delivery.lane import Lane
-from dispatcher.delivery.lane_types import Wait
+from dispatcher.delivery.lane_types import LoadResult, Wait
 from dispatcher.delivery.punctuality import GOOD, RUNS_MAX, UNKNOWN, WORDS, Punctuality
 from dispatcher.delivery.scheduler import Scheduler, SchedulerLimits
 from dispatcher.model import OutboxRow
@@ -61,10 +63,18 @@ class Watched:
         self.counted = Counted(Instruments.silent())
         self.scheduler = Scheduler[Lane](SCHEDULER_LIMITS)
         self.scheduler.add(made)
-        self.board: Any = SimpleNamespace(lanes={KEY: made}, scheduler=self.scheduler)
+        self.board: Any = SimpleNamespace(
+            lanes={KEY: made}, scheduler=self.scheduler, epochs={KEY.partition: made.epoch}, unlocated={}
+        )
+        self.reading_fails_since: float | None = None
         clocks = Clocks(monotonic=lambda: self.now, wall=lambda: START_TIME.timestamp() + self.now)
         self.watch = Punctuality(
-            self.board, self.counted, threshold_s=THRESHOLD_S, interval_s=INTERVAL_S, clocks=clocks
+            self.board,
+            self.counted,
+            threshold_s=THRESHOLD_S,
+            interval_s=INTERVAL_S,
+            reading_fails_since=lambda: self.reading_fails_since,
+            clocks=clocks,
         )
 
     async def owned(self) -> Watched:
@@ -97,6 +107,24 @@ class Watched:
                 await self.look(at_s + done / 1000)
         return dict(self.counted.results)
 
+    def drop(self) -> None:
+        """The lane is gone."""
+        self.board.lanes.clear()
+        self.lane.close()
+
+    def replace(self, made: Lane) -> None:
+        """Another lane of the same endpoint."""
+        self.drop()
+        self.lane = self.board.lanes[KEY] = made
+        self.scheduler.add(made)
+
+    def park(self) -> list[int]:
+        """What can't start is recorded as parked, as `Aside` does."""
+        rows = [held.row for held in self.lane.to_park()]
+        self.watch.set_aside(self.lane, rows)
+        self.lane.parked([row.seq for row in rows])
+        return [row.seq for row in rows]
+
     def begin(self, at_s: float) -> OutboxRow:
         self.now = at_s
         started = self.lane.start(at_s)
@@ -121,6 +149,14 @@ def watched(count: int, mode: Any = ORDERED, **options: Any) -> Watched:
     made = lane(mode, **options)
     for seq in range(1, count + 1):
         made.offer(row(seq))
+    return Watched(made)
+
+
+def keyed(keys: str) -> Watched:
+    """A row of each key, in a window that is full."""
+    made = lane(BY_KEY, rows_max=len(keys))
+    for seq, key in enumerate(keys, 1):
+        made.offer(row(seq, ordering_key=key))
     return Watched(made)
 
 
@@ -239,6 +275,22 @@ async def test_what_waits_while_the_egress_proxy_fails_is_late() -> None:
     case = await watched(3, mode=UNORDERED).owned()
     case.lane.gate = Shut(ours=True)
     assert await case.look(100) == {"late": 3}
+
+
+@pytest.mark.parametrize("mode", [ORDERED, UNORDERED, BY_KEY])
+async def test_all_that_wait_through_an_outage_of_the_egress_proxy_are_late_whatever_their_order(mode: Any) -> None:
+    case = await (keyed("abcdefgh") if mode is BY_KEY else watched(8, mode, rows_max=8)).owned()
+    policy = AdmissionPolicy(("http://a/",))
+    case.lane.gate = gate = Admission(policy)
+    gate.configure(policy, 0)
+    for at_s in range(9, 300):
+        case.now = at_s
+        while gate.opens_at(at_s, START_TIME) <= at_s and (begun := case.lane.start(at_s)) is not None:
+            case.lane.failed(begun.seq, at_s + gate.proxy_failed(at_s, 0.5))
+        if at_s % 5 == 0:
+            await case.look(at_s)
+    assert case.counted.results == {"late": 8}
+    assert case.counted.late_age_s > 60
 
 
 async def test_a_halted_endpoint_is_excused() -> None:
@@ -378,11 +430,168 @@ async def test_as_many_in_flight_as_a_tenant_may_have_make_the_others_slow() -> 
 async def test_what_was_parked_untried_is_excused_by_what_it_stood_behind() -> None:
     case = await watched(3, BY_KEY, rows_max=4).owned()
     case.end(case.begin(5), 6, succeeded=False)
-    case.lane.parked([held.row.seq for held in case.lane.to_park()])
-    assert case.lane.is_parked(2)
+    assert case.park() == [1, 2, 3]
     await case.rounds(10, 1100)
     case.end(case.begin(1200), 1201, succeeded=True)
-    assert case.end(case.begin(1202), 1203, succeeded=True) == {"good": 1, "excused": 1}
+    assert case.end(case.begin(1202), 1203, succeeded=True) == {"good": 1, "excused": 2}
+
+
+async def test_what_was_parked_untried_is_counted_once_though_younger_ones_of_the_window_were_counted_before() -> None:
+    case = await keyed("aaabbbbb").owned()
+    case.end(case.begin(5), 6, succeeded=False)
+    case.begin(9)
+    assert case.park() == [1, 2, 3]
+    await case.rounds(10, 1100)
+    assert case.counted.results == {"good": 1, "excused": 2, "slow": 5}
+    for at_s in (1200, 1202, 1204):
+        case.end(case.begin(at_s), at_s + 1, succeeded=True)
+    assert case.counted.results == {"good": 1, "excused": 2, "slow": 5}
+
+
+async def test_what_was_late_as_it_was_parked_is_not_counted_again() -> None:
+    case = await keyed("aaabbbbb").owned()
+    case.end(case.begin(5), 6, succeeded=False)
+    counted = await case.look(100)
+    case.park()
+    assert case.counted.results == counted
+
+
+async def test_what_a_former_owner_has_parked_is_that_ones() -> None:
+    made = lane(BY_KEY, needs_held=True)
+    case = await Watched(made).owned()
+    made.hold([HeldRow(row(1, ordering_key="a"), BY_KEY, 0.0)], [])
+    assert case.end(case.begin(500), 501, succeeded=True) == {}
+
+
+async def test_a_webhook_that_the_egress_proxy_kept_until_it_was_parked_is_late() -> None:
+    case = await watched(3, UNORDERED, rows_max=4).owned()
+    case.lane.failed(case.begin(5).seq, 1000)
+    assert case.park() == [1]
+    assert case.counted.results == {"late": 1}
+
+
+async def test_one_that_is_parked_and_could_start_shows_a_stall() -> None:
+    case = await keyed("aaabbbbb").owned()
+    case.end(case.begin(5), 6, succeeded=False)
+    case.park()
+    for _ in range(5):
+        case.end(case.begin(10), 11, succeeded=True)
+    await case.rounds(15, 1100)
+    assert case.counted.late_age_s == 0, "it stands behind one that failed"
+    case.end(case.begin(1200), 1201, succeeded=True)
+    await case.rounds(1205, 1805)
+    assert case.counted.late_age_s == 600
+    case.end(case.begin(1806), 1807, succeeded=True)
+    await case.look(1810)
+    assert case.counted.late_age_s == 0, "another one"
+
+
+async def test_a_parked_one_that_a_new_owner_never_starts_shows_a_stall_though_another_key_fails() -> None:
+    made = lane(BY_KEY, needs_held=True)
+    failing = row(1, ordering_key="a")
+    failing.attempts = 1
+    case = await Watched(made).owned()
+    made.hold([HeldRow(failing, BY_KEY, 9000.0), HeldRow(row(2, ordering_key="b"), BY_KEY, 0.0)], [])
+    await case.rounds(65, 300)
+    assert case.counted.late_age_s == 235
+
+
+async def test_one_that_is_parked_and_could_start_excuses_the_window_of_nothing() -> None:
+    """What keeps the others is theirs."""
+    case = await keyed("aaabbbbb").owned()
+    case.end(case.begin(5), 6, succeeded=False)
+    failing = case.begin(7)
+    case.park()
+    case.end(failing, 8, succeeded=False)
+    case.end(case.begin(1100), 1101, succeeded=True)
+    await case.rounds(1105, 1305)
+    assert case.counted.late_age_s == 200
+    assert case.counted.results == {"good": 2, "excused": 6}
+
+
+async def test_a_parked_one_of_a_paused_endpoint_is_no_stall() -> None:
+    case = await keyed("aaabbbbb").owned()
+    case.end(case.begin(5), 6, succeeded=False)
+    case.park()
+    case.end(case.begin(1100), 1101, succeeded=True)
+    case.lane.paused = True
+    await case.rounds(1105, 1305)
+    assert case.counted.late_age_s == 0
+
+
+@pytest.mark.parametrize("delivered", [0, 3])
+async def test_a_lane_that_can_read_nothing_of_what_it_was_told_stands_still(delivered: int) -> None:
+    case = await watched(delivered).owned()
+    for seq in range(5, 5 + delivered):
+        case.end(case.begin(seq), seq, succeeded=True)
+    case.lane.hint(50)
+    await case.rounds(10, 70)
+    assert case.counted.late_age_s == 0, "nobody knows how old it is"
+    await case.look(75)
+    assert case.counted.late_age_s == 65, "since the round that found it first"
+    await case.catch_up(76, through=50)
+    await case.look(80)
+    assert case.counted.late_age_s == 0
+
+
+async def test_what_can_t_be_read_counts_by_that_once_it_is() -> None:
+    case = await watched(0).owned()
+    case.lane.hint(3)
+    await case.rounds(10, 300)
+    case.feed(through=3)
+    for at_s in (301, 302, 303):
+        case.end(case.begin(at_s), at_s, succeeded=True)
+    assert case.counted.results == {"late": 3}
+
+
+async def test_an_outbox_that_is_not_as_promised_shows_as_a_stall() -> None:
+    case = await watched(3).owned()
+    for seq in (5, 6, 7):
+        case.end(case.begin(seq), seq, succeeded=True)
+    case.lane.hint(6)
+    for at_s in range(10, 300, 5):
+        assert case.lane.loaded([row(5), row(6)], reached_end=True) is LoadResult.GAP
+        await case.look(at_s)
+    assert case.counted.late_age_s > 120
+
+
+async def test_a_stall_of_reading_after_a_pause_shows() -> None:
+    case = await watched(3).owned()
+    case.lane.hint(50)
+    case.lane.paused = True
+    await case.rounds(5, 100)
+    case.lane.paused = False
+    for at_s in (101, 102, 103):
+        case.end(case.begin(at_s), at_s, succeeded=True)
+    await case.rounds(105, 600)
+    assert case.counted.late_age_s > 120
+
+
+@pytest.mark.parametrize("reason", ["pause", "circuit"])
+async def test_what_an_endpoint_keeps_needs_no_reading(reason: str) -> None:
+    case = await watched(0).owned()
+    case.lane.hint(50)
+    case.lane.paused, case.lane.gate = reason == "pause", Shut() if reason == "circuit" else None
+    await case.rounds(5, 600)
+    assert case.counted.late_age_s == 0
+
+
+async def test_a_lane_that_waits_for_what_is_parked_to_be_read_stands_still() -> None:
+    case = await Watched(lane(BY_KEY, needs_held=True)).owned()
+    await case.rounds(10, 600)
+    assert case.counted.late_age_s == 600
+
+
+async def test_reading_that_fails_for_endpoints_without_a_lane_shows_as_a_stall() -> None:
+    case = await watched(0).owned()
+    case.reading_fails_since = 10
+    await case.look(60)
+    assert case.counted.late_age_s == 0
+    await case.look(130)
+    assert case.counted.late_age_s == 120
+    case.reading_fails_since = None
+    await case.look(135)
+    assert case.counted.late_age_s == 0
 
 
 async def test_a_window_that_is_done_but_not_on_record_keeps_what_lies_behind_it_late() -> None:
@@ -407,7 +616,7 @@ async def test_changes_of_what_keeps_a_lane_are_remembered_up_to_a_bound_and_non
     for turn in range(3 * RUNS_MAX):
         case.lane.paused = turn % 2 == 0
         await case.look(70 + turn)
-    view = case.watch._views[case.lane]
+    view = case.watch._views[KEY]
     assert len(view.runs) == RUNS_MAX
     assert view.word_at(71) == UNKNOWN
     case.end(begun, 300, succeeded=True)
@@ -444,6 +653,79 @@ async def test_what_a_new_owner_tries_before_its_first_round_is_the_former_ones(
     assert await case.look(502) == {}, "and nobody here saw why the other is late"
 
 
+@pytest.mark.parametrize("is_tried_before_a_round", [True, False])
+async def test_what_an_owner_finds_too_late_at_an_endpoint_without_a_lane_is_late(
+    is_tried_before_a_round: bool,
+) -> None:
+    """A lost hint, and a sweep that fails: the owner has been here all the time."""
+    case = watched(0)
+    case.drop()
+    await case.rounds(0, 3000)
+    case.replace(lane(position=2999))
+    case.lane.offer(row(3000))
+    if is_tried_before_a_round:
+        assert case.end(case.begin(3121), 3122, succeeded=True) == {"late": 1}
+    else:
+        assert await case.look(3125) == {"late": 1}
+
+
+async def test_what_was_late_before_this_tenure_is_not_counted_though_the_partition_was_ours_before() -> None:
+    case = watched(0)
+    case.lane.hint(1)
+    await case.rounds(0, 100)
+    case.board.epochs[KEY.partition] += 1
+    case.replace(lane())
+    case.lane.epoch += 1
+    case.lane.offer(row(1))
+    assert case.end(case.begin(500), 501, succeeded=True) == {}
+    await case.look(505)
+    case.lane.offer(row(2))
+    assert case.end(case.begin(506), 507, succeeded=True) == {}
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+async def test_a_lane_that_is_made_anew_goes_on_with_what_is_known_of_its_endpoint(rounds: int) -> None:
+    """As where rows of its backlog have expired: a pause that has excused some excuses all, and once."""
+    case = await watched(8, rows_max=8, highest_known=20).owned()
+    case.lane.paused = True
+    await case.rounds(5, 300)
+    assert case.counted.results == {"excused": 8}
+    case.drop()
+    if rounds:
+        await case.look(305)
+    case.replace(lane(rows_max=8, highest_known=20))
+    case.feed(through=20)
+    assert await case.catch_up(306, through=20) == {"excused": 20}
+
+
+async def test_what_kept_a_backlog_that_is_gone_excuses_nothing_that_comes_after() -> None:
+    case = await watched(8).owned()
+    case.lane.paused = True
+    await case.rounds(5, 300)
+    case.lane.paused = False
+    assert await case.catch_up(301, through=8) == {"excused": 8}
+    case.replace(lane(position=299))
+    case.lane.offer(row(300))
+    assert await case.look(361) == {"excused": 8, "late": 1}
+
+
+async def test_an_attempt_that_ends_when_its_round_has_counted_it_is_not_counted_again() -> None:
+    """The loop was late, or the clock stepped back."""
+    case = await watched(1, UNORDERED).owned()
+    begun = case.begin(2)
+    assert await case.look(61.05) == {"slow": 1}
+    assert case.end(begun, 60.9, succeeded=True) == {"slow": 1}
+
+
+async def test_an_attempt_that_outlives_its_lane_is_the_next_owners_to_count() -> None:
+    case = await watched(1).owned()
+    begun = case.begin(2)
+    case.drop()
+    begun.attempts = 1
+    case.watch.first_ended(begun, 10.0)
+    assert case.counted.results == {}
+
+
 async def test_replays_are_not_counted() -> None:
     made = lane()
     for seq in (1, 2):
@@ -471,8 +753,13 @@ async def test_an_endpoint_that_is_gone_is_forgotten() -> None:
     case = await watched(1).owned()
     case.lane.paused = True
     await case.look(100)
-    case.board.lanes.clear()
-    await case.look(101)
+    case.drop()
+    case.board.unlocated[KEY] = None
+    for at_s in (101, 102, 103):
+        await case.look(at_s)
+    assert case.watch._views, "it may be made anew"
+    case.board.unlocated.clear()
+    await case.look(104)
     assert not case.watch._views
 
 
