@@ -222,6 +222,19 @@ def test_the_grace_follows_the_drains_that_are_set(grpc: Any, delivery: Any, tmp
     assert needed_s < rendered.pod["spec"]["terminationGracePeriodSeconds"] < needed_s + 2  # whole seconds, and one
 
 
+def test_a_setting_that_was_emptied_is_the_default_as_the_service_reads_it(tmp_path: Path) -> None:
+    names = ("GRPC_DRAIN_S", "DELIVERY_DRAIN_S", "WORKERS", "EGRESS_ALLOWED_PORTS", "EGRESS_ALLOWED_NETWORKS")
+    emptied = render("minimal", {"config": {f"DISPATCHER_{name}": "" for name in names}})
+    assert emptied.pod["spec"] == render("minimal").pod["spec"]
+    assert emptied.one("NetworkPolicy") == render("minimal").one("NetworkPolicy")
+    needed_s = 10 + drain_s(emptied, tmp_path)
+    assert emptied.pod["spec"]["terminationGracePeriodSeconds"] > needed_s
+    peers = {"config": {"DISPATCHER_AUTH_TRUSTED_PEERS": ""}}
+    assert render("istio", peers).container["env"] == render("istio").container["env"]
+    ports = {"config": {"DISPATCHER_EGRESS_ALLOWED_PORTS": ""}}
+    assert render("istio", ports).settings == render("istio").settings  # egress.mode=gateway sets it
+
+
 def test_the_page_says_how_long_that_is_by_default() -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text()
     assert f"and one more: {render().pod['spec']['terminationGracePeriodSeconds']} s by default" in page

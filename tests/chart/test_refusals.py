@@ -69,6 +69,10 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
     (mode("linkerd"), "auth.mode=linkerd needs linkerd.enabled"),
     (mode("xfcc", mesh="linkerd"), "auth.mode=xfcc with linkerd.enabled"),
     (mode("xfcc"), "auth.mode=xfcc needs istio.enabled, or the Envoy that tells who calls"),
+    (
+        mode("xfcc") | {"config": {"DISPATCHER_AUTH_TRUSTED_PEERS": ""}},
+        "auth.mode=xfcc needs istio.enabled, or the Envoy",
+    ),
     (mode("mtls", mesh="istio") | {"tls": {"secretName": "t"}}, "auth.mode=mtls in a mesh: the sidecar ends TLS"),
     *(
         (mode(name, mesh=mesh, **more) | {"tls": {"secretName": "t"}}, "tls.secretName in a mesh")

@@ -1,7 +1,7 @@
 {{/* What makes a pod part of a mesh. */}}
 
 {{- define "dispatcher.egressPorts" -}}
-{{- get .Values.config "DISPATCHER_EGRESS_ALLOWED_PORTS" | default "80,443,1024-65535" | toString -}}
+{{- include "dispatcher.setting" (list . "DISPATCHER_EGRESS_ALLOWED_PORTS" "80,443,1024-65535") -}}
 {{- end -}}
 
 {{- define "dispatcher.meshLabels" -}}

@@ -47,7 +47,7 @@
 {{/* The same as a list, each with its prefix: a setting may have blanks and bare addresses, which nobody else takes. */}}
 {{- define "dispatcher.allowedNetworks" -}}
 {{- $networks := list -}}
-{{- range splitList "," (get .Values.config "DISPATCHER_EGRESS_ALLOWED_NETWORKS" | toString) -}}
+{{- range splitList "," (include "dispatcher.setting" (list . "DISPATCHER_EGRESS_ALLOWED_NETWORKS" "")) -}}
 {{- with trim . -}}
 {{- $networks = append $networks (ternary . (printf "%s/%s" . (ternary "128" "32" (contains ":" .))) (contains "/" .)) -}}
 {{- end -}}

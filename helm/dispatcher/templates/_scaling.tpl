@@ -21,8 +21,8 @@ scaleDown:
 {{- if kindIs "string" $surge -}}
 {{- $surge = divf (mulf $pods (trimSuffix "%" $surge | float64)) 100.0 | ceil -}}
 {{- end -}}
-{{- $workers := get .Values.config "DISPATCHER_WORKERS" | default 1 | float64 -}}
-{{- $each := addf (get .Values.config "DISPATCHER_DATABASE_POOL_SIZE_MAX" | default 8 | float64) 2.0 -}}
+{{- $workers := include "dispatcher.setting" (list . "DISPATCHER_WORKERS" 1) | float64 -}}
+{{- $each := addf (include "dispatcher.setting" (list . "DISPATCHER_DATABASE_POOL_SIZE_MAX" 8) | float64) 2.0 -}}
 {{- $job := ternary 1.0 0.0 (has .Values.migrations.mode (list "job" "hook")) -}}
 {{- addf (mulf (addf $pods (float64 $surge)) $workers $each) $job | int64 -}}
 {{- end -}}

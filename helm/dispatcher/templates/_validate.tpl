@@ -125,7 +125,7 @@ probes.readiness=grpc can't be used with tls.secretName: a kubelet speaks plain 
 {{- if .Values.linkerd.enabled }}
 probes.readiness=grpc can't be used with linkerd.enabled: its proxy lets a kubelet's HTTP probes in, no others; use http
 {{- end }}
-{{- if eq (get .Values.config "DISPATCHER_HEALTH_ACCESS" | toString) "authenticated" }}
+{{- if eq (include "dispatcher.setting" (list . "DISPATCHER_HEALTH_ACCESS" "")) "authenticated" }}
 probes.readiness=grpc can't be used with DISPATCHER_HEALTH_ACCESS=authenticated: a kubelet has no credentials; use http
 {{- end }}
 {{- end }}
@@ -144,7 +144,7 @@ auth.mode=linkerd needs linkerd.enabled: its proxy tells who calls
 {{- if and (eq $mode "xfcc") $linkerd }}
 auth.mode=xfcc with linkerd.enabled: Linkerd sends no x-forwarded-client-cert; use linkerd
 {{- end }}
-{{- if and (eq $mode "xfcc") (not $istio) (not $linkerd) (not (hasKey .Values.config "DISPATCHER_AUTH_TRUSTED_PEERS")) }}
+{{- if and (eq $mode "xfcc") (not $istio) (not $linkerd) (not (include "dispatcher.setting" (list . "DISPATCHER_AUTH_TRUSTED_PEERS" ""))) }}
 auth.mode=xfcc needs istio.enabled, or the Envoy that tells who calls in config.DISPATCHER_AUTH_TRUSTED_PEERS
 {{- end }}
 {{- if and (eq $mode "mtls") (or $istio $linkerd) }}
@@ -171,7 +171,7 @@ egress.mode=gateway needs istio.enabled
 egress.mode=gateway needs egress.gateway.hosts
 {{- end }}
 {{- range $name := list "DISPATCHER_EGRESS_ALLOWED_PORTS" "DISPATCHER_EGRESS_ALLOW_HTTP" }}
-{{- if hasKey $.Values.config $name }}
+{{- if include "dispatcher.setting" (list $ $name "") }}
 config.{{ $name }}: egress.mode=gateway sets it: https on 443 only
 {{- end }}
 {{- end }}
