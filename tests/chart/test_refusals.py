@@ -32,13 +32,11 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     ({"config": {"DISPATCHER_WORKERS": 65}}, "at '/config/DISPATCHER_WORKERS': maximum: got 65, want 64"),
     ({"config": {"DISPATCHER_LOG_LEVEL": "loud"}}, "value must be one of 'debug', 'info', 'warning', 'error'"),
     ({"egress": {"gateway": {"hosts": ["*.example.com"]}}}, "at '/egress/gateway/hosts/0'"),
-    ({"podLabels": {"app.kubernetes.io/name": "x"}}, "at '/podLabels/app.kubernetes.io~1name': false schema"),
-    (
-        {"commonLabels": {"app.kubernetes.io/component": "x"}},
-        "at '/commonLabels/app.kubernetes.io~1component': false",
-    ),
-    ({"monitoring": {"labels": {"helm.sh/chart": "x"}}}, "at '/monitoring/labels/helm.sh~1chart': false schema"),
-    ({"podAnnotations": {"checksum/config": "x"}}, "at '/podAnnotations/checksum~1config': false schema"),
+    *(({"config": {"DISPATCHER_WORKERS": text}}, "at '/config/DISPATCHER_WORKERS'") for text in ("two", "2.5", " 2")),
+    ({"config": {"DISPATCHER_DELIVERY_DRAIN_S": "abc"}}, "at '/config/DISPATCHER_DELIVERY_DRAIN_S'"),
+    ({"extraEnv": [{"name": "A", "valueFrom": {"fooRef": {"name": "x"}}}]}, "additional properties 'fooRef' not"),
+    ({"extraEnv": [{"name": "A", "valueFrom": {}}]}, "at '/extraEnv/0/valueFrom': minProperties"),
+    ({"extraEnv": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "x"}}}]}, "missing property 'key'"),
     (
         {"monitoring": {"rules": {"runbookBaseUrl": "https://git.example.com/"}}},
         "at '/monitoring/rules/runbookBaseUrl'",
@@ -144,6 +142,46 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
     (
         {"secrets": {"collectorCa": {"key": "c"}}, "config": {"OTEL_EXPORTER_OTLP_CERTIFICATE": "x"}},
         "config.OTEL_EXPORTER_OTLP_CERTIFICATE and secrets.collectorCa: keep one",
+    ),
+    (
+        {"extraEnv": [{"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]},
+        "extraEnv: A has a value and a valueFrom: keep one",
+    ),
+    ({"config": {"DISPATCHER_WORKERS": "1000"}}, "config.DISPATCHER_WORKERS: 1000 is not between 1 and 64"),
+    (
+        {"config": {"DISPATCHER_DELIVERY_DRAIN_S": "300.5"}},
+        "config.DISPATCHER_DELIVERY_DRAIN_S: 300.5 is not between 0 and 300",
+    ),
+    *(
+        (
+            {"config": {"DISPATCHER_EGRESS_ALLOWED_PORTS": ports}},
+            f'config.DISPATCHER_EGRESS_ALLOWED_PORTS: "{wrong}" is no port and no range',
+        )
+        for ports, wrong in (("443, 8443", " 8443"), ("9-1", "9-1"), ("0", "0"), ("1-65536", "1-65536"), ("1,", ""))
+    ),
+    *(
+        (
+            {"config": {"DISPATCHER_EGRESS_ALLOWED_NETWORKS": f"10.0.0.0/8,{network}"}},
+            f"config.DISPATCHER_EGRESS_ALLOWED_NETWORKS: {said}",
+        )
+        for network, said in (
+            ("10.1.2.3/8", "10.1.2.3/8 has bits beyond its prefix"),
+            ("10.0.0.0/0", "10.0.0.0/0 has bits beyond its prefix"),
+            ("receiver.internal", '"receiver.internal/32" is no network'),
+        )
+    ),
+    *(
+        (values, f"{path}: {own} is set by the chart itself")
+        for path, own, values in (
+            ("podLabels", "app.kubernetes.io/name", {"podLabels": {"app.kubernetes.io/name": "x"}}),
+            ("commonLabels", "app.kubernetes.io/component", {"commonLabels": {"app.kubernetes.io/component": "x"}}),
+            ("monitoring.labels", "helm.sh/chart", {"monitoring": {"labels": {"helm.sh/chart": "x"}}}),
+            (
+                *("monitoring.dashboards.label", "app.kubernetes.io/name"),
+                {"monitoring": {"dashboards": {"label": "app.kubernetes.io/name"}}},
+            ),
+            ("podAnnotations", "checksum/config", {"podAnnotations": {"checksum/config": "x"}}),
+        )
     ),
     ({"extraEnv": [{"name": "POD_NAME", "value": "x"}]}, "extraEnv: POD_NAME is there already"),
     ({"extraEnv": [{"name": "A", "value": "x"}, {"name": "A", "value": "z"}]}, "extraEnv: A is there already"),

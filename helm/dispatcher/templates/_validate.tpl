@@ -2,7 +2,7 @@
 
 {{- define "dispatcher.validate" -}}
 {{- $problems := list -}}
-{{- range $topic := list "config" "access" "secrets" "migrations" "shutdown" "mesh" "egress" "scaling" "others" -}}
+{{- range $topic := list "config" "labels" "access" "secrets" "migrations" "shutdown" "mesh" "egress" "scaling" "others" -}}
 {{- range splitList "\n" (include (printf "dispatcher.problems.%s" $topic) $) -}}
 {{- with trim . }}{{- $problems = append $problems . -}}{{- end -}}
 {{- end -}}
@@ -10,33 +10,6 @@
 {{- if $problems -}}
 {{- fail (printf "these values can't work:\n  %s" (join "\n  " $problems)) -}}
 {{- end -}}
-{{- end -}}
-
-{{- define "dispatcher.problems.config" -}}
-{{- range $name, $where := include "dispatcher.settingsElsewhere" . | fromYaml }}
-{{- if hasKey $.Values.config $name }}
-config.{{ $name }}: {{ $where }}
-{{- end }}
-{{- end }}
-{{- range $name := list "OTEL_EXPORTER_OTLP_HEADERS" "OTEL_EXPORTER_OTLP_TRACES_HEADERS" "OTEL_EXPORTER_OTLP_METRICS_HEADERS" }}
-{{- if hasKey $.Values.config $name }}
-config.{{ $name }}: headers hold credentials; take them from a Secret by extraEnv
-{{- end }}
-{{- end }}
-{{- $files := include "dispatcher.secretFiles" . | fromYaml }}
-{{- if and (hasKey $files "OTEL_EXPORTER_OTLP_CERTIFICATE") (hasKey .Values.config "OTEL_EXPORTER_OTLP_CERTIFICATE") }}
-config.OTEL_EXPORTER_OTLP_CERTIFICATE and secrets.collectorCa: keep one
-{{- end }}
-{{- $seen := concat (list "POD_NAME" "POD_NAMESPACE" "POD_IPS") (keys $files) }}
-{{- range .Values.extraEnv }}
-{{- if hasPrefix "DISPATCHER_" .name }}
-extraEnv: {{ .name }} goes into config, or into secrets
-{{- end }}
-{{- if has .name $seen }}
-extraEnv: {{ .name }} is there already
-{{- end }}
-{{- $seen = append $seen .name }}
-{{- end }}
 {{- end -}}
 
 {{- define "dispatcher.problems.access" -}}
