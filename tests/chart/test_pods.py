@@ -282,6 +282,23 @@ def test_a_hook_needs_nothing_of_the_chart_s_own() -> None:
     assert int(before["helm.sh/hook-weight"]) < int(hook["helm.sh/hook-weight"])
 
 
+@pytest.mark.parametrize("mode", ["job", "hook"])
+def test_a_migration_s_pod_has_the_labels_and_the_place_that_are_asked_for(mode: str) -> None:
+    asked = {
+        "affinity": {"nodeAffinity": {}},
+        "nodeSelector": {"disk": "ssd"},
+        "priorityClassName": "critical",
+        "tolerations": [{"key": "dedicated"}],
+    }
+    labels = {"commonLabels": {"team": "all", "unit": "7"}, "podLabels": {"team": "pods"}}
+    (job,) = render("minimal", {**asked, **labels, "migrations": {"mode": mode}}).all("Job")
+    template = job["spec"]["template"]
+    assert template["metadata"]["labels"].items() >= {"team": "pods", "unit": "7"}.items()
+    assert template["metadata"]["labels"]["app.kubernetes.io/component"] == "migrate"
+    assert template["spec"].items() >= asked.items()
+    assert template["spec"]["restartPolicy"] == "Never"  # a failed pod stays, with its log
+
+
 def test_another_image_makes_another_job_and_the_same_one_none() -> None:
     names = [
         render("minimal", {"migrations": {"mode": "job"}, "image": {"tag": tag}}).all("Job")[0]["metadata"]["name"]
