@@ -124,6 +124,29 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
         {"egress": {"mode": "gateway"}, "config": {"DISPATCHER_EGRESS_ALLOW_HTTP": True}},
         "config.DISPATCHER_EGRESS_ALLOW_HTTP: egress.mode=gateway sets it",
     ),
+    ({"config": {"DISPATCHER_EGRESS_ALLOWED_HOSTS": "svc.cluster.local"}}, "a NetworkPolicy knows no names"),
+    (
+        {"cnpg": {"enabled": True}, "networkPolicy": {"database": {"port": 6432}}},
+        "networkPolicy.database.port=6432 with cnpg.enabled: its pods listen on 5432",
+    ),
+    (
+        {"cnpg": {"enabled": True, "parameters": {"max_connections": "39"}}},
+        "cnpg.parameters.max_connections=39 is too few: there may be 30",
+    ),
+    *(
+        (mode("jwt", jwt=JWT | {"keysUrl": f"https://idp:{port}/keys"}), f"auth.jwt.keysUrl: {port} is no port")
+        for port in ("99999999", "65536", "0")
+    ),
+    *(
+        ({"config": {name: url}}, f"config.{name}: networkPolicy.collector.ports lacks {port}")
+        for name, url, port in (
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://otlp:443", "443"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://[fd00::1]:9317/v1/traces", "9317"),
+        )
+    ),
+    ({"istio": {"enabled": True, "ambient": True}}, "istio.ambient with istio.enabled"),
+    ({"linkerd": {"enabled": True}, "istio": {"ambient": True}}, "istio.ambient with linkerd.enabled"),
+    (mode("xfcc") | {"istio": {"ambient": True}}, "istio.ambient has none: use jwt, or mtls"),
     ({"autoscaling": {"minReplicas": 11}}, "autoscaling.minReplicas must not exceed autoscaling.maxReplicas"),
     (
         {"autoscaling": {"mode": "keda", "keda": {"trigger": "prometheus"}}},

@@ -5,8 +5,15 @@
 {{- end -}}
 
 {{- define "dispatcher.meshLabels" -}}
+{{- include "dispatcher.ambientLabels" . -}}
 {{- if .Values.istio.enabled -}}
 sidecar.istio.io/inject: "true"
+{{- end -}}
+{{- end -}}
+
+{{- define "dispatcher.ambientLabels" -}}
+{{- if .Values.istio.ambient -}}
+istio.io/dataplane-mode: ambient
 {{- end -}}
 {{- end -}}
 
@@ -69,6 +76,7 @@ config.linkerd.io/skip-inbound-ports: "50053"
 
 {{/* A Job's pod: in the mesh only where the proxy ends with it. */}}
 {{- define "dispatcher.jobMeshLabels" -}}
+{{- include "dispatcher.ambientLabels" . -}}
 {{- if .Values.istio.enabled -}}
 sidecar.istio.io/inject: {{ .Values.istio.nativeSidecars | quote }}
 {{- end -}}

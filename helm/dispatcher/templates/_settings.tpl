@@ -138,9 +138,9 @@ jwt-ca.pem: |
 {{- range $variable, $from := include "dispatcher.secretFiles" (index . 0) | fromYaml }}
 {{- if hasPrefix $prefix $from.path }}
 - secret:
-    name: {{ $from.name }}
+    name: {{ $from.name | quote }}
     items:
-      - key: {{ $from.key }}
+      - key: {{ $from.key | quote }}
         path: {{ $from.path }}
 {{- end }}
 {{- end }}
@@ -197,7 +197,7 @@ jwt-ca.pem: |
 {{/* A migration's container; safe to repeat, and when several start at once: it takes an advisory lock. */}}
 {{- define "dispatcher.migrateContainer" -}}
 name: migrate
-image: {{ include "dispatcher.image" . }}
+image: {{ include "dispatcher.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 args: [migrate]
 env:

@@ -2,7 +2,7 @@
 
 {{- define "dispatcher.validate" -}}
 {{- $problems := list -}}
-{{- range $topic := list "config" "labels" "access" "secrets" "migrations" "shutdown" "mesh" "egress" "scaling" "others" -}}
+{{- range $topic := list "config" "labels" "access" "secrets" "migrations" "shutdown" "mesh" "egress" "network" "scaling" "others" -}}
 {{- range splitList "\n" (include (printf "dispatcher.problems.%s" $topic) $) -}}
 {{- with trim . }}{{- $problems = append $problems . -}}{{- end -}}
 {{- end -}}
@@ -111,6 +111,9 @@ probes.readiness=grpc can't be used with DISPATCHER_HEALTH_ACCESS=authenticated:
 {{- if and $istio $linkerd }}
 istio.enabled and linkerd.enabled: a pod is in one mesh
 {{- end }}
+{{- if and .Values.istio.ambient (or $istio $linkerd) }}
+istio.ambient with {{ ternary "istio" "linkerd" $istio }}.enabled: a pod has a sidecar, or is in ambient mode
+{{- end }}
 {{- if and (eq $mode "linkerd") (not $linkerd) }}
 auth.mode=linkerd needs linkerd.enabled: its proxy tells who calls
 {{- end }}
@@ -118,7 +121,7 @@ auth.mode=linkerd needs linkerd.enabled: its proxy tells who calls
 auth.mode=xfcc with linkerd.enabled: Linkerd sends no x-forwarded-client-cert; use linkerd
 {{- end }}
 {{- if and (eq $mode "xfcc") (not $istio) (not $linkerd) (not (include "dispatcher.setting" (list . "DISPATCHER_AUTH_TRUSTED_PEERS" ""))) }}
-auth.mode=xfcc needs istio.enabled, or the Envoy that tells who calls in config.DISPATCHER_AUTH_TRUSTED_PEERS
+auth.mode=xfcc needs istio.enabled, or the Envoy that tells who calls in config.DISPATCHER_AUTH_TRUSTED_PEERS{{ ternary "; istio.ambient has none: use jwt, or mtls" "" .Values.istio.ambient }}
 {{- end }}
 {{- if and (eq $mode "mtls") (or $istio $linkerd) }}
 auth.mode=mtls in a mesh: the sidecar ends TLS, so our server never sees a caller's certificate; use {{ ternary "xfcc" "linkerd" $istio }}
@@ -151,6 +154,32 @@ config.{{ $name }}: egress.mode=gateway sets it: https on 443 only
 {{- end }}
 {{- end -}}
 
+{{/* What our own NetworkPolicy would keep from its way. */}}
+{{- define "dispatcher.problems.network" -}}
+{{- $policy := .Values.networkPolicy }}
+{{- $port := (urlParse .Values.auth.jwt.keysUrl).host | regexFind ":[0-9]+$" | trimPrefix ":" | default "443" }}
+{{- if or (gt (len $port) 5) (lt (atoi $port) 1) (gt (atoi $port) 65535) }}
+auth.jwt.keysUrl: {{ $port }} is no port
+{{- end }}
+{{- if $policy.enabled }}
+{{- $isPublicOnly := not (or $policy.extraEgress (include "dispatcher.setting" (list . "DISPATCHER_EGRESS_ALLOWED_NETWORKS" ""))) }}
+{{- if and (eq .Values.egress.mode "direct") (include "dispatcher.setting" (list . "DISPATCHER_EGRESS_ALLOWED_HOSTS" "")) $isPublicOnly }}
+config.DISPATCHER_EGRESS_ALLOWED_HOSTS: a NetworkPolicy knows no names, so it lets nothing out to those hosts; name their networks in config.DISPATCHER_EGRESS_ALLOWED_NETWORKS or networkPolicy.extraEgress
+{{- end }}
+{{- if and .Values.cnpg.enabled (ne (int64 $policy.database.port) 5432) }}
+networkPolicy.database.port={{ int64 $policy.database.port }} with cnpg.enabled: its pods listen on 5432
+{{- end }}
+{{- $collector := list }}
+{{- range $policy.collector.ports }}{{ $collector = append $collector (int64 . | toString) }}{{ end }}
+{{- range $name := list "OTEL_EXPORTER_OTLP_ENDPOINT" "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT" }}
+{{- $named := include "dispatcher.setting" (list $ $name "") | regexFind "^[a-z]+://[^/]*:[0-9]+" | regexFind "[0-9]+$" }}
+{{- if and $named (not $policy.extraEgress) (not (has $named $collector)) }}
+config.{{ $name }}: networkPolicy.collector.ports lacks {{ $named }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{- define "dispatcher.problems.scaling" -}}
 {{- $scaling := .Values.autoscaling }}
 {{- if gt (int64 $scaling.minReplicas) (int64 $scaling.maxReplicas) }}
@@ -162,6 +191,10 @@ autoscaling.keda.trigger=prometheus needs autoscaling.keda.prometheusAddress
 {{- end -}}
 
 {{- define "dispatcher.problems.others" -}}
+{{- $given := get .Values.cnpg.parameters "max_connections" }}
+{{- if and .Values.cnpg.enabled $given (lt (int64 $given) (include "dispatcher.connections" . | int64 | add 10)) }}
+cnpg.parameters.max_connections={{ $given }} is too few: there may be {{ include "dispatcher.connections" . }}, and the operator has some; set {{ include "dispatcher.connectionsWanted" . }}, or leave it out
+{{- end }}
 {{- if and .Values.grpcRoute.enabled (not .Values.grpcRoute.parentRefs) }}
 grpcRoute.enabled needs grpcRoute.parentRefs
 {{- end }}
