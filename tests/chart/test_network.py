@@ -313,8 +313,10 @@ def test_in_ambient_mode_ztunnel_s_port_is_open_wherever_a_pod_of_the_mesh_may_b
     rendered = render("minimal", AMBIENT | more)
     tunnel = {"protocol": "TCP", "port": 15008}
     rules = rendered.one("NetworkPolicy")["spec"]["ingress"]
-    (probes,) = (rule for rule in rules if rule["from"] == [{"ipBlock": {"cidr": "169.254.7.127/32"}}])
+    (probes,) = (rule for rule in rules if {"ipBlock": {"cidr": "169.254.7.127/32"}} in rule["from"])
     assert [port["port"] for port in probes["ports"]] == [8080, 50051]
+    assert all(ip_network(peer["ipBlock"]["cidr"]).num_addresses == 1 for peer in probes["from"])
+    assert {ip_network(peer["ipBlock"]["cidr"]).version for peer in probes["from"]} == {4, 6}
     assert len(rules) == 4
     assert all(tunnel in rule["ports"] for rule in rules if rule is not probes)
     for suffix in ("", "-migrate"):

@@ -169,6 +169,11 @@ def test_a_text_that_looks_like_a_number_stays_a_text(name: str, tmp_path: Path)
             check_custom(found)
 
 
+def test_a_release_whose_name_no_service_can_have_is_refused() -> None:
+    done = run_helm("template", "2024", str(CHART), "--values", values_file("minimal"))
+    assert "2024-dispatcher begins with no letter" in done.stderr
+
+
 @pytest.mark.parametrize("name", CI_VALUES)
 def test_no_two_objects_are_the_same_and_all_are_in_the_release_s_namespace(name: str) -> None:
     objects = render(name).objects

@@ -20,8 +20,11 @@
 {{- $rules = append $rules (dict "from" .keda "ports" $ports) -}}
 {{- end -}}
 {{- if $.Values.istio.ambient -}}
-{{- /* In ambient mode a kubelet's probes come from this address, which Istio's CNI gives them, and not from the node's. */ -}}
-{{- $kubelet := list (dict "ipBlock" (dict "cidr" "169.254.7.127/32")) -}}
+{{- /* In ambient mode a kubelet's probes come from these addresses, which Istio's CNI gives them, and not from the node's. */ -}}
+{{- $kubelet := list -}}
+{{- range list "169.254.7.127/32" "fd16:9254:7127:1337:ffff:ffff:ffff:ffff/128" -}}
+{{- $kubelet = append $kubelet (dict "ipBlock" (dict "cidr" .)) -}}
+{{- end -}}
 {{- $ports := list (dict "protocol" "TCP" "port" 8080) -}}
 {{- if eq $.Values.probes.readiness "grpc" -}}{{- $ports = append $ports (dict "protocol" "TCP" "port" 50051) -}}{{- end -}}
 {{- $rules = append $rules (dict "from" $kubelet "ports" $ports) -}}

@@ -164,7 +164,7 @@ auth.jwt.keysUrl: {{ $port }} is no port
 {{- if $policy.enabled }}
 {{- $isPublicOnly := not (or $policy.extraEgress (include "dispatcher.setting" (list . "DISPATCHER_EGRESS_ALLOWED_NETWORKS" ""))) }}
 {{- if and (eq .Values.egress.mode "direct") (include "dispatcher.setting" (list . "DISPATCHER_EGRESS_ALLOWED_HOSTS" "")) $isPublicOnly }}
-config.DISPATCHER_EGRESS_ALLOWED_HOSTS: a NetworkPolicy knows no names, so it lets nothing out to those hosts; name their networks in config.DISPATCHER_EGRESS_ALLOWED_NETWORKS or networkPolicy.extraEgress
+config.DISPATCHER_EGRESS_ALLOWED_HOSTS: a NetworkPolicy knows no names, so it lets nothing out to those hosts; let out to their addresses by networkPolicy.extraEgress, or to whole networks by config.DISPATCHER_EGRESS_ALLOWED_NETWORKS
 {{- end }}
 {{- if and .Values.cnpg.enabled (ne (int64 $policy.database.port) 5432) }}
 networkPolicy.database.port={{ int64 $policy.database.port }} with cnpg.enabled: its pods listen on 5432
@@ -191,6 +191,9 @@ autoscaling.keda.trigger=prometheus needs autoscaling.keda.prometheusAddress
 {{- end -}}
 
 {{- define "dispatcher.problems.others" -}}
+{{- if regexMatch "^[^a-z]" (include "dispatcher.fullname" .) }}
+{{ include "dispatcher.fullname" . }} begins with no letter, which a Service's name must: set fullnameOverride
+{{- end }}
 {{- $given := get .Values.cnpg.parameters "max_connections" }}
 {{- if and .Values.cnpg.enabled $given (lt (int64 $given) (include "dispatcher.connections" . | int64 | add 10)) }}
 cnpg.parameters.max_connections={{ $given }} is too few: there may be {{ include "dispatcher.connections" . }}, and the operator has some; set {{ include "dispatcher.connectionsWanted" . }}, or leave it out
