@@ -1,4 +1,5 @@
-"""The chart's generated parts: the settings in values.schema.json, and README.md from README.md.gotmpl and values.yaml.
+"""The chart's generated parts: the settings in values.schema.json, their bounds in templates/_bounds.tpl, and README.md
+from README.md.gotmpl and values.yaml.
 
 The template and the comments (`# -- …`) are helm-docs' own form, of which this knows the few marks that it needs.
 """
@@ -19,6 +20,16 @@ from dispatcher.config import Settings, variable_of
 CHART = Path(__file__).parent.parent / "helm" / "dispatcher"
 COMMENT = re.compile(r"^ *# ?(?P<starts>-- )?(?P<text>.*)$")
 OTEL_VALUE = {"type": ["string", "number", "boolean"]}
+INTEGER_TEXT = "^[0-9]*$"
+NUMBER_TEXT = "^([0-9]+([.][0-9]+)?)?$"
+"""An empty text is a setting that is not set."""
+BOUNDS_TEMPLATE = """\
+{{/* Made by `make docs` from src/dispatcher/config/groups.py; a test compares. The bounds of each number. */}}
+
+{{- define "dispatcher.bounds" -}}
+%s
+{{- end -}}
+"""
 
 
 def render_schema() -> str:
@@ -34,24 +45,37 @@ def render_schema() -> str:
 
 
 def setting_schema(name: str) -> dict[str, Any]:
-    """What a value of `config` may be. Text is accepted for every kind: the service reads text anyway."""
+    """What a value of `config` may be. Text is accepted for every kind: the service reads text anyway. The bounds of a
+    number that is text are beyond a schema: `render_bounds`."""
     field = Settings.model_fields[name]
     kind = str(field.annotation)
-    bounds = {
-        keyword: getattr(item, attribute)
-        for item in field.metadata
-        for attribute, keyword in (("ge", "minimum"), ("le", "maximum"))
-        if hasattr(item, attribute)
-    }
+    limits = bounds_of(name)
     if "Literal" in kind:
         return {"enum": re.findall(r"'(\w+)'", kind), "description": field.description}
     if field.annotation is bool:
         return {"enum": [True, False, "true", "false"], "description": field.description}
     if field.annotation is int:
-        return {"type": ["integer", "string"], **bounds, "description": field.description}
+        return {"type": ["integer", "string"], **limits, "pattern": INTEGER_TEXT, "description": field.description}
     if field.annotation is float:
-        return {"type": ["number", "string"], **bounds, "description": field.description}
+        return {"type": ["number", "string"], **limits, "pattern": NUMBER_TEXT, "description": field.description}
     return {"type": ["string", "number"], "description": field.description}
+
+
+def bounds_of(name: str) -> dict[str, float]:
+    """`minimum` and `maximum` of a setting that is a number; empty for others."""
+    return {
+        keyword: getattr(item, attribute)
+        for item in Settings.model_fields[name].metadata
+        for attribute, keyword in (("ge", "minimum"), ("le", "maximum"))
+        if hasattr(item, attribute)
+    }
+
+
+def render_bounds() -> str:
+    """templates/_bounds.tpl: by variable, for the check of numbers that are given as text."""
+    limits = {variable_of(name): bounds_of(name) for name in sorted(Settings.model_fields)}
+    rows = [f"{name}: [{found['minimum']}, {found['maximum']}]" for name, found in limits.items() if found]
+    return BOUNDS_TEMPLATE % "\n".join(rows)
 
 
 @dataclass(frozen=True, slots=True)

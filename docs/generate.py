@@ -11,7 +11,7 @@ from pathlib import Path
 from dispatcher.config import Settings, display, is_secret, variable_of
 from dispatcher.config.groups import GROUPS
 from dispatcher.telemetry.catalog import METRICS, SCHEMA_URL
-from docs.chart import render_readme, render_schema
+from docs.chart import render_bounds, render_readme, render_schema
 from docs.dashboards import DASHBOARDS, render
 
 FOLDER = Path(__file__).resolve().parent
@@ -183,6 +183,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "telemetry.md": render_telemetry,
     "../helm/dispatcher/README.md": render_readme,
     "../helm/dispatcher/values.schema.json": render_schema,
+    "../helm/dispatcher/templates/_bounds.tpl": render_bounds,
     **{f"../helm/dispatcher/dashboards/{name}.json": partial(render, each) for name, each in DASHBOARDS.items()},
 }
 

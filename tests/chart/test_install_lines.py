@@ -41,10 +41,13 @@ def install(page: str, folder: Path, exchanged: Mapping[str, str]) -> Rendered:
     return Rendered(tuple(found for found in yaml.safe_load_all(told) if found))
 
 
-@pytest.mark.parametrize(
+PAGES = pytest.mark.parametrize(
     ("page", "exchanged"),
     [("helm/dispatcher/README.md", {}), ("docs/kubernetes.md", {"sha256:…": f"sha256:{'ab' * 32}"})],
 )
+
+
+@PAGES
 def test_the_lines_of_the_page_make_all_that_the_pods_need(
     page: str, exchanged: Mapping[str, str], tmp_path: Path
 ) -> None:
@@ -56,6 +59,12 @@ def test_the_lines_of_the_page_make_all_that_the_pods_need(
     (deployment,) = made.all("Deployment")
     assert mounted_keys(deployment) == {(secret["metadata"]["name"], key) for key in secret["data"]}
     assert Keyring.parse(secret_text(secret, "secret-keys"))
+
+
+@PAGES
+def test_no_secret_is_made_where_no_key_could_be(page: str, exchanged: Mapping[str, str], tmp_path: Path) -> None:
+    made = install(page, tmp_path, {**exchanged, "dispatcher secrets new-key": "no-such-program"})
+    assert made.all("Secret") == []
 
 
 def mounted_keys(deployment: Object) -> set[tuple[str, str]]:

@@ -270,6 +270,67 @@ def test_with_a_gateway_webhooks_are_https_to_the_hosts_that_are_named() -> None
 DIRECT: dict[str, Any] = {"egress": {"mode": "direct"}}
 
 
+def test_a_sidecar_that_learns_only_of_what_is_needed_knows_the_gateway() -> None:
+    elsewhere = {"egress": {"gateway": {"namespace": "istio-egress"}}}
+    for overlay, added in (({}, []), (elsewhere, ["istio-egress/*"]), (elsewhere | DIRECT, [])):
+        (egress,) = render("istio", overlay).one("Sidecar")["spec"]["egress"]
+        assert egress["hosts"] == ["./*", "istio-system/*", *added]
+
+
+ALLOWED_HOSTS: dict[str, Any] = {"DISPATCHER_EGRESS_ALLOWED_HOSTS": "svc.cluster.local"}
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"config": {**ALLOWED_HOSTS, "DISPATCHER_EGRESS_ALLOWED_NETWORKS": "10.0.0.0/8"}},
+        {"config": ALLOWED_HOSTS, "networkPolicy": {"extraEgress": [{"to": [{"podSelector": {}}]}]}},
+        {"config": ALLOWED_HOSTS, "networkPolicy": {"enabled": False}},
+        {
+            "config": ALLOWED_HOSTS,
+            "egress": {"mode": "proxy"},
+            "secrets": {"egressProxyUrl": {"key": "url"}},
+        },
+    ],
+    ids=["networks", "rule", "no policy", "proxy"],
+)
+def test_hosts_that_are_not_public_are_taken_where_something_lets_out_to_them(way: dict[str, Any]) -> None:
+    assert render("minimal", way).settings.items() >= ALLOWED_HOSTS.items()
+
+
+def test_a_collector_is_let_out_to_by_the_port_that_its_setting_names() -> None:
+    for url, ports in (("https://otlp:443", [443]), ("https://otlp/v1", [4317]), ("otlp:443", [4317])):
+        collector: dict[str, Any] = {"networkPolicy": {"collector": {"ports": ports}}}
+        rendered = render("minimal", collector | {"config": {"OTEL_EXPORTER_OTLP_ENDPOINT": url}})
+        assert any(rule["ports"] == [{"protocol": "TCP", "port": ports[0]}] for rule in egress_rules(rendered))
+
+
+AMBIENT: dict[str, Any] = {"istio": {"ambient": True}}
+
+
+def test_in_ambient_mode_ztunnel_s_port_is_open_wherever_a_pod_of_the_mesh_may_be() -> None:
+    more = {"autoscaling": {"mode": "keda"}, "migrations": {"mode": "job"}, "probes": {"readiness": "grpc"}}
+    rendered = render("minimal", AMBIENT | more)
+    tunnel = {"protocol": "TCP", "port": 15008}
+    rules = rendered.one("NetworkPolicy")["spec"]["ingress"]
+    (probes,) = (rule for rule in rules if {"ipBlock": {"cidr": "169.254.7.127/32"}} in rule["from"])
+    assert [port["port"] for port in probes["ports"]] == [8080, 50051]
+    assert all(ip_network(peer["ipBlock"]["cidr"]).num_addresses == 1 for peer in probes["from"])
+    assert {ip_network(peer["ipBlock"]["cidr"]).version for peer in probes["from"]} == {4, 6}
+    assert len(rules) == 4
+    assert all(tunnel in rule["ports"] for rule in rules if rule is not probes)
+    for suffix in ("", "-migrate"):
+        rules = rendered.one("NetworkPolicy", suffix)["spec"]["egress"]
+        (database,) = (rule for rule in rules if {"protocol": "TCP", "port": 5432} in rule["ports"])
+        assert tunnel in database["ports"]
+    assert tunnel not in world_rule(rendered)["ports"]
+    (job,) = rendered.all("Job")
+    for template in (rendered.pod, job["spec"]["template"]):
+        assert template["metadata"]["labels"]["istio.io/dataplane-mode"] == "ambient"
+        assert "sidecar.istio.io/inject" not in template["metadata"]["labels"]
+    assert "15008" not in str(render("minimal", more).one("NetworkPolicy"))
+
+
 def test_direct_webhooks_go_past_istio_s_sidecar_wherever_they_go() -> None:
     allowed = {"config": {"DISPATCHER_EGRESS_ALLOWED_NETWORKS": "10.20.0.0/16"}}
     found = render("istio", DIRECT | allowed).annotations

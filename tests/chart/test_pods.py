@@ -222,6 +222,19 @@ def test_the_grace_follows_the_drains_that_are_set(grpc: Any, delivery: Any, tmp
     assert needed_s < rendered.pod["spec"]["terminationGracePeriodSeconds"] < needed_s + 2  # whole seconds, and one
 
 
+def test_a_setting_that_was_emptied_is_the_default_as_the_service_reads_it(tmp_path: Path) -> None:
+    names = ("GRPC_DRAIN_S", "DELIVERY_DRAIN_S", "WORKERS", "EGRESS_ALLOWED_PORTS", "EGRESS_ALLOWED_NETWORKS")
+    emptied = render("minimal", {"config": {f"DISPATCHER_{name}": "" for name in names}})
+    assert emptied.pod["spec"] == render("minimal").pod["spec"]
+    assert emptied.one("NetworkPolicy") == render("minimal").one("NetworkPolicy")
+    needed_s = 10 + drain_s(emptied, tmp_path)
+    assert emptied.pod["spec"]["terminationGracePeriodSeconds"] > needed_s
+    peers = {"config": {"DISPATCHER_AUTH_TRUSTED_PEERS": ""}}
+    assert render("istio", peers).container["env"] == render("istio").container["env"]
+    ports = {"config": {"DISPATCHER_EGRESS_ALLOWED_PORTS": ""}}
+    assert render("istio", ports).settings == render("istio").settings  # egress.mode=gateway sets it
+
+
 def test_the_page_says_how_long_that_is_by_default() -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text()
     assert f"and one more: {render().pod['spec']['terminationGracePeriodSeconds']} s by default" in page
@@ -267,6 +280,23 @@ def test_a_hook_needs_nothing_of_the_chart_s_own() -> None:
     hook = job["metadata"]["annotations"]
     before = policy["metadata"]["annotations"]
     assert int(before["helm.sh/hook-weight"]) < int(hook["helm.sh/hook-weight"])
+
+
+@pytest.mark.parametrize("mode", ["job", "hook"])
+def test_a_migration_s_pod_has_the_labels_and_the_place_that_are_asked_for(mode: str) -> None:
+    asked = {
+        "affinity": {"nodeAffinity": {}},
+        "nodeSelector": {"disk": "ssd"},
+        "priorityClassName": "critical",
+        "tolerations": [{"key": "dedicated"}],
+    }
+    labels = {"commonLabels": {"team": "all", "unit": "7"}, "podLabels": {"team": "pods"}}
+    (job,) = render("minimal", {**asked, **labels, "migrations": {"mode": mode}}).all("Job")
+    template = job["spec"]["template"]
+    assert template["metadata"]["labels"].items() >= {"team": "pods", "unit": "7"}.items()
+    assert template["metadata"]["labels"]["app.kubernetes.io/component"] == "migrate"
+    assert template["spec"].items() >= asked.items()
+    assert template["spec"]["restartPolicy"] == "Never"  # a failed pod stays, with its log
 
 
 def test_another_image_makes_another_job_and_the_same_one_none() -> None:

@@ -32,13 +32,11 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     ({"config": {"DISPATCHER_WORKERS": 65}}, "at '/config/DISPATCHER_WORKERS': maximum: got 65, want 64"),
     ({"config": {"DISPATCHER_LOG_LEVEL": "loud"}}, "value must be one of 'debug', 'info', 'warning', 'error'"),
     ({"egress": {"gateway": {"hosts": ["*.example.com"]}}}, "at '/egress/gateway/hosts/0'"),
-    ({"podLabels": {"app.kubernetes.io/name": "x"}}, "at '/podLabels/app.kubernetes.io~1name': false schema"),
-    (
-        {"commonLabels": {"app.kubernetes.io/component": "x"}},
-        "at '/commonLabels/app.kubernetes.io~1component': false",
-    ),
-    ({"monitoring": {"labels": {"helm.sh/chart": "x"}}}, "at '/monitoring/labels/helm.sh~1chart': false schema"),
-    ({"podAnnotations": {"checksum/config": "x"}}, "at '/podAnnotations/checksum~1config': false schema"),
+    *(({"config": {"DISPATCHER_WORKERS": text}}, "at '/config/DISPATCHER_WORKERS'") for text in ("two", "2.5", " 2")),
+    ({"config": {"DISPATCHER_DELIVERY_DRAIN_S": "abc"}}, "at '/config/DISPATCHER_DELIVERY_DRAIN_S'"),
+    ({"extraEnv": [{"name": "A", "valueFrom": {"fooRef": {"name": "x"}}}]}, "additional properties 'fooRef' not"),
+    ({"extraEnv": [{"name": "A", "valueFrom": {}}]}, "at '/extraEnv/0/valueFrom': minProperties"),
+    ({"extraEnv": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "x"}}}]}, "missing property 'key'"),
     (
         {"monitoring": {"rules": {"runbookBaseUrl": "https://git.example.com/"}}},
         "at '/monitoring/rules/runbookBaseUrl'",
@@ -69,6 +67,10 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
     (mode("linkerd"), "auth.mode=linkerd needs linkerd.enabled"),
     (mode("xfcc", mesh="linkerd"), "auth.mode=xfcc with linkerd.enabled"),
     (mode("xfcc"), "auth.mode=xfcc needs istio.enabled, or the Envoy that tells who calls"),
+    (
+        mode("xfcc") | {"config": {"DISPATCHER_AUTH_TRUSTED_PEERS": ""}},
+        "auth.mode=xfcc needs istio.enabled, or the Envoy",
+    ),
     (mode("mtls", mesh="istio") | {"tls": {"secretName": "t"}}, "auth.mode=mtls in a mesh: the sidecar ends TLS"),
     *(
         (mode(name, mesh=mesh, **more) | {"tls": {"secretName": "t"}}, "tls.secretName in a mesh")
@@ -122,6 +124,29 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
         {"egress": {"mode": "gateway"}, "config": {"DISPATCHER_EGRESS_ALLOW_HTTP": True}},
         "config.DISPATCHER_EGRESS_ALLOW_HTTP: egress.mode=gateway sets it",
     ),
+    ({"config": {"DISPATCHER_EGRESS_ALLOWED_HOSTS": "svc.cluster.local"}}, "a NetworkPolicy knows no names"),
+    (
+        {"cnpg": {"enabled": True}, "networkPolicy": {"database": {"port": 6432}}},
+        "networkPolicy.database.port=6432 with cnpg.enabled: its pods listen on 5432",
+    ),
+    (
+        {"cnpg": {"enabled": True, "parameters": {"max_connections": "39"}}},
+        "cnpg.parameters.max_connections=39 is too few: there may be 30",
+    ),
+    *(
+        (mode("jwt", jwt=JWT | {"keysUrl": f"https://idp:{port}/keys"}), f"auth.jwt.keysUrl: {port} is no port")
+        for port in ("99999999", "65536", "0")
+    ),
+    *(
+        ({"config": {name: url}}, f"config.{name}: networkPolicy.collector.ports lacks {port}")
+        for name, url, port in (
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://otlp:443", "443"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://[fd00::1]:9317/v1/traces", "9317"),
+        )
+    ),
+    ({"istio": {"enabled": True, "ambient": True}}, "istio.ambient with istio.enabled"),
+    ({"linkerd": {"enabled": True}, "istio": {"ambient": True}}, "istio.ambient with linkerd.enabled"),
+    (mode("xfcc") | {"istio": {"ambient": True}}, "istio.ambient has none: use jwt, or mtls"),
     ({"autoscaling": {"minReplicas": 11}}, "autoscaling.minReplicas must not exceed autoscaling.maxReplicas"),
     (
         {"autoscaling": {"mode": "keda", "keda": {"trigger": "prometheus"}}},
@@ -140,6 +165,46 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
     (
         {"secrets": {"collectorCa": {"key": "c"}}, "config": {"OTEL_EXPORTER_OTLP_CERTIFICATE": "x"}},
         "config.OTEL_EXPORTER_OTLP_CERTIFICATE and secrets.collectorCa: keep one",
+    ),
+    (
+        {"extraEnv": [{"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]},
+        "extraEnv: A has a value and a valueFrom: keep one",
+    ),
+    ({"config": {"DISPATCHER_WORKERS": "1000"}}, "config.DISPATCHER_WORKERS: 1000 is not between 1 and 64"),
+    (
+        {"config": {"DISPATCHER_DELIVERY_DRAIN_S": "300.5"}},
+        "config.DISPATCHER_DELIVERY_DRAIN_S: 300.5 is not between 0 and 300",
+    ),
+    *(
+        (
+            {"config": {"DISPATCHER_EGRESS_ALLOWED_PORTS": ports}},
+            f'config.DISPATCHER_EGRESS_ALLOWED_PORTS: "{wrong}" is no port and no range',
+        )
+        for ports, wrong in (("443, 8443", " 8443"), ("9-1", "9-1"), ("0", "0"), ("1-65536", "1-65536"), ("1,", ""))
+    ),
+    *(
+        (
+            {"config": {"DISPATCHER_EGRESS_ALLOWED_NETWORKS": f"10.0.0.0/8,{network}"}},
+            f"config.DISPATCHER_EGRESS_ALLOWED_NETWORKS: {said}",
+        )
+        for network, said in (
+            ("10.1.2.3/8", "10.1.2.3/8 has bits beyond its prefix"),
+            ("10.0.0.0/0", "10.0.0.0/0 has bits beyond its prefix"),
+            ("receiver.internal", '"receiver.internal/32" is no network'),
+        )
+    ),
+    *(
+        (values, f"{path}: {own} is set by the chart itself")
+        for path, own, values in (
+            ("podLabels", "app.kubernetes.io/name", {"podLabels": {"app.kubernetes.io/name": "x"}}),
+            ("commonLabels", "app.kubernetes.io/component", {"commonLabels": {"app.kubernetes.io/component": "x"}}),
+            ("monitoring.labels", "helm.sh/chart", {"monitoring": {"labels": {"helm.sh/chart": "x"}}}),
+            (
+                *("monitoring.dashboards.label", "app.kubernetes.io/name"),
+                {"monitoring": {"dashboards": {"label": "app.kubernetes.io/name"}}},
+            ),
+            ("podAnnotations", "checksum/config", {"podAnnotations": {"checksum/config": "x"}}),
+        )
     ),
     ({"extraEnv": [{"name": "POD_NAME", "value": "x"}]}, "extraEnv: POD_NAME is there already"),
     ({"extraEnv": [{"name": "A", "value": "x"}, {"name": "A", "value": "z"}]}, "extraEnv: A is there already"),

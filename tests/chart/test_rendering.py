@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import kubernetes_validate
@@ -111,6 +112,66 @@ def test_as_part_of_another_chart_it_bears_what_that_adds(tmp_path: Path) -> Non
     done = run_helm("template", "d", str(parent))
     assert done.returncode == 0, done.stderr
     assert "kind: Deployment" in done.stdout
+
+
+NUMBERS: dict[str, Any] = {
+    "fullnameOverride": "hooks",
+    "priorityClassName": "1",
+    "replicaCount": 2,
+    "image": {"repository": "1", "tag": "2"},
+    "podLabels": {"a": "1"},
+    "auth": {"policy": None, "policyConfigMap": "2024"},
+    "tls": {"secretName": ""},
+    "secrets": {"opsToken": {"secretName": "3", "key": "4"}, "databasePassword": {"secretName": "5", "key": "6"}},
+    "serviceAccount": {"create": True, "name": "8"},
+    "istio": {"namespace": "123"},
+    "linkerd": {"namespace": "124"},
+    "egress": {"gateway": {"namespace": "125", "service": "126"}},
+    "cnpg": {"enabled": True, "imageName": "17", "storage": {"size": "20", "storageClass": "9"}},
+    "grpcRoute": {"enabled": True, "parentRefs": [{"name": "1"}]},
+    "monitoring": {"labels": {"release": "1"}, "dashboards": {"labelValue": "2"}},
+}
+MODES: dict[str, dict[str, Any]] = {
+    "minimal": {"tls": {"secretName": "7"}, "grpcRoute": {"enabled": False}, "migrations": {"mode": "job"}},
+    "istio": {"autoscaling": {"mode": "hpa"}},
+    "linkerd": {"autoscaling": {"mode": "keda"}, "monitoring": {"monitor": "serviceMonitor"}},
+    "keda": {"migrations": {"mode": "job"}},
+}
+VAULT: dict[str, Any] = {
+    "secrets": {
+        "existingSecret": "",
+        "externalSecret": {
+            "enabled": True,
+            "refreshInterval": "0",
+            "store": {"name": "11"},
+            "data": {"database-url": {"key": "1"}, "secret-keys": {"key": "2"}, "tokens.yaml": {"key": "3"}},
+        },
+    }
+}
+
+
+@pytest.mark.parametrize("name", [*MODES, "vault"])
+def test_a_text_that_looks_like_a_number_stays_a_text(name: str, tmp_path: Path) -> None:
+    files = [values_file("minimal" if name == "vault" else name)]
+    for part, values in enumerate([NUMBERS, MODES.get(name, {}), VAULT if name == "vault" else {}]):
+        (tmp_path / f"{part}.yaml").write_text(yaml.safe_dump(values))
+        files.append(str(tmp_path / f"{part}.yaml"))
+    given = [argument for file in files for argument in ("--values", file)]
+    done = run_helm("template", "2024", str(CHART), "--namespace", "2025", "--kube-version", "1.37.0", *given)
+    assert done.returncode == 0, done.stderr
+    for found in (each for each in yaml.safe_load_all(done.stdout) if each):
+        assert found["metadata"]["namespace"] == "2025"
+        assert found["metadata"]["labels"]["app.kubernetes.io/instance"] == "2024"
+        assert isinstance(found["metadata"]["name"], str)
+        if schema_of(found) is None:
+            kubernetes_validate.validate(found, "1.37", strict=True)
+        else:
+            check_custom(found)
+
+
+def test_a_release_whose_name_no_service_can_have_is_refused() -> None:
+    done = run_helm("template", "2024", str(CHART), "--values", values_file("minimal"))
+    assert "2024-dispatcher begins with no letter" in done.stderr
 
 
 @pytest.mark.parametrize("name", CI_VALUES)

@@ -115,6 +115,7 @@ def test_config_takes_each_setting_within_the_service_s_own_bounds() -> None:
         "type": ["integer", "string"],
         "minimum": 1,
         "maximum": 64,
+        "pattern": "^[0-9]*$",
         "description": "",
     }
     assert setting_schema("log_level")["enum"] == ["debug", "info", "warning", "error"]

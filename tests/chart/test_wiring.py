@@ -275,6 +275,24 @@ def test_the_database_of_the_chart_outlives_the_release_and_waits_for_a_standby(
     assert "synchronous" not in single["spec"]["postgresql"]
 
 
+@pytest.mark.parametrize(
+    ("name", "overlay", "expected"),
+    [
+        ("production", {}, "500"),  # 12 pods that come, 12 that leave, 1 beyond, of 16 each; the Job's, the operator's
+        ("minimal", {"cnpg": {"enabled": True}}, "100"),
+        ("keda", {"cnpg": {"enabled": True}, "migrations": {"mode": "job"}}, "500"),
+        ("keda", {"cnpg": {"enabled": True}, "migrations": {"mode": "none"}, "maxSurge": "50%"}, "600"),
+        ("production", {"cnpg": {"parameters": {"max_connections": "219"}}}, "219"),
+    ],
+)
+def test_the_database_of_the_chart_has_connections_for_all_pods(
+    name: str, overlay: dict[str, Any], expected: str
+) -> None:
+    parameters = render(name, overlay).one("Cluster", "-db")["spec"]["postgresql"]["parameters"]
+    assert parameters["max_connections"] == expected
+    assert name != "production" or parameters["shared_buffers"] == "1GB"
+
+
 def test_a_long_name_of_the_release_still_makes_names_that_kubernetes_takes() -> None:
     name = "a-name-that-is-rather-long-for-anything-at-all"
     rendered = render("production", {"fullnameOverride": name})

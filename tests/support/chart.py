@@ -92,11 +92,13 @@ class Rendered:
         return found
 
 
-def run_helm(*arguments: str, helm: str = "helm", stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run helm without any cluster within its reach."""
+def run_helm(
+    *arguments: str, helm: str = "helm", stdin: str = "", cluster: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run helm without any cluster within its reach, save for one that is made up (`kube_api`)."""
     assert helm in HELMS, f"{helm} is not installed: `make tools`"
     command = [HELMS[helm], *arguments]
-    environment = {**os.environ, "KUBECONFIG": "/nonexistent"}
+    environment = {**os.environ, "KUBECONFIG": "/nonexistent", **(cluster or {})}
     return subprocess.run(
         command, env=environment, input=stdin, capture_output=True, text=True, timeout=HELM_TIMEOUT_S, check=False
     )

@@ -17,8 +17,8 @@
 
 {{/* What selects the pods that serve, and no others: a migration's pod has another component. */}}
 {{- define "dispatcher.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "dispatcher.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "dispatcher.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: server
 {{- end -}}
 
@@ -39,9 +39,10 @@ app.kubernetes.io/component: server
 {{- merge dict $own .Values.podAnnotations (include "dispatcher.meshAnnotations" . | fromYaml) | toYaml -}}
 {{- end -}}
 
+{{/* What selects a migration's pods. */}}
 {{- define "dispatcher.migrateLabels" -}}
-app.kubernetes.io/name: {{ include "dispatcher.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "dispatcher.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: migrate
 {{- end -}}
 
@@ -60,8 +61,8 @@ app.kubernetes.io/component: migrate
 {{/* The metadata of an object: (list $ "suffix"), and perhaps labels of its own. */}}
 {{- define "dispatcher.metadata" -}}
 {{- $root := index . 0 -}}
-name: {{ include "dispatcher.fullname" $root }}{{ index . 1 }}
-namespace: {{ $root.Release.Namespace }}
+name: {{ printf "%s%s" (include "dispatcher.fullname" $root) (index . 1) | quote }}
+namespace: {{ $root.Release.Namespace | quote }}
 labels:
   {{- include "dispatcher.labels" (list $root (ternary (last .) dict (gt (len .) 2))) | nindent 2 }}
 {{- end -}}

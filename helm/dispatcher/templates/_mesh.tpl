@@ -1,12 +1,19 @@
 {{/* What makes a pod part of a mesh. */}}
 
 {{- define "dispatcher.egressPorts" -}}
-{{- get .Values.config "DISPATCHER_EGRESS_ALLOWED_PORTS" | default "80,443,1024-65535" | toString -}}
+{{- include "dispatcher.setting" (list . "DISPATCHER_EGRESS_ALLOWED_PORTS" "80,443,1024-65535") -}}
 {{- end -}}
 
 {{- define "dispatcher.meshLabels" -}}
+{{- include "dispatcher.ambientLabels" . -}}
 {{- if .Values.istio.enabled -}}
 sidecar.istio.io/inject: "true"
+{{- end -}}
+{{- end -}}
+
+{{- define "dispatcher.ambientLabels" -}}
+{{- if .Values.istio.ambient -}}
+istio.io/dataplane-mode: ambient
 {{- end -}}
 {{- end -}}
 
@@ -69,6 +76,7 @@ config.linkerd.io/skip-inbound-ports: "50053"
 
 {{/* A Job's pod: in the mesh only where the proxy ends with it. */}}
 {{- define "dispatcher.jobMeshLabels" -}}
+{{- include "dispatcher.ambientLabels" . -}}
 {{- if .Values.istio.enabled -}}
 sidecar.istio.io/inject: {{ .Values.istio.nativeSidecars | quote }}
 {{- end -}}

@@ -6,7 +6,7 @@ interval: {{ .Values.monitoring.interval }}
 {{- with (include "dispatcher.secretFiles" . | fromYaml).DISPATCHER_OPS_TOKEN_FILE }}
 authorization:
   type: Bearer
-  credentials: {name: {{ .name }}, key: {{ .key }}}
+  credentials: {name: {{ .name | quote }}, key: {{ .key | quote }}}
 {{- end }}
 {{- end -}}
 

@@ -40,14 +40,14 @@
 {{- define "dispatcher.allowedPeers" -}}
 {{- range include "dispatcher.allowedNetworks" . | fromYamlArray }}
 - ipBlock:
-    cidr: {{ . }}
+    cidr: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
 {{/* The same as a list, each with its prefix: a setting may have blanks and bare addresses, which nobody else takes. */}}
 {{- define "dispatcher.allowedNetworks" -}}
 {{- $networks := list -}}
-{{- range splitList "," (get .Values.config "DISPATCHER_EGRESS_ALLOWED_NETWORKS" | toString) -}}
+{{- range splitList "," (include "dispatcher.setting" (list . "DISPATCHER_EGRESS_ALLOWED_NETWORKS" "")) -}}
 {{- with trim . -}}
 {{- $networks = append $networks (ternary . (printf "%s/%s" . (ternary "128" "32" (contains ":" .))) (contains "/" .)) -}}
 {{- end -}}
@@ -116,19 +116,20 @@
 {{- define "dispatcher.controlPlaneRule" -}}
 {{- if .Values.istio.enabled }}
 - to:
-    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ .Values.istio.namespace }}}}
+    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ .Values.istio.namespace | quote }}}}
   ports:
     - {protocol: TCP, port: 15012}
 {{- end }}
 {{- if .Values.linkerd.enabled }}
 - to:
-    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ .Values.linkerd.namespace }}}}
+    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ .Values.linkerd.namespace | quote }}}}
   ports:
     {{- include "dispatcher.meshedPorts" (list . 8080 8086 8090) | trim | nindent 4 }}
 {{- end }}
 {{- end -}}
 
-{{/* Ports as packets have them: between two pods of Linkerd the proxy's own takes their place. (list $ port…) */}}
+{{/* Ports as packets have them: between two pods of a mesh Linkerd's proxy's own takes their place, and in Istio's ambient
+     mode ztunnel's. (list $ port…) */}}
 {{- define "dispatcher.meshedPorts" -}}
 {{- $root := first . -}}
 {{- range rest . }}
@@ -136,5 +137,8 @@
 {{- end }}
 {{- if $root.Values.linkerd.enabled }}
 - {protocol: TCP, port: 4143}
+{{- end }}
+{{- if $root.Values.istio.ambient }}
+- {protocol: TCP, port: 15008}
 {{- end }}
 {{- end -}}

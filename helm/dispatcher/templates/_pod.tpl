@@ -1,7 +1,7 @@
 {{/* The pod that serves. */}}
 
 {{- define "dispatcher.podSpec" -}}
-serviceAccountName: {{ include "dispatcher.serviceAccountName" . }}
+serviceAccountName: {{ include "dispatcher.serviceAccountName" . | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ include "dispatcher.graceSeconds" . }}
@@ -10,7 +10,7 @@ imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 securityContext:
   {{- include "dispatcher.podSecurityContext" . | nindent 2 }}
@@ -27,12 +27,12 @@ volumes:
 
 {{- define "dispatcher.container" -}}
 name: dispatcher
-image: {{ include "dispatcher.image" . }}
+image: {{ include "dispatcher.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 args: [serve]
 envFrom:
   - configMapRef:
-      name: {{ include "dispatcher.fullname" . }}
+      name: {{ include "dispatcher.fullname" . | quote }}
 env:
   {{- include "dispatcher.podEnv" . | nindent 2 }}
   {{- include "dispatcher.secretEnv" (list . "") | trim | nindent 2 }}
@@ -105,7 +105,7 @@ readinessProbe:
 {{- end }}
 {{- with .Values.auth.policyConfigMap }}
 - configMap:
-    name: {{ . }}
+    name: {{ . | quote }}
     items:
       - {key: policy.yaml, path: policy.yaml}
 {{- end }}
@@ -127,7 +127,7 @@ readinessProbe:
 {{- if .Values.tls.secretName }}
 - name: tls
   secret:
-    secretName: {{ .Values.tls.secretName }}
+    secretName: {{ .Values.tls.secretName | quote }}
     defaultMode: 0440
 {{- end }}
 - name: tmp

@@ -14,7 +14,20 @@
 {{- $rules = append $rules (dict "from" .monitoring "ports" (include "dispatcher.meshedPorts" (list $ 8080) | fromYamlArray)) -}}
 {{- end -}}
 {{- if and $hasScaler .keda -}}
-{{- $rules = append $rules (dict "from" .keda "ports" (list (dict "protocol" "TCP" "port" 50053))) -}}
+{{- /* The port is kept out of a sidecar; ambient mode knows no exceptions. */ -}}
+{{- $ports := list (dict "protocol" "TCP" "port" 50053) -}}
+{{- if $.Values.istio.ambient -}}{{- $ports = include "dispatcher.meshedPorts" (list $ 50053) | fromYamlArray -}}{{- end -}}
+{{- $rules = append $rules (dict "from" .keda "ports" $ports) -}}
+{{- end -}}
+{{- if $.Values.istio.ambient -}}
+{{- /* In ambient mode a kubelet's probes come from these addresses, which Istio's CNI gives them, and not from the node's. */ -}}
+{{- $kubelet := list -}}
+{{- range list "169.254.7.127/32" "fd16:9254:7127:1337:ffff:ffff:ffff:ffff/128" -}}
+{{- $kubelet = append $kubelet (dict "ipBlock" (dict "cidr" .)) -}}
+{{- end -}}
+{{- $ports := list (dict "protocol" "TCP" "port" 8080) -}}
+{{- if eq $.Values.probes.readiness "grpc" -}}{{- $ports = append $ports (dict "protocol" "TCP" "port" 50051) -}}{{- end -}}
+{{- $rules = append $rules (dict "from" $kubelet "ports" $ports) -}}
 {{- end -}}
 {{- with concat $rules .extraIngress -}}
 {{- toYaml . -}}
@@ -44,7 +57,7 @@
   {{- end }}
 {{- else -}}
 - to:
-    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ .Values.egress.gateway.namespace }}}}
+    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: {{ .Values.egress.gateway.namespace | quote }}}}
       podSelector:
         matchLabels:
           {{- toYaml .Values.egress.gateway.selector | nindent 10 }}

@@ -12,19 +12,48 @@ scaleDown:
     - {type: Pods, value: 1, periodSeconds: 60}
 {{- end -}}
 
+{{/* The number of pods. A scaler's own is told back as it is: helm takes away what an earlier release said and this one
+     does not, and no number means one pod. Where nothing lives, or nobody can look (`helm template`), none is told. */}}
+{{- define "dispatcher.replicas" -}}
+{{- if eq .Values.autoscaling.mode "none" -}}
+{{- int64 .Values.replicaCount -}}
+{{- else -}}
+{{- lookup "apps/v1" "Deployment" .Release.Namespace (include "dispatcher.fullname" .) | dig "spec" "replicas" "" -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Connections to the database at most: those of all pods, a roll-out's among them, and a migrating Job's. A process has
      its pool and two writers (DISPATCHER_DATABASE_POOL_SIZE_MAX), a listener, and one more during upkeep. An init container
      is done with its own before its pod has any. */}}
 {{- define "dispatcher.connections" -}}
-{{- $pods := ternary .Values.replicaCount .Values.autoscaling.maxReplicas (eq .Values.autoscaling.mode "none") | float64 -}}
+{{- include "dispatcher.connectionsOf" (list . (include "dispatcher.podsMax" .)) -}}
+{{- end -}}
+
+{{/* What a database of the chart's own is made for: those, those of all pods that a roll-out has told to go, and some for
+     the operator and for people. In hundreds, since a change restarts PostgreSQL. */}}
+{{- define "dispatcher.connectionsWanted" -}}
+{{- $leaving := include "dispatcher.podsMax" . | float64 -}}
+{{- $most := include "dispatcher.connectionsOf" (list . (addf $leaving (include "dispatcher.podsMax" . | float64))) | float64 -}}
+{{- mulf (divf (addf $most 20.0) 100.0 | ceil) 100.0 | int64 -}}
+{{- end -}}
+
+{{- define "dispatcher.podsMax" -}}
+{{- ternary .Values.replicaCount .Values.autoscaling.maxReplicas (eq .Values.autoscaling.mode "none") | int64 -}}
+{{- end -}}
+
+{{/* Connections of so many pods, with those that a roll-out adds: (list $ pods). */}}
+{{- define "dispatcher.connectionsOf" -}}
+{{- $pods := index . 1 | float64 -}}
+{{- with index . 0 -}}
 {{- $surge := .Values.maxSurge -}}
 {{- if kindIs "string" $surge -}}
-{{- $surge = divf (mulf $pods (trimSuffix "%" $surge | float64)) 100.0 | ceil -}}
+{{- $surge = divf (mulf (include "dispatcher.podsMax" . | float64) (trimSuffix "%" $surge | float64)) 100.0 | ceil -}}
 {{- end -}}
-{{- $workers := get .Values.config "DISPATCHER_WORKERS" | default 1 | float64 -}}
-{{- $each := addf (get .Values.config "DISPATCHER_DATABASE_POOL_SIZE_MAX" | default 8 | float64) 2.0 -}}
+{{- $workers := include "dispatcher.setting" (list . "DISPATCHER_WORKERS" 1) | float64 -}}
+{{- $each := addf (include "dispatcher.setting" (list . "DISPATCHER_DATABASE_POOL_SIZE_MAX" 8) | float64) 2.0 -}}
 {{- $job := ternary 1.0 0.0 (has .Values.migrations.mode (list "job" "hook")) -}}
 {{- addf (mulf (addf $pods (float64 $surge)) $workers $each) $job | int64 -}}
+{{- end -}}
 {{- end -}}
 
 {{/* KEDA's triggers. A metric is divided by its threshold, which gives the number of pods wanted. */}}

@@ -25,12 +25,25 @@ DISPATCHER_TLS_KEY_FILE: use tls.secretName
 DISPATCHER_TLS_CLIENT_CA_FILE: use tls.clientCaKey
 {{- end -}}
 
+{{/* A setting of config as text: (list $ "NAME" default). An empty one is not set: so the service reads it. */}}
+{{- define "dispatcher.setting" -}}
+{{- $given := get (index . 0).Values.config (index . 1) -}}
+{{- include "dispatcher.text" $given | default (include "dispatcher.text" (index . 2)) -}}
+{{- end -}}
+
+{{/* The settings of config that are set, as a map. */}}
+{{- define "dispatcher.config" -}}
+{{- range $name, $value := .Values.config }}
+{{- with include "dispatcher.text" $value }}
+{{ $name }}: {{ . | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* Everything that is no secret, as a map: the data of the ConfigMap. */}}
 {{- define "dispatcher.settings" -}}
 {{- $listen := .Values.listenHost -}}
-{{- range $name, $value := .Values.config }}
-{{ $name }}: {{ include "dispatcher.text" $value | quote }}
-{{- end }}
+{{- include "dispatcher.config" . }}
 DISPATCHER_GRPC_LISTEN: {{ printf "%s:50051" $listen | quote }}
 DISPATCHER_OPS_LISTEN: {{ printf "%s:8080" $listen | quote }}
 {{- if .Values.adminService.enabled }}
@@ -125,9 +138,9 @@ jwt-ca.pem: |
 {{- range $variable, $from := include "dispatcher.secretFiles" (index . 0) | fromYaml }}
 {{- if hasPrefix $prefix $from.path }}
 - secret:
-    name: {{ $from.name }}
+    name: {{ $from.name | quote }}
     items:
-      - key: {{ $from.key }}
+      - key: {{ $from.key | quote }}
         path: {{ $from.path }}
 {{- end }}
 {{- end }}
@@ -153,11 +166,11 @@ jwt-ca.pem: |
   valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
 {{- $given := list -}}
 {{- range .Values.extraEnv }}{{ $given = append $given .name }}{{ end -}}
-{{- if not (or (hasKey .Values.config "OTEL_RESOURCE_ATTRIBUTES") (has "OTEL_RESOURCE_ATTRIBUTES" $given)) }}
+{{- if not (or (include "dispatcher.setting" (list . "OTEL_RESOURCE_ATTRIBUTES" "")) (has "OTEL_RESOURCE_ATTRIBUTES" $given)) }}
 - name: OTEL_RESOURCE_ATTRIBUTES
   value: k8s.namespace.name=$(POD_NAMESPACE),k8s.pod.name=$(POD_NAME)
 {{- end }}
-{{- if not (hasKey .Values.config "DISPATCHER_AUTH_TRUSTED_PEERS") }}
+{{- if not (include "dispatcher.setting" (list . "DISPATCHER_AUTH_TRUSTED_PEERS" "")) }}
 {{- if eq .Values.auth.mode "linkerd" }}
 - name: POD_IPS
   valueFrom: {fieldRef: {fieldPath: status.podIPs}}
@@ -172,10 +185,10 @@ jwt-ca.pem: |
 
 {{/* The environment of a migration: the database, and nothing else. */}}
 {{- define "dispatcher.migrateEnv" -}}
-{{- range $name, $value := .Values.config }}
+{{- range $name, $value := include "dispatcher.config" . | fromYaml }}
 {{- if hasPrefix "DISPATCHER_DATABASE_" $name }}
 - name: {{ $name }}
-  value: {{ include "dispatcher.text" $value | quote }}
+  value: {{ $value | quote }}
 {{- end }}
 {{- end }}
 {{- include "dispatcher.secretEnv" (list . "database-") }}
@@ -184,7 +197,7 @@ jwt-ca.pem: |
 {{/* A migration's container; safe to repeat, and when several start at once: it takes an advisory lock. */}}
 {{- define "dispatcher.migrateContainer" -}}
 name: migrate
-image: {{ include "dispatcher.image" . }}
+image: {{ include "dispatcher.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 args: [migrate]
 env:

@@ -2,7 +2,7 @@
 
 {{- define "dispatcher.validate" -}}
 {{- $problems := list -}}
-{{- range $topic := list "config" "access" "secrets" "migrations" "shutdown" "mesh" "egress" "scaling" "others" -}}
+{{- range $topic := list "config" "labels" "access" "secrets" "migrations" "shutdown" "mesh" "egress" "network" "scaling" "others" -}}
 {{- range splitList "\n" (include (printf "dispatcher.problems.%s" $topic) $) -}}
 {{- with trim . }}{{- $problems = append $problems . -}}{{- end -}}
 {{- end -}}
@@ -10,33 +10,6 @@
 {{- if $problems -}}
 {{- fail (printf "these values can't work:\n  %s" (join "\n  " $problems)) -}}
 {{- end -}}
-{{- end -}}
-
-{{- define "dispatcher.problems.config" -}}
-{{- range $name, $where := include "dispatcher.settingsElsewhere" . | fromYaml }}
-{{- if hasKey $.Values.config $name }}
-config.{{ $name }}: {{ $where }}
-{{- end }}
-{{- end }}
-{{- range $name := list "OTEL_EXPORTER_OTLP_HEADERS" "OTEL_EXPORTER_OTLP_TRACES_HEADERS" "OTEL_EXPORTER_OTLP_METRICS_HEADERS" }}
-{{- if hasKey $.Values.config $name }}
-config.{{ $name }}: headers hold credentials; take them from a Secret by extraEnv
-{{- end }}
-{{- end }}
-{{- $files := include "dispatcher.secretFiles" . | fromYaml }}
-{{- if and (hasKey $files "OTEL_EXPORTER_OTLP_CERTIFICATE") (hasKey .Values.config "OTEL_EXPORTER_OTLP_CERTIFICATE") }}
-config.OTEL_EXPORTER_OTLP_CERTIFICATE and secrets.collectorCa: keep one
-{{- end }}
-{{- $seen := concat (list "POD_NAME" "POD_NAMESPACE" "POD_IPS") (keys $files) }}
-{{- range .Values.extraEnv }}
-{{- if hasPrefix "DISPATCHER_" .name }}
-extraEnv: {{ .name }} goes into config, or into secrets
-{{- end }}
-{{- if has .name $seen }}
-extraEnv: {{ .name }} is there already
-{{- end }}
-{{- $seen = append $seen .name }}
-{{- end }}
 {{- end -}}
 
 {{- define "dispatcher.problems.access" -}}
@@ -125,7 +98,7 @@ probes.readiness=grpc can't be used with tls.secretName: a kubelet speaks plain 
 {{- if .Values.linkerd.enabled }}
 probes.readiness=grpc can't be used with linkerd.enabled: its proxy lets a kubelet's HTTP probes in, no others; use http
 {{- end }}
-{{- if eq (get .Values.config "DISPATCHER_HEALTH_ACCESS" | toString) "authenticated" }}
+{{- if eq (include "dispatcher.setting" (list . "DISPATCHER_HEALTH_ACCESS" "")) "authenticated" }}
 probes.readiness=grpc can't be used with DISPATCHER_HEALTH_ACCESS=authenticated: a kubelet has no credentials; use http
 {{- end }}
 {{- end }}
@@ -138,14 +111,17 @@ probes.readiness=grpc can't be used with DISPATCHER_HEALTH_ACCESS=authenticated:
 {{- if and $istio $linkerd }}
 istio.enabled and linkerd.enabled: a pod is in one mesh
 {{- end }}
+{{- if and .Values.istio.ambient (or $istio $linkerd) }}
+istio.ambient with {{ ternary "istio" "linkerd" $istio }}.enabled: a pod has a sidecar, or is in ambient mode
+{{- end }}
 {{- if and (eq $mode "linkerd") (not $linkerd) }}
 auth.mode=linkerd needs linkerd.enabled: its proxy tells who calls
 {{- end }}
 {{- if and (eq $mode "xfcc") $linkerd }}
 auth.mode=xfcc with linkerd.enabled: Linkerd sends no x-forwarded-client-cert; use linkerd
 {{- end }}
-{{- if and (eq $mode "xfcc") (not $istio) (not $linkerd) (not (hasKey .Values.config "DISPATCHER_AUTH_TRUSTED_PEERS")) }}
-auth.mode=xfcc needs istio.enabled, or the Envoy that tells who calls in config.DISPATCHER_AUTH_TRUSTED_PEERS
+{{- if and (eq $mode "xfcc") (not $istio) (not $linkerd) (not (include "dispatcher.setting" (list . "DISPATCHER_AUTH_TRUSTED_PEERS" ""))) }}
+auth.mode=xfcc needs istio.enabled, or the Envoy that tells who calls in config.DISPATCHER_AUTH_TRUSTED_PEERS{{ ternary "; istio.ambient has none: use jwt, or mtls" "" .Values.istio.ambient }}
 {{- end }}
 {{- if and (eq $mode "mtls") (or $istio $linkerd) }}
 auth.mode=mtls in a mesh: the sidecar ends TLS, so our server never sees a caller's certificate; use {{ ternary "xfcc" "linkerd" $istio }}
@@ -171,8 +147,34 @@ egress.mode=gateway needs istio.enabled
 egress.mode=gateway needs egress.gateway.hosts
 {{- end }}
 {{- range $name := list "DISPATCHER_EGRESS_ALLOWED_PORTS" "DISPATCHER_EGRESS_ALLOW_HTTP" }}
-{{- if hasKey $.Values.config $name }}
+{{- if include "dispatcher.setting" (list $ $name "") }}
 config.{{ $name }}: egress.mode=gateway sets it: https on 443 only
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* What our own NetworkPolicy would keep from its way. */}}
+{{- define "dispatcher.problems.network" -}}
+{{- $policy := .Values.networkPolicy }}
+{{- $port := (urlParse .Values.auth.jwt.keysUrl).host | regexFind ":[0-9]+$" | trimPrefix ":" | default "443" }}
+{{- if or (gt (len $port) 5) (lt (atoi $port) 1) (gt (atoi $port) 65535) }}
+auth.jwt.keysUrl: {{ $port }} is no port
+{{- end }}
+{{- if $policy.enabled }}
+{{- $isPublicOnly := not (or $policy.extraEgress (include "dispatcher.setting" (list . "DISPATCHER_EGRESS_ALLOWED_NETWORKS" ""))) }}
+{{- if and (eq .Values.egress.mode "direct") (include "dispatcher.setting" (list . "DISPATCHER_EGRESS_ALLOWED_HOSTS" "")) $isPublicOnly }}
+config.DISPATCHER_EGRESS_ALLOWED_HOSTS: a NetworkPolicy knows no names, so it lets nothing out to those hosts; let out to their addresses by networkPolicy.extraEgress, or to whole networks by config.DISPATCHER_EGRESS_ALLOWED_NETWORKS
+{{- end }}
+{{- if and .Values.cnpg.enabled (ne (int64 $policy.database.port) 5432) }}
+networkPolicy.database.port={{ int64 $policy.database.port }} with cnpg.enabled: its pods listen on 5432
+{{- end }}
+{{- $collector := list }}
+{{- range $policy.collector.ports }}{{ $collector = append $collector (int64 . | toString) }}{{ end }}
+{{- range $name := list "OTEL_EXPORTER_OTLP_ENDPOINT" "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT" }}
+{{- $named := include "dispatcher.setting" (list $ $name "") | regexFind "^[a-z]+://[^/]*:[0-9]+" | regexFind "[0-9]+$" }}
+{{- if and $named (not $policy.extraEgress) (not (has $named $collector)) }}
+config.{{ $name }}: networkPolicy.collector.ports lacks {{ $named }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -189,6 +191,13 @@ autoscaling.keda.trigger=prometheus needs autoscaling.keda.prometheusAddress
 {{- end -}}
 
 {{- define "dispatcher.problems.others" -}}
+{{- if regexMatch "^[^a-z]" (include "dispatcher.fullname" .) }}
+{{ include "dispatcher.fullname" . }} begins with no letter, which a Service's name must: set fullnameOverride
+{{- end }}
+{{- $given := get .Values.cnpg.parameters "max_connections" }}
+{{- if and .Values.cnpg.enabled $given (lt (int64 $given) (include "dispatcher.connections" . | int64 | add 10)) }}
+cnpg.parameters.max_connections={{ $given }} is too few: there may be {{ include "dispatcher.connections" . }}, and the operator has some; set {{ include "dispatcher.connectionsWanted" . }}, or leave it out
+{{- end }}
 {{- if and .Values.grpcRoute.enabled (not .Values.grpcRoute.parentRefs) }}
 grpcRoute.enabled needs grpcRoute.parentRefs
 {{- end }}
