@@ -6,11 +6,12 @@ such as a message larger than the limit, are exempt: no code of ours sees them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from dispatcher.errors import (
@@ -99,11 +100,14 @@ def trailers(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
 
 
 def carried_by(error: grpc.aio.AioRpcError) -> status_pb2.Status:
-    """The Status of a call that failed; without details where gRPC itself ended it."""
-    packed = dict(error.trailing_metadata() or ()).get(DETAILS_KEY)
+    """The Status of a call that failed; without details where gRPC itself ended it, or they are not what it says."""
+    code, packed = error.code(), dict(error.trailing_metadata() or ()).get(DETAILS_KEY)
     if isinstance(packed, bytes):
-        return status_pb2.Status.FromString(packed)
-    return status_pb2.Status(code=error.code().value[0], message=error.details() or "")
+        with contextlib.suppress(DecodeError):
+            status = status_pb2.Status.FromString(packed)
+            if status.code == code.value[0]:
+                return status
+    return status_pb2.Status(code=code.value[0], message=error.details() or "")
 
 
 def code_in(status: status_pb2.Status) -> grpc.StatusCode:

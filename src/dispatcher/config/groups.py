@@ -200,7 +200,10 @@ class PublishSettings(Group):
     publish_batch_bytes_max: int = _count(8 * MIB, 64 * KIB, 256 * MIB, "Bytes of payload committed together.")
     publish_batch_rows_max: int = _count(10_000, 1, 1_000_000, "Outbox rows committed together.")
     commit_gather_s: float = _time_s(
-        0.003, 0, 0.1, "Where at least 4 events wait as a commit ends, the next one waits so long for more, up to 64."
+        0.003,
+        0,
+        0.02,
+        "Where 4 requests or more wait as a commit ends, the next waits so long for who was answered.",
     )
     commit_min_s: float = _time_s(
         0.05, 0, 10, "A caller's deadline nearer than this is refused before anything is written."

@@ -232,9 +232,10 @@ class KeyedOrder:
     def chill(self, key: str | None, kept_max: int, marker: Slot, above: int) -> list[Slot]:
         """Let the parked slots of a key behind the first `kept_max` go: `marker` (HELD) stands for those that went.
 
-        A marker that is there already takes in those behind it. The first slot of a key always stays, and so does
-        whatever is not above `above` and all that stay in front: they are read again by sequence, from there on. Such
-        a slot is a row of the window that came behind parked ones of its key, its receipt lost with a former owner.
+        A marker that is there already takes in those behind it. The first slot of a key always stays. What went is read
+        again by sequence: from above all that stay in front of a new marker, from `above` on for one that is there. A
+        slot that is not above that stays: a row of the window that came behind parked ones of its key, since its
+        receipt was lost with a former owner.
         """
         queue = self._keys.get(key)
         if queue is None:
@@ -242,7 +243,8 @@ class KeyedOrder:
         slots = list(queue)
         place = next((i for i, slot in enumerate(slots) if slot.state is HELD), None)
         first = kept_max if place is None else place + 1
-        above = max([above, *(slot.row.seq for slot in slots[:first] if slot.state is not HELD)])
+        if place is None:
+            above = max([above, *(slot.row.seq for slot in slots[:first])])
         gone = [slot for slot in slots[first:] if slot.aside and slot.state < DECIDING and slot.row.seq > above]
         if gone:
             marks = [marker] if place is None else []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -59,7 +60,8 @@ class Watch:
         self._options = options
         self._swept: datetime | None = None
         self._swept_epochs: Mapping[int, int] = {}
-        self._met_new_epochs = False
+        self._again_at = math.inf
+        """By the loop's clock."""
         self._polled: datetime | None = None
         self._changed: Mapping[EndpointKey, datetime] = {}
         self._changed_tenants: Mapping[UUID, datetime] = {}
@@ -96,8 +98,7 @@ class Watch:
             group.create_task(self._repeat(self.poll, lambda: options.poll_interval_s, self._poll_now), name="poll")
 
     def _sweep_pause_s(self) -> float:
-        interval_s = self._options.sweep_interval_s
-        return min(SECOND_SWEEP_S, interval_s) if self._met_new_epochs else interval_s
+        return max(0.0, min(self._options.sweep_interval_s, self._again_at - asyncio.get_running_loop().time()))
 
     async def _repeat(
         self, work: Callable[[], Awaitable[None]], pause_s: Callable[[], float], now: asyncio.Event
@@ -118,11 +119,18 @@ class Watch:
         """Find endpoints with rows newer than the last sweep that worked, less the look-back."""
         epochs = self._board.epochs
         if not epochs:
-            self._swept = None  # a takeover finds what came until then
+            self._swept, self._again_at = None, math.inf  # a takeover finds what came until then
             return
+        now = asyncio.get_running_loop().time()
+        is_again = now >= self._again_at
+        if is_again:
+            self._again_at = now + SECOND_SWEEP_S  # should this one fail
         since = await self._since(self._swept)
         started, found = await backlog.sweep(self._database, since, list(epochs))
-        self._met_new_epochs = not epochs.items() <= self._swept_epochs.items()
+        if not epochs.items() <= self._swept_epochs.items():
+            self._again_at = now + SECOND_SWEEP_S
+        elif is_again:
+            self._again_at = math.inf
         self._swept, self._swept_epochs = started, epochs
         for key, highest in found:
             self._board.hint(key, highest)

@@ -1,8 +1,8 @@
 """Group commit: whatever arrives while a call of publish() is in flight forms the next batch.
 
-Where some requests wait already as a call ends, more are on their way: the next batch waits for them, a moment and no
-longer. A batch costs as much CPU as three requests, and a database that commits fast would else get a batch for every
-few. A single caller, or a slow one, never waits.
+Where some requests wait already as a call ends, the callers whom it answers are likely to be back soon: the next batch
+waits for them, a moment and no longer. A batch costs as much CPU as three requests, and a database that commits fast
+would else get a batch for every few. A single caller, or a slow one, never waits.
 
 Two writers, each with a connection of its own: one for ordinary requests, one for large ones, so that a fan-out of
 100,000 rows does not delay a single event. The requests of one stream keep to one writer while any is pending.
@@ -24,7 +24,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -53,7 +53,8 @@ _chain_numbers = itertools.count(1)
 class GroupCommitLimits:
     """Bounds of the queue (events and bytes, both writers together) and of a batch.
 
-    A batch gathers for `gather_s` at most, where at least `gather_events_min` wait and until `gather_events_max` do.
+    A batch that is not half full gathers for `gather_s` at most, where at least `gather_requests_min` wait as the one
+    before it ends, and until `gather_requests_max` do.
     """
 
     queue_events_max: int = 20_000
@@ -64,8 +65,8 @@ class GroupCommitLimits:
     large_rows_min: int = 5_000
     large_bytes_min: int = 2 * 1024 * 1024
     gather_s: float = 0.003
-    gather_events_min: int = 4
-    gather_events_max: int = 64
+    gather_requests_min: int = 4
+    gather_requests_max: int = 64
     commit_min_s: float = 0.05
     lock_timeout_s: float = 2.0
     publish_timeout_s: float = 20.0
@@ -103,6 +104,22 @@ class _Item:
             self.future.set_result(outcome)
 
 
+@dataclass(slots=True, eq=False)
+class _Queue:
+    """What waits for one writer. `enough`: so many requests end its gathering."""
+
+    items: deque[_Item] = field(default_factory=deque)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    enough: int = 0
+    is_enough: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, item: _Item) -> None:
+        self.items.append(item)
+        self.arrived.set()
+        if len(self.items) >= self.enough:
+            self.is_enough.set()
+
+
 class GroupCommit:
     """Durable publishing for the whole process. `run` until cancelled; `submit` from any task of the loop."""
 
@@ -119,8 +136,7 @@ class GroupCommit:
         self._handoff = handoff
         self._instruments = instruments or Instruments.silent()
         self._clock = clock
-        self._queues: tuple[deque[_Item], deque[_Item]] = (deque(), deque())
-        self._arrived = (asyncio.Event(), asyncio.Event())
+        self._queues = (_Queue(), _Queue())
         self._writers = tuple(
             PublishWriter(
                 database,
@@ -130,7 +146,6 @@ class GroupCommit:
             )
             for _ in self._queues
         )
-        self._is_enough = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self.queued_events = 0
@@ -161,11 +176,8 @@ class GroupCommit:
         if chain is not None:
             chain.writer = writer
             chain.pending += 1
-        self._queues[writer].append(item)
+        self._queues[writer].put(item)
         self._count(item, 1)
-        self._arrived[writer].set()
-        if self.queued_events >= self._limits.gather_events_max:
-            self._is_enough.set()
         return item.future
 
     def _check_room(self, item: _Item) -> None:
@@ -199,7 +211,7 @@ class GroupCommit:
         finally:
             for writer_connection in self._writers:
                 writer_connection.terminate()
-            for item in itertools.chain(*self._queues):
+            for item in itertools.chain(*(queue.items for queue in self._queues)):
                 item.resolve(UnavailableError("the service is stopping", reason="DRAINING"))
 
     async def drained(self) -> None:
@@ -207,12 +219,12 @@ class GroupCommit:
         await self._idle.wait()
 
     async def _write_batches(self, writer: int) -> None:
-        queue, arrived = self._queues[writer], self._arrived[writer]
+        queue = self._queues[writer]
         while True:
-            await arrived.wait()
-            arrived.clear()
-            while queue:
-                batch = take_batch(queue, self._limits)
+            await queue.arrived.wait()
+            queue.arrived.clear()
+            while queue.items:
+                batch = take_batch(queue.items, self._limits)
                 try:
                     kept = self._drop_hopeless(batch)
                     for part in by_tenant(kept) if self._writers[writer].takes_one_tenant else (kept,):
@@ -220,15 +232,19 @@ class GroupCommit:
                 finally:
                     for item in batch:
                         self._finish(item)
-                await self._gather()
+                await self._gather(queue, len(batch))
 
-    async def _gather(self) -> None:
-        limits = self._limits
-        if limits.gather_s and limits.gather_events_min <= self.queued_events < limits.gather_events_max:
-            self._is_enough.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(limits.gather_s):
-                    await self._is_enough.wait()
+    async def _gather(self, queue: _Queue, answered: int) -> None:
+        """Wait a moment for callers who have just been answered: once all of them are back, nobody else is awaited."""
+        limits, waiting = self._limits, len(queue.items)
+        few, many = limits.gather_requests_min, limits.gather_requests_max
+        if not limits.gather_s or not few <= waiting < many or _fills_half_a_batch(queue.items, limits):
+            return
+        queue.enough = min(waiting + answered, many)
+        queue.is_enough.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.gather_s):
+                await queue.is_enough.wait()
 
     def _finish(self, item: _Item) -> None:
         if item.chain is not None:
@@ -328,6 +344,14 @@ def _refusal(cause: asyncpg.PostgresError) -> DispatcherError:
         return OverloadedError("the database is out of resources", retry_after_s=1.0, reason="DATABASE_EXHAUSTED")
     log.error("publish was refused by the database", exc_info=cause)
     return DispatcherError("the event could not be stored")
+
+
+def _fills_half_a_batch(items: Iterable[_Item], limits: GroupCommitLimits) -> bool:
+    return (
+        2 * sum(len(item.request.events) for item in items) >= limits.batch_events_max
+        or 2 * sum(item.rows for item in items) >= limits.batch_rows_max
+        or 2 * sum(item.bytes for item in items) >= limits.batch_bytes_max
+    )
 
 
 def take_batch(queue: deque[_Item], limits: GroupCommitLimits) -> list[_Item]:

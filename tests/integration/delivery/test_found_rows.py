@@ -73,6 +73,28 @@ async def test_a_row_of_which_only_the_former_owner_was_told_is_found_soon_after
     assert [r.event_id for r in receiver.of("a")] == ["astray"]
 
 
+async def test_a_sweep_in_between_does_not_stand_in_for_the_second_one(
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listener that connects again asks for one, too, and it may be too early to see what went astray."""
+    sweep, sweeps = backlog.sweep, []
+
+    async def counted(*arguments: Any) -> Any:
+        if await _owns_all(node):
+            sweeps.append(arguments)
+        return await sweep(*arguments)
+
+    monkeypatch.setattr("dispatcher.delivery.watch.backlog.sweep", counted)
+    async with running_node(database.dsn, sweep_interval_s="300") as node:
+        await until(lambda: _listens(node))
+        await until(lambda: _any(sweeps))
+        watch, met = node.core.engine.watch, len(sweeps)
+        watch.sweep_soon()
+        await until(lambda: _any(sweeps[met:]))
+        watch._sweep_now.clear()
+        await until(lambda: _any(sweeps[met + 1 :]), 10)
+
+
 async def test_a_row_whose_commit_took_longer_than_the_look_back_is_found_by_the_probe(database: TestDatabase) -> None:
     """The commit waited for a standby for an hour, and the client that could have told of it was gone."""
     async with Receiver() as receiver, running_node(database.dsn, sweep_interval_s="300") as node:
@@ -114,3 +136,7 @@ async def _listens(node: Node) -> bool:
 
 async def _owns_all(node: Node) -> bool:
     return len(node.core.engine.board.epochs) == PARTITION_COUNT
+
+
+async def _any(found: list[Any]) -> bool:
+    return bool(found)

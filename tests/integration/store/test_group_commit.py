@@ -112,7 +112,7 @@ async def test_what_arrives_during_a_call_is_committed_together(
     assert transactions == 2
 
 
-GATHERING = GroupCommitLimits(gather_s=60.0, gather_events_min=3, gather_events_max=5)
+GATHERING = GroupCommitLimits(gather_s=60.0, gather_requests_min=3, gather_requests_max=5)
 
 
 async def test_where_some_wait_as_a_commit_ends_the_next_one_waits_for_more(
@@ -131,6 +131,48 @@ async def test_where_some_wait_as_a_commit_ends_the_next_one_waits_for_more(
         async with asyncio.timeout(10):  # less than it may gather: the fifth is enough
             await asyncio.gather(*some, *others)
     assert await db.fetchval("SELECT count(DISTINCT xmin::text) FROM event") == 2
+
+
+async def test_gathering_ends_once_all_who_were_answered_are_back(
+    db: Database, database: TestDatabase, handoff: HandOffLog, key: EndpointKey
+) -> None:
+    requests = [await request_of(db, [new_event()], [key]) for _ in range(5)]
+    async with committing(db, handoff, GATHERING) as commits:
+        async with locked(database, key):
+            first = commits.enqueue(requests[0])
+            await until_blocked(db)
+            some = [commits.enqueue(request) for request in requests[1:4]]
+        await first
+        async with asyncio.timeout(10):
+            await asyncio.gather(commits.enqueue(requests[4]), *some)
+    assert await db.fetchval("SELECT count(DISTINCT xmin::text) FROM event") == 2
+
+
+async def test_what_fills_half_a_batch_waits_for_nobody(
+    db: Database, database: TestDatabase, handoff: HandOffLog, key: EndpointKey
+) -> None:
+    requests = [await request_of(db, [new_event(), new_event()], [key]) for _ in range(4)]
+    async with committing(db, handoff, dataclasses.replace(GATHERING, batch_events_max=12)) as commits:
+        async with locked(database, key):
+            first = commits.enqueue(requests[0])
+            await until_blocked(db)
+            rest = [commits.enqueue(request) for request in requests[1:]]
+        async with asyncio.timeout(10):
+            await asyncio.gather(first, *rest)
+
+
+async def test_a_caller_does_not_wait_for_those_of_the_other_writer(
+    db: Database, database: TestDatabase, handoff: HandOffLog, key: EndpointKey
+) -> None:
+    other = (await make_endpoint(db, "other")).key
+    large = [await request_of(db, [new_event() for _ in range(5)], [other]) for _ in range(4)]
+    limits = dataclasses.replace(GATHERING, large_rows_min=5)
+    async with committing(db, handoff, limits) as commits, locked(database, other):
+        waiting = [commits.enqueue(request) for request in large]
+        async with asyncio.timeout(10):
+            for _ in range(3):
+                await commits.submit(await request_of(db, [new_event()], [key]))
+        assert not any(future.done() for future in waiting)
 
 
 async def test_where_few_wait_as_a_commit_ends_they_wait_for_nobody(

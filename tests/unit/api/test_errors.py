@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import grpc
+import grpc.aio
 import pytest
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2, status_pb2
 
 from dispatcher import errors as domain
-from dispatcher.api.errors import STATUS_BYTES_MAX, code_of, to_status
+from dispatcher.api.errors import DETAILS_KEY, STATUS_BYTES_MAX, carried_by, code_in, code_of, to_status
 from dispatcher.routing.publisher import ChainBrokenError
 
 Code = grpc.StatusCode
@@ -67,3 +68,14 @@ def test_of_many_violations_20_are_told_and_all_are_counted() -> None:
 )
 def test_a_status_never_exceeds_4_kb(error: domain.DispatcherError) -> None:
     assert to_status(error).ByteSize() <= STATUS_BYTES_MAX
+
+
+OTHER, UNKNOWN = (status_pb2.Status(code=code).SerializeToString() for code in (7, 99))
+
+
+@pytest.mark.parametrize("packed", [b"\xff\xff\xff", b"", OTHER, UNKNOWN])
+def test_what_a_failed_call_carries_is_believed_only_where_it_says_the_same_code(packed: bytes) -> None:
+    trailers = grpc.aio.Metadata((DETAILS_KEY, packed))
+    failed = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), trailers, "away")
+    status = carried_by(failed)
+    assert (code_in(status), status.message) == (grpc.StatusCode.UNAVAILABLE, "away")

@@ -70,3 +70,22 @@ def test_nothing_passes_an_expired_halt_though_older_parked_ones_are_of_another_
     started = lane_with_expired_halt([]).start(0.0)
     assert started is not None
     assert started.seq == 4
+
+
+def test_what_is_parked_between_its_keys_cold_ones_and_an_expired_halt_goes_on_once_that_is_lifted() -> None:
+    """5 and 8 were parked, 8 cold; the halt at 10 expired before 7, whose answer was lost with its former owner."""
+    limits = LaneLimits(KEYED_ROWS, 10_000, parked_rows_max=64, parked_key_rows_max=2)
+    lane = Lane(KEY, 2, Cursor(KEY, 4, row_time(4)), limits, 12, needs_held=True)
+    lane.configure({1: ModeSettings(BY_KEY, 4)})
+    halt = HeldHalt(row(10, ordering_key="a", settled=True), BY_KEY)
+    lane.hold([HeldRow(parked_row(5), BY_KEY, 0.0, more=True)], [halt])
+    done = [row(6, settled=True), row(9, settled=True), row(10, ordering_key="a", settled=True)]
+    waiting = [row(7, ordering_key="a"), row(11, settled=True), row(12, ordering_key="a")]
+    rows = sorted([parked_row(5), parked_row(8), *done, *waiting], key=lambda r: r.seq)
+    lane.loaded(rows, reached_end=True)
+    chosen = [held.row.seq for held in lane.to_park()]
+    assert chosen == [7, 12]
+    lane.parked(chosen)
+    lane.lift_halt(10)
+    assert sorted(deliver_all(lane, {5, 7, 8, 12})) == [5, 7, 8, 12]
+    assert not lane.has_cold
