@@ -7,8 +7,8 @@ are answered meanwhile, and who watches health has gone elsewhere by the time th
     ──> API refuses, answers what it has read ──> group commit runs dry, its rows are told to their owners
     ──> ports close ──> telemetry flushed ──> pool closes
 
-Each step is bounded; `Settings.stop_max_s` is the sum. A database that does not answer gets no farewell: its connections
-are dropped (`Database.ended`).
+Each step is bounded; `Settings.stop_max_s` is the sum. A database that does not answer gets no farewell: its
+connections are dropped (`Database.ended`).
 """
 
 from __future__ import annotations
