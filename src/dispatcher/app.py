@@ -7,7 +7,8 @@ are answered meanwhile, and who watches health has gone elsewhere by the time th
     ──> API refuses, answers what it has read ──> group commit runs dry, its rows are told to their owners
     ──> ports close ──> telemetry flushed ──> pool closes
 
-Each step is bounded; `Settings.stop_max_s` is the sum.
+Each step is bounded; `Settings.stop_max_s` is the sum. A database that does not answer gets no farewell: its
+connections are dropped (`Database.ended`).
 """
 
 from __future__ import annotations
@@ -118,13 +119,11 @@ class Core:
             relay = group.create_task(self._relay().run(), name="operational-events")
             access = group.create_task(self.access.run(), name="access")
             await group.create_task(self.engine.run(), name="delivery")
-            for task in (relay, access, horizons):
+            cancelled = (relay, access, horizons, commits)
+            for task in cancelled:
                 task.cancel()
             stop_upkeep.set()
-            commits.cancel()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await asyncio.shield(keeper)
+            await self.database.ended((keeper, *cancelled))
             keeper.cancel()
 
     async def hand_over(self) -> None:
@@ -427,6 +426,7 @@ async def _serve(
             await running
     finally:
         running.cancel()
+        await core.database.ended({running})
         await asyncio.wait({running})
         log.info("stopped")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -110,7 +110,7 @@ class Admissions:
         """The endpoint is deleted."""
         self._standings.pop(key, None)
 
-    def forget(self, partition: int) -> None:
-        """The partition is no longer ours."""
-        for key in [key for key in self._standings if key.partition == partition]:
-            del self._standings[key]
+    def forget(self, keys: Iterable[EndpointKey]) -> None:
+        """Their partition is no longer ours."""
+        for key in keys:
+            self._standings.pop(key, None)

@@ -35,13 +35,20 @@ RUNTIMES_MAX = 10_000
 
 @dataclass(slots=True)
 class OwnedPartition:
-    """A partition taken over at `epoch`: its lanes, and the watermarks of its idle endpoints."""
+    """A partition taken over at `epoch`: its lanes, the watermarks of its idle endpoints, and those that are `sought`:
+    the database is asked where they stand."""
 
     epoch: int
     lanes: dict[EndpointKey, Lane] = field(default_factory=dict)
     idle: dict[EndpointKey, Cursor] = field(default_factory=dict)
     retired: set[EndpointKey] = field(default_factory=set)
+    sought: set[EndpointKey] = field(default_factory=set)
     closing: bool = False
+
+    @property
+    def keys(self) -> AbstractSet[EndpointKey]:
+        """All endpoints of the partition that anything can be kept of."""
+        return self.lanes.keys() | self.idle.keys() | self.retired | self.sought
 
 
 class Board:
@@ -116,15 +123,16 @@ class Board:
         owned = self._partitions.pop(partition, None)
         if owned is None:
             return
-        for lane in owned.lanes.values():  # no search through all lanes: a drain closes every partition
+        keys = owned.keys  # no search through those of others: a drain closes every partition
+        for lane in owned.lanes.values():
             self._drop(lane)
-        for keys in (self.unlocated, self.unconfigured, self.hungry, self.thirsty, self.dirty, self._aside):
-            _forget_partition(keys, partition)
-        for keys in (self.unheld, self.cold, self.tight, self._misplaced):
-            _forget_partition(keys, partition)
-        self.admissions.forget(partition)
+        for noted in (self.unlocated, self.unconfigured, self.hungry, self.thirsty, self.dirty):
+            _forget(noted, keys)
+        for noted in (self.unheld, self.cold, self.tight, self._aside, self._misplaced):
+            _forget(noted, keys)
+        self.admissions.forget(keys)
         # Only the endpoints of owned partitions are watched: what changes from here on would never be noticed.
-        _forget_partition(self.runtimes, partition)
+        _forget(self.runtimes, keys)
 
     # -- positions and lanes ---------------------------------------------------------------------------------------
 
@@ -137,6 +145,8 @@ class Board:
         owned = self._partitions.get(key.partition)
         if owned is None or key in owned.retired:
             return
+        if key not in self.unlocated:
+            owned.sought.discard(key)
         if key in self.lanes or key in owned.idle:
             self.hint(key, position.highest_seq)
             return
@@ -147,6 +157,16 @@ class Board:
             self._make_lane(owned, cursor, position.highest_seq, needs_held=position.has_held)
         else:
             owned.idle[key] = cursor
+
+    def give_up(self, keys: Iterable[EndpointKey]) -> None:
+        """These were looked for; of those that are still sought, and not anew, the database knows nothing."""
+        for key in keys:
+            owned = self._partitions.get(key.partition)
+            if owned is not None and key in owned.sought and key not in self.unlocated:
+                owned.sought.remove(key)
+                if key not in self.lanes and key not in owned.idle:
+                    self.runtimes.pop(key, None)
+                    self.admissions.discard(key)
 
     def _make_lane(self, owned: OwnedPartition, cursor: Cursor, highest_seq: int, *, needs_held: bool = False) -> Lane:
         key = cursor.key
@@ -175,7 +195,7 @@ class Board:
         lane = self.lanes.get(key)
         if lane is not None:
             self._drop(lane)
-        self._note(self.unlocated, key)
+        self._seek(owned, key)
 
     def _drop(self, lane: Lane) -> None:
         del self.lanes[lane.key]
@@ -198,7 +218,7 @@ class Board:
                 continue
             lane = self.lanes.get(row.key) or self._revive(row)
             if lane is None:
-                self._note(self.unlocated, row.key)
+                self._seek(self._partitions[row.key.partition], row.key)
             elif lane.offer(row):
                 self.wake(lane)
             else:
@@ -234,7 +254,7 @@ class Board:
         owned = self._partitions[key.partition]
         cursor = owned.idle.get(key)
         if cursor is None:
-            self._note(self.unlocated, key)
+            self._seek(owned, key)
         elif cursor.seq < highest_seq:
             self._make_lane(owned, cursor, highest_seq)
 
@@ -383,11 +403,15 @@ class Board:
 
     def take_dirty(self, partitions: Iterable[int] | None = None) -> list[Cursor]:
         """Watermarks that moved since they were last written."""
-        wanted = None if partitions is None else set(partitions)
-        keys = [key for key in self.dirty if wanted is None or key.partition in wanted]
+        keys = list(self.dirty) if partitions is None else self._dirty_in(partitions)
         for key in keys:
             del self.dirty[key]
         return [cursor for key in keys if (cursor := self.watermark(key)) is not None]
+
+    def _dirty_in(self, partitions: Iterable[int]) -> list[EndpointKey]:
+        """By their endpoints and not by all that is dirty: a release asks for its own partition alone."""
+        owned = [owned for partition in partitions if (owned := self._partitions.get(partition)) is not None]
+        return [key for each in owned for key in (*each.lanes, *each.idle) if key in self.dirty]
 
     def watermark(self, key: EndpointKey) -> Cursor | None:
         lane = self.lanes.get(key)
@@ -402,14 +426,19 @@ class Board:
             if self.watermark(cursor.key) is not None:
                 self.dirty[cursor.key] = None
 
+    def _seek(self, owned: OwnedPartition, key: EndpointKey) -> None:
+        owned.sought.add(key)
+        self._note(self.unlocated, key)
+
     def _note(self, keys: OrderedKeys, key: EndpointKey) -> None:
         keys[key] = None
         self.work.set()
 
 
-def _forget_partition(kept: dict[EndpointKey, Any], partition: int) -> None:
-    for key in [key for key in kept if key.partition == partition]:
-        del kept[key]
+def _forget(kept: dict[EndpointKey, Any], keys: AbstractSet[EndpointKey]) -> None:
+    if kept:
+        for key in keys:
+            kept.pop(key, None)
 
 
 def _modes(runtime: EndpointRuntime) -> Mapping[int, ModeSettings]:

@@ -309,6 +309,7 @@ class Engine:
                 await self._end(keeper)
                 for task in others:
                     task.cancel()
+                await self._parts.database.ended([keeper, *others])
         finally:
             self._left.set()
 

@@ -97,6 +97,7 @@ class Feeder:
     async def _locate(self, keys: list[EndpointKey]) -> None:
         for position in await backlog.load_positions(self._database, keys):
             self._board.locate(position)
+        self._board.give_up(keys)
 
     async def _configure(self, keys: list[EndpointKey]) -> None:
         for runtime in await self._load_runtimes(keys):

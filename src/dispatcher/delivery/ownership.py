@@ -56,6 +56,7 @@ class Ownership:
         self._on_taken_over = on_taken_over
         self._drain_s = drain_s
         self._acquired: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+        self._turns = asyncio.Lock()
 
     def on_acquired(self, partition: int, epoch: int) -> None:
         self._acquired.put_nowait((partition, epoch))
@@ -79,14 +80,26 @@ class Ownership:
         next owner sends again; a decision that is not committed by then is void by its epoch.
         """
         self._board.stop_starting(partition)
-        await self._bounded(partition, self._sending.quiesced(lambda key: key.partition == partition))
+        await self._bounded(partition, self._at_rest(partition))
         await self._bounded(partition, self._put_on_record(partition))
+        await self._turn()
         self._board.close(partition)
+
+    async def _at_rest(self, partition: int) -> None:
+        await self._turn()
+        await self._sending.quiesced(lambda key: key.partition == partition)
 
     async def _put_on_record(self, partition: int) -> None:
         """The acknowledgements first: a cursor never passes over one that is not durable."""
         await self._flusher.flushed()
+        await self._turn()
         await self._checkpointer.write([partition])
+
+    async def _turn(self) -> None:
+        """Before a step over all endpoints of a partition: all that a drain makes due in the same moment would else
+        run in one go, and hold up renewals, calls and probes of health."""
+        async with self._turns:
+            await asyncio.sleep(0)
 
     async def _bounded(self, partition: int, step: Coroutine[Any, Any, None]) -> None:
         """One step of a release, which goes on however it ends: an attempt that hangs keeps nothing else off record."""

@@ -63,6 +63,11 @@ class _Flight:
     ended: asyncio.Event | None = None
     """Set at its end; there only where somebody waits for it."""
 
+    def end(self) -> asyncio.Event:
+        if self.ended is None:
+            self.ended = asyncio.Event()
+        return self.ended
+
 
 @dataclass(frozen=True, slots=True)
 class Ending:
@@ -123,12 +128,9 @@ class SendLoop:
         An attempt ends with its conclusion: its acknowledgement is with the flusher, its decision has a verdict.
         """
         # One by one: a drain waits for every partition at once, and no end of an attempt may wake them all.
-        while (flight := self._first_in_flight(concerns)) is not None:
-            flight.ended = flight.ended or asyncio.Event()
-            await flight.ended.wait()
-
-    def _first_in_flight(self, concerns: Callable[[EndpointKey], bool]) -> _Flight | None:
-        return next((flight for flight, key in self._in_flight.items() if concerns(key)), None)
+        while ends := [flight.end() for flight, key in self._in_flight.items() if concerns(key)]:
+            for end in ends:
+                await end.wait()
 
     async def run(self) -> None:
         """Send for ever. Cancelled, it cancels what is in flight; an answer that has come is still recorded."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import weakref
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from asyncpg.pool import PoolConnectionProxy
 
 from dispatcher.errors import DatabaseBusyError, UnavailableError
 from dispatcher.store.observation import TRANSACTION, Observation, operation_of
+
+log = logging.getLogger(__name__)
 
 Connection = asyncpg.Connection | PoolConnectionProxy
 """What a statement runs on: a pooled or a dedicated connection."""
@@ -50,6 +54,9 @@ AWAY_ERRORS: tuple[type[BaseException], ...] = (
 BUSY_ERRORS = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
 """Those of a database that answers: another session was in the way, or the statement took too long."""
 BUSY_RETRY_S = 0.5
+CANCEL_WAIT_S = 1.0
+"""Longest wait, at the end of a process, for the server's word on the statements that were cancelled. Twice part of
+`config.STOP_SLACK_S`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +127,7 @@ class Database:
         self.is_replaced = False
         """Another timeline has been seen since: nothing may start on what is in memory, see `delivery.leases`."""
         self._pool = pool
+        self._dedicated: weakref.WeakSet[asyncpg.Connection] = weakref.WeakSet()
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -139,14 +147,34 @@ class Database:
             **connect_arguments(options),
         )
         await pool
+        database = cls(options, pool, observation)
         try:
-            yield cls(options, pool, observation)
+            yield database
         finally:
             try:
                 async with asyncio.timeout(options.connect_timeout_s):
                     await pool.close()
             except AWAY_ERRORS:
-                pool.terminate()
+                database.terminate()
+
+    def terminate(self) -> None:
+        """Drop all connections without a farewell, for good: whoever waits for the server's word is told that it is
+        away, and so is who asks from here on."""
+        self._pool.terminate()
+        for connection in list(self._dedicated):
+            connection.terminate()
+
+    async def ended(self, tasks: Collection[asyncio.Task[Any]]) -> None:
+        """At the end of the process: wait for tasks that have been told to end, and `terminate` if they don't.
+
+        A statement that is cancelled waits until the server has said so, and a transaction until it is rolled back. A
+        server that is frozen, or out of reach without a word, never says it.
+        """
+        _, waiting = await asyncio.wait(tasks, timeout=CANCEL_WAIT_S)
+        if waiting:
+            names = sorted(task.get_name() for task in waiting)
+            log.warning("the end does not wait for the database any longer", extra={"tasks": names})
+            self.terminate()
 
     def is_on(self, timeline: int) -> bool:
         """Whether what was read or written on `timeline` (0: not known) goes with what is in memory."""
@@ -204,6 +232,7 @@ class Database:
         """A dedicated connection outside the pool, for a writer or a listener. The caller closes it."""
         with self.away_as_unavailable():
             connection: StoreConnection = await asyncpg.connect(**connect_arguments(self.options))
+            self._dedicated.add(connection)
             await prepare_connection(connection, self._observation)
             await connection.choose_form(self.options.one_tenant)
         self.availability.answered()
@@ -215,16 +244,30 @@ class Database:
     @contextlib.contextmanager
     def away_as_unavailable(self) -> Iterator[None]:
         """Translate errors that say nothing about the statement: DatabaseBusyError where it answers, else
-        UnavailableError, which also marks it as away."""
+        UnavailableError, which also marks it as away.
+
+        A task that is being cancelled stays so: the failure to end its statement in good order must not keep it.
+        """
+        cancels = _cancels()
         try:
             yield
         except AWAY_ERRORS as error:
-            if isinstance(error, BUSY_ERRORS):
+            is_busy = isinstance(error, BUSY_ERRORS)
+            if not is_busy:
+                self.availability.failed()
+            if _cancels() > cancels:
+                raise asyncio.CancelledError from error
+            if is_busy:
                 raise DatabaseBusyError(
                     f"the database is busy ({type(error).__name__})", retry_after_s=BUSY_RETRY_S
                 ) from error
-            self.availability.failed()
             raise UnavailableError(f"the database does not answer ({type(error).__name__})") from error
+
+
+def _cancels() -> int:
+    """How often the running task has been told to end: by others, or by a bound that is around it."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 def connect_arguments(options: DatabaseOptions) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -31,6 +32,10 @@ class SimDatabase:
 
     def begin_on(self, timeline: int) -> None:
         self.timeline = timeline
+
+    async def ended(self, tasks: Collection[asyncio.Task[Any]]) -> None:
+        """It always says when a statement is cancelled."""
+        await asyncio.wait(tasks)
 
     async def fetchval(self, _sql: str, *_arguments: Any) -> Any:
         """The only value that is asked for by statement is the database's time."""

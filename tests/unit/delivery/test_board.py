@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 from dispatcher.delivery.board import Board
@@ -10,7 +12,15 @@ from dispatcher.delivery.endpoint import EndpointRuntime
 from dispatcher.delivery.lane import LaneLimits, ModeSettings
 from dispatcher.delivery.policies import FailureDefaults, policies_of
 from dispatcher.delivery.scheduler import SchedulerLimits
-from dispatcher.model import Cursor, EndpointSettings, EndpointState, OrderingMode, OutboxRow, TracePropagation
+from dispatcher.model import (
+    Cursor,
+    EndpointKey,
+    EndpointSettings,
+    EndpointState,
+    OrderingMode,
+    OutboxRow,
+    TracePropagation,
+)
 from dispatcher.store.backlog import EndpointPosition
 from tests.support.backlog import attempt_at
 from tests.support.lanes import KEY, row, row_time
@@ -46,6 +56,28 @@ def runtime(state: EndpointState = EndpointState.ACTIVE, revision: int = 1) -> E
         (),
         policies_of(FailureDefaults(), settings),
     )
+
+
+OTHER = KEY._replace(endpoint_id=UUID(int=3))
+
+
+class Unsearched(dict[EndpointKey, Any]):
+    """May be asked for an endpoint, never looked through: it holds those of all partitions."""
+
+    def __iter__(self) -> Iterator[EndpointKey]:
+        raise AssertionError("a release looks through what belongs to others")
+
+
+NOTED = (
+    *("unlocated", "unconfigured", "hungry", "thirsty", "dirty", "unheld", "cold", "tight", "_aside", "_misplaced"),
+    "runtimes",
+)
+
+
+def noted_everywhere(on: Board, *keys: EndpointKey) -> None:
+    for name in NOTED:
+        getattr(on, name).update(dict.fromkeys(keys))
+    on.admissions._standings.update(dict.fromkeys(keys))
 
 
 def start(on: Board, now: float = 1.0) -> OutboxRow | None:
@@ -240,3 +272,86 @@ def test_watermarks_of_other_partitions_stay_to_be_written() -> None:
         on.settled(on.lanes[key])
     assert [cursor.key for cursor in on.take_dirty([PARTITION])] == [KEY]
     assert [cursor.key for cursor in on.take_dirty()] == [other]
+
+
+def test_nothing_is_kept_of_the_endpoints_of_a_partition_that_goes() -> None:
+    """Whatever became of each: a lane, at rest, deleted, looked for. What others' partitions are owed stays."""
+    on = board()
+    with_lane, retired, sought = (KEY._replace(endpoint_id=UUID(int=2 + 256 * n)) for n in (1, 2, 3))
+    on.open(OTHER.partition, 1, [])
+    on.locate(EndpointPosition(with_lane, 0, row_time(0), 3))
+    on.retire(retired)
+    on.hint(sought, 3)
+    on.hint(OTHER, 3)
+    noted_everywhere(on, KEY, with_lane, retired, sought, OTHER)
+    on.close(PARTITION)
+    assert {name: list(getattr(on, name)) for name in NOTED} == {name: [OTHER] for name in NOTED}
+    assert [key for key, _ in on.admissions.items()] == [OTHER]
+
+
+def test_an_endpoint_whose_position_is_read_anew_takes_its_configuration_along() -> None:
+    on = board()
+    on.offer([row(1)])
+    on.unconfigured.clear()
+    on.configure(runtime())
+    on.relocate(KEY)
+    on.close(PARTITION)
+    assert (on.runtimes, on.unlocated, len(on.admissions)) == ({}, {}, 0)
+
+
+def test_a_release_looks_through_its_own_endpoints_alone() -> None:
+    """A drain releases all partitions: each of them through all endpoints would hold up the loop for seconds."""
+    on = board()
+    on.offer([replace(row(1, settled=True))])
+    on.settled(on.lanes[KEY])
+    for name in (*NOTED, "lanes"):
+        setattr(on, name, Unsearched({OTHER: None} | getattr(on, name)))
+    on.admissions._standings = Unsearched({OTHER: None})
+    assert [cursor.key for cursor in on.take_dirty([PARTITION])] == [KEY]
+    on.close(PARTITION)
+    assert all(OTHER in getattr(on, name) for name in NOTED)
+
+
+def test_a_partition_goes_whose_lanes_have_all_come_to_rest() -> None:
+    on = board()
+    on.offer([row(1, settled=True)])
+    on.settled(on.lanes[KEY])
+    on.stop_starting(PARTITION)
+    on.close(PARTITION)
+    assert (on.lanes, on.epochs, on.watermark(KEY)) == ({}, {}, None)
+
+
+def test_a_deleted_endpoint_has_no_lane_to_close_with_its_partition() -> None:
+    on = board()
+    on.hint(KEY, 3)
+    gone = on.lanes[KEY]
+    on.retire(KEY)
+    on.stop_starting(PARTITION)
+    assert not gone.paused, "it is the partition's no longer"
+    on.close(PARTITION)
+    assert on.lanes == {}
+
+
+def test_nothing_is_kept_of_an_endpoint_that_the_database_does_not_know() -> None:
+    on = board()
+    on.offer([row(1)])
+    on.unconfigured.clear()
+    on.configure(runtime())
+    on.relocate(KEY)
+    on.unlocated.clear()  # the feeder reads
+    on.give_up([KEY])
+    assert (on.runtimes, len(on.admissions)) == ({}, 0)
+
+
+def test_an_endpoint_that_is_hinted_at_while_it_is_looked_for_is_not_given_up() -> None:
+    on = board()
+    on.offer([row(1)])
+    on.unconfigured.clear()
+    on.configure(runtime())
+    on.relocate(KEY)
+    on.unlocated.clear()  # the feeder reads
+    on.hint(KEY, 5)
+    on.give_up([KEY])
+    assert KEY in on.runtimes
+    on.close(PARTITION)
+    assert (on.runtimes, on.unlocated) == ({}, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 
@@ -102,3 +103,16 @@ async def test_a_lane_whose_room_is_in_flight_is_not_asked_over_and_over(monkeyp
     on.scheduler.finished(on.lanes[KEY], failed=False, duration_s=0.1)
     assert on.scheduler.take(1.0) is None
     assert KEY in on.thirsty
+
+
+async def test_an_endpoint_that_is_nowhere_to_be_found_is_kept_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    on = board()
+
+    async def none(_db: object, _keys: object) -> list[EndpointPosition]:
+        return []
+
+    monkeypatch.setattr(feeder, "backlog", type("Reads", (), {"load_positions": staticmethod(none)}))
+    for number in range(1, 4):
+        on.hint(KEY._replace(endpoint_id=UUID(int=KEY.endpoint_id.int + 256 * number)), 5)
+    await feeder_of(on).read()
+    assert on._partitions[KEY.partition].keys == {KEY}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
+
+import pytest
 
 from dispatcher.delivery.board import Board
 from dispatcher.delivery.lane import LaneLimits
@@ -83,3 +86,34 @@ async def test_a_partition_goes_though_the_database_is_away():
     parts.is_away = True
     await parts.ownership.on_release(KEY.partition)
     assert parts.board.epochs == {}
+
+
+async def test_a_drain_lets_others_run_between_the_partitions(monkeypatch: pytest.MonkeyPatch):
+    """All come to rest at once, and each has as much to go through as it has endpoints."""
+    parts, rounds = Parts(NOT_CUT_S), itertools.count()
+    turns: dict[str, list[int]] = {"quiesced": [], "write": [], "close": []}
+    loop, now = asyncio.get_running_loop(), [0]
+
+    def count() -> None:
+        now[0] = next(rounds)
+        loop.call_soon(count)
+
+    def note(name: str) -> None:
+        turns[name].append(now[0])
+
+    async def write(_: Any) -> None:
+        note("write")
+        if len(turns["write"]) == 8:
+            written.set()
+        await written.wait()
+
+    async def quiesced(_: Any) -> None:
+        note("quiesced")
+
+    written = asyncio.Event()
+    monkeypatch.setattr(parts, "quiesced", quiesced)
+    monkeypatch.setattr(parts, "write", write)
+    monkeypatch.setattr(parts.board, "close", lambda _: note("close"))
+    count()
+    await asyncio.gather(*[parts.ownership.on_release(partition) for partition in range(8)])
+    assert {name: len(set(seen)) for name, seen in turns.items()} == dict.fromkeys(turns, 8)

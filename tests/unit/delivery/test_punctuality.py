@@ -246,6 +246,15 @@ async def test_a_failing_key_excuses_no_other() -> None:
     assert case.counted.late_age_s == 5
 
 
+@pytest.mark.parametrize("ours", [True, False])
+async def test_an_attempt_that_the_egress_proxy_may_hold_up_is_late_by_us(ours: bool) -> None:
+    """One that the receiver alone keeps is slow."""
+    case = await watched(1).owned()
+    case.begin(2)
+    case.lane.gate = Shut(ours=ours)
+    assert await case.look(61) == {"late" if ours else "slow": 1}
+
+
 async def test_an_endpoint_that_could_not_be_configured_is_ours_to_mend() -> None:
     made = lane()
     made._modes.clear()
