@@ -19,8 +19,8 @@ from typing import Any
 import aiohttp
 
 from dispatcher.delivery.client.proxy_probe import ProbeOptions, ProxyProbe
-from dispatcher.delivery.client.tunnels import Asked, Target, Tunnels
-from dispatcher.delivery.exchange import ExchangeKind
+from dispatcher.delivery.client.tunnels import Asked, Pair, Target, Tunnels
+from dispatcher.delivery.exchange import ExchangeKind, WebhookRequest
 from dispatcher.security.egress_proxy import EgressProxy
 
 _RECEIVER_ERRORS = {
@@ -45,11 +45,11 @@ class Way:
     """How far one request has come: on its way to the proxy, then `asked`, and no more `is_at_proxy` once the tunnel is
     open. What comes by a tunnel that was open before has not asked."""
 
-    __slots__ = ("_clock", "_receiver", "_target", "_tunnels", "asked", "is_at_proxy")
+    __slots__ = ("_clock", "_pair", "_target", "_tunnels", "asked", "is_at_proxy")
 
-    def __init__(self, tunnels: Tunnels, receiver: str, target: Target, clock: Callable[[], float]) -> None:
+    def __init__(self, tunnels: Tunnels, pair: Pair, target: Target, clock: Callable[[], float]) -> None:
         self._tunnels = tunnels
-        self._receiver = receiver
+        self._pair = pair
         self._target = target
         self._clock = clock
         self.is_at_proxy = True
@@ -57,16 +57,16 @@ class Way:
 
     def ask(self) -> None:
         """The proxy is connected to, and is asked for the tunnel."""
-        self.asked = self._tunnels.ask(self._receiver, self._target, self._clock())
+        self.asked = self._tunnels.ask(self._pair, self._target, self._clock())
 
     def opened(self) -> None:
         """The proxy has opened the tunnel."""
         self.is_at_proxy = False
-        self._tunnels.opened(self._target, self._clock(), self._receiver)
+        self._tunnels.opened(self._target, self._clock(), self._pair)
 
     def answered(self) -> None:
         """The receiver has answered, by whatever tunnel."""
-        self._tunnels.answered(self._target, self._receiver)
+        self._tunnels.answered(self._target, self._pair)
 
 
 way: ContextVar[Way] = ContextVar("way")
@@ -114,12 +114,13 @@ class Blame:
     def __init__(self, proxy: EgressProxy, options: ProbeOptions, clock: Callable[[], float]) -> None:
         self.proxy = proxy
         self._clock = clock
-        self._tunnels = Tunnels(options.evidence_s, options.target)
+        self._tunnels = Tunnels(options.evidence_s, options.target, options.interval_s + options.timeout_s)
         self._probe = ProxyProbe(proxy, self._tunnels, options, clock)
 
-    def way(self, receiver: str, address: str, port: int) -> Way:
-        """That of a request to `receiver`, a host and port, at that address."""
-        return Way(self._tunnels, receiver, Target(address, port), self._clock)
+    def way(self, request: WebhookRequest, address: str) -> Way:
+        """That of a request, to that address."""
+        pair = (request.sender, request.url.authority)
+        return Way(self._tunnels, pair, Target(address, request.url.port), self._clock)
 
     async def close(self) -> None:
         """Nothing is asked of the proxy any more."""

@@ -258,7 +258,7 @@ class WebhookClient:
             address = await self._checked_address(request)
             route = await self._route_by(blame.proxy, request, address)
             _sending.set(sending)
-            by = blame.way(url.authority, address, url.port)
+            by = blame.way(request, address)
             connection = await self._tunnel(connections, sending, route, by)
             is_reusable = False
             try:
