@@ -39,21 +39,33 @@ _BARE = {
 }
 """What a proxy answers where it does not get through, for whatever reason."""
 _SQUID_CONNECT_FAILED = "ERR_CONNECT_FAIL"
+FAIR_SHARE = 0.5
+"""Of an attempt's time, or of that to connect: where the proxy has had less, the endpoint's own name servers or token
+server have used up the rest."""
 
 
 class Way:
     """How far one request has come: on its way to the proxy, then `asked`, and no more `is_at_proxy` once the tunnel is
-    open. What comes by a tunnel that was open before has not asked."""
+    open. What comes by a tunnel that was open before has not asked. `fair_s`: a deadline that is over sooner after the
+    beginning was used up elsewhere."""
 
-    __slots__ = ("_clock", "_pair", "_target", "_tunnels", "asked", "is_at_proxy")
+    __slots__ = ("_clock", "_fair_until", "_pair", "_target", "_tunnels", "asked", "is_at_proxy")
 
-    def __init__(self, tunnels: Tunnels, pair: Pair, target: Target, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, tunnels: Tunnels, pair: Pair, target: Target, clock: Callable[[], float], fair_s: float = 0.0
+    ) -> None:
+        self._fair_until = clock() + fair_s
         self._tunnels = tunnels
         self._pair = pair
         self._target = target
         self._clock = clock
         self.is_at_proxy = True
         self.asked: Asked | None = None
+
+    @property
+    def was_fair(self) -> bool:
+        """Whether the proxy has had its share of the time."""
+        return self._clock() >= self._fair_until
 
     def ask(self) -> None:
         """The proxy is connected to, and is asked for the tunnel."""
@@ -111,8 +123,11 @@ class TunnelConnector(aiohttp.TCPConnector):
 class Blame:
     """Of one client: what its proxy did, and for whom. `close` it."""
 
-    def __init__(self, proxy: EgressProxy, options: ProbeOptions, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, proxy: EgressProxy, options: ProbeOptions, connect_timeout_s: float, clock: Callable[[], float]
+    ) -> None:
         self.proxy = proxy
+        self._connect_timeout_s = connect_timeout_s
         self._clock = clock
         self._tunnels = Tunnels(options.evidence_s, options.target, options.interval_s + options.timeout_s)
         self._probe = ProxyProbe(proxy, self._tunnels, options, clock)
@@ -120,14 +135,18 @@ class Blame:
     def way(self, request: WebhookRequest, address: str) -> Way:
         """That of a request, to that address."""
         pair = (request.sender, request.url.authority)
-        return Way(self._tunnels, pair, Target(address, request.url.port), self._clock)
+        fair_s = FAIR_SHARE * min(request.timeout_s + request.used_s, self._connect_timeout_s)
+        return Way(self._tunnels, pair, Target(address, request.url.port), self._clock, fair_s)
 
     async def close(self) -> None:
         """Nothing is asked of the proxy any more."""
         await self._probe.close()
 
-    def classify(self, failure: Exception, asked: Asked | None) -> tuple[ExchangeKind, str]:
+    def classify(self, failure: Exception, way: Way) -> tuple[ExchangeKind, str]:
         """The kind of a failure at the proxy and a sentence for the record; neither repeats what the proxy wrote."""
+        if isinstance(failure, TimeoutError) and not way.was_fair:
+            return ExchangeKind.TIMEOUT, "too little time was left for a connection"
+        asked = way.asked
         said = failure.headers if isinstance(failure, aiohttp.ClientHttpProxyError) else None
         headers: Mapping[str, str] = said or {}
         told = _blames_receiver(headers)
