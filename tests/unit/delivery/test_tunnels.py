@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from dispatcher.delivery.client.tunnels import PROVEN_S, Asked, Target, Tunnels
+from dispatcher.delivery.client.tunnels import PROVEN_S, REACHED_S, Asked, Target, Tunnels
 
 DEAD, OTHER, THIRD = Target("192.0.2.1", 443), Target("192.0.2.2", 443), Target("192.0.2.2", 8443)
 INSIDE, BY_V6 = Target("10.0.0.1", 443), Target("2001:db8::1", 443)
@@ -150,12 +150,27 @@ def test_the_named_one_is_asked_for_first_until_it_is_not_opened_and_then_whoeve
     tunnels.opened(OTHER, 1, "other")
     tunnels.opened(THIRD, 2, "third")
     tunnels.opened(DEAD, 3, "dead")
-    assert tunnels.others(DEAD) == [NAMED, THIRD, OTHER]
-    tunnels.not_opened(NAMED)
-    tunnels.not_opened(THIRD)
-    assert tunnels.others(DEAD) == [OTHER, THIRD, NAMED]
+    assert tunnels.others(DEAD, 3) == [NAMED, THIRD, OTHER]
+    tunnels.not_opened(NAMED, 3)
+    tunnels.not_opened(THIRD, 3)
+    assert tunnels.others(DEAD, 3) == [OTHER, THIRD, NAMED]
     tunnels.opened(NAMED, 4)
-    assert tunnels.others(DEAD) == [NAMED, OTHER, THIRD]
+    assert tunnels.others(DEAD, 4) == [NAMED, OTHER, THIRD]
+
+
+def test_those_that_were_reached_are_asked_for_in_turn_and_no_longer_than_a_day_after_a_webhook() -> None:
+    tunnels, at = Tunnels(60), 10.0
+    reached = [Target(f"192.0.2.{i}", 443) for i in range(2, 7)]
+    for target in reached:
+        tunnels.opened(target, at, "other")
+    asked = []
+    for _ in range(10):
+        at += 1
+        asked.append(tunnels.others(DEAD, at)[0])
+        tunnels.opened(asked[-1], at)
+    assert asked == 2 * reached[::-1]
+    assert len(tunnels.others(DEAD, 10 + REACHED_S)) == 5
+    assert tunnels.others(DEAD, 11 + REACHED_S) == [], "a tunnel to learn whether the proxy works is no reason"
 
 
 def test_a_target_reads_and_writes_as_connect_has_it() -> None:

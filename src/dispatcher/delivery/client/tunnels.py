@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 OPENED_MAX = 256
 """Receivers that are remembered as reached, of each way out."""
+REACHED_S = 86_400.0
+"""So long a receiver is asked for again, only to learn whether the proxy works: later its address may be another's."""
 DOUBTS_MAX = 100_000
 """Endpoints whose receivers are remembered as not reached, of each way out."""
 PROOFS_MAX = 1024
@@ -83,8 +85,19 @@ class _Doubt:
 
 
 @dataclass(slots=True)
+class _Reached:
+    """A receiver to which a tunnel was opened, the last time at `opened_at`; for a webhook at `used_at`. `probed_at`:
+    when one was asked for only to learn whether the proxy works; `is_away`: and was not opened."""
+
+    opened_at: float = -math.inf
+    used_at: float = -math.inf
+    probed_at: float = -math.inf
+    is_away: bool = False
+
+
+@dataclass(slots=True)
 class _WayOut:
-    opened: OrderedDict[Target, float] = field(default_factory=OrderedDict)
+    opened: OrderedDict[Target, _Reached] = field(default_factory=OrderedDict)
     doubts: OrderedDict[Pair, _Doubt] = field(default_factory=OrderedDict)
     unanswered: dict[Pair, _Doubt] = field(default_factory=dict)
     """The doubts after which no tunnel has been opened to another yet."""
@@ -103,7 +116,7 @@ class Tunnels:
         self._named = named
         self._named_at = -math.inf
         self._is_named_away = False
-        self._ways: dict[tuple[int, bool], _WayOut] = {}
+        self._ways: dict[Hashable, _WayOut] = {}
 
     def ask(self, pair: Pair, target: Target, now: float) -> Asked:
         """The proxy is asked for a tunnel."""
@@ -114,7 +127,7 @@ class Tunnels:
         if target != self._named and self._named_at >= since:
             return True
         newest_first = reversed(self._way(target).opened.items())
-        return next((at for other, at in newest_first if other != target), -math.inf) >= since
+        return next((known.opened_at for other, known in newest_first if other != target), -math.inf) >= since
 
     def opened(self, target: Target, now: float, pair: Pair = None) -> None:
         """The proxy has opened a tunnel; for `pair`, unless only to learn whether it works."""
@@ -124,7 +137,12 @@ class Tunnels:
                 self._answer(way, target, now)
             return
         way = self._way(target)
-        way.opened[target] = now
+        known = way.opened.setdefault(target, _Reached())
+        known.opened_at, known.is_away = now, False
+        if pair is None:
+            known.probed_at = now
+        else:
+            known.used_at = now
         way.opened.move_to_end(target)
         while len(way.opened) > OPENED_MAX:
             way.opened.popitem(last=False)
@@ -175,30 +193,42 @@ class Tunnels:
         is_open = doubt.works_at == math.inf and since_s <= self._answer_s
         return is_open and doubt.was_working and asked.was_working and doubt.target == asked.target
 
-    def others(self, target: Target) -> list[Target]:
+    def way_of(self, target: Target) -> Hashable:
+        """What tells of this target tells of all with the same."""
+        address = ipaddress.ip_address(target.host)
+        return address.version, address.is_global
+
+    def is_in_doubt(self, target: Target) -> bool:
+        """Whether anything that failed by the way to the target waits for a tunnel to another."""
+        return bool(self._way(target).unanswered)
+
+    def others(self, target: Target, now: float) -> list[Target]:
         """Whom to ask the proxy for, to learn whether it works: the named one, unless it was not reached the last time,
-        and those that were reached, the last one first."""
-        reached = [other for other in reversed(self._way(target).opened) if other != target]
+        and those that webhooks have reached lately, in turn."""
+        since = now - REACHED_S
+        known = [(other, it) for other, it in reversed(self._way(target).opened.items()) if it.used_at >= since]
+        known.sort(key=lambda one: (one[1].is_away, one[1].probed_at))
+        reached = [other for other, _ in known if other != target]
         if self._named is None or self._named == target:
             return reached
         return [*reached, self._named] if self._is_named_away else [self._named, *reached]
 
-    def not_opened(self, target: Target) -> None:
+    def not_opened(self, target: Target, now: float) -> None:
         """The proxy was asked for no more than to learn whether it works, and it did not open that one: others are
         asked for first from now on."""
         if target == self._named:
             self._is_named_away = True
             return
         opened = self._way(target).opened
-        if target in opened:
-            opened[target] = -math.inf
+        known = opened.get(target)
+        if known is not None:
+            known.opened_at, known.probed_at, known.is_away = -math.inf, now, True
             opened.move_to_end(target, last=False)
 
     def _way(self, target: Target) -> _WayOut:
         if target == self._named:
             return _WayOut()
-        address = ipaddress.ip_address(target.host)
-        return self._ways.setdefault((address.version, address.is_global), _WayOut())
+        return self._ways.setdefault(self.way_of(target), _WayOut())
 
 
 def _proven(doubt: _Doubt, began_at: float) -> int:
