@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from dispatcher.delivery.client import ClientOptions, ProbeOptions, Target, WebhookClient
+from dispatcher.delivery.client.by_proxy import Blame
+from dispatcher.delivery.client.failures import NotConnectedError
 from dispatcher.delivery.exchange import ExchangeKind, WebhookRequest
 from dispatcher.security.addresses import parse_network
 from dispatcher.security.egress import EgressPolicy, parse_url
@@ -373,6 +375,25 @@ async def test_time_that_was_used_up_before_the_proxy_is_asked_is_not_its_fault(
     found = [slow_name.kind, slow_token.kind, neither.kind, long_one.kind]
     assert found == [ExchangeKind.TIMEOUT] * 2 + [ExchangeKind.EGRESS_PROXY_FAILED] * 2
     assert slow_name.error == slow_token.error == "too little time was left for a connection"
+
+
+async def test_a_timeout_that_is_over_before_the_proxy_is_connected_to_counts_once_that_has_reached_others() -> None:
+    """Not so the time to connect: that is for the proxy alone."""
+    now = 0.0
+    blame = Blame(EgressProxy.parse("http://127.0.0.1:1"), QUICK, 5.0, lambda: now)
+    other, short = request("http://127.0.0.1:9/"), request("http://127.0.0.1:8/", timeout_s=0.1)
+    found: dict[type[Exception], list[ExchangeKind]] = {}
+    for failure in (NotConnectedError(5.0), TimeoutError()):
+        for _ in range(3):
+            blame.way(other, "127.0.0.1").opened()
+            way = blame.way(short, "127.0.0.1")
+            now += 5.0
+            found.setdefault(type(failure), []).append(blame.classify(failure, way)[0])
+    await blame.close()
+    assert found == {
+        NotConnectedError: [ExchangeKind.EGRESS_PROXY_FAILED] * 3,
+        TimeoutError: [ExchangeKind.EGRESS_PROXY_FAILED] + [ExchangeKind.TIMEOUT] * 2,
+    }
 
 
 async def test_another_endpoints_failures_at_the_same_receiver_do_not_count_in_an_outage() -> None:

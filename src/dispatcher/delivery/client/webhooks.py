@@ -285,13 +285,13 @@ class WebhookClient:
         way.set(at)
         new_ones = 0
         while new_ones < _REUSE_TRIES:
-            at.is_at_proxy, at.asked = True, None
+            at.begin()
             connection = await connections.connect(route)
             if self._is_fit(sending, *_with_peer(connection)):
                 at.is_at_proxy = False
                 return connection
             connection.close()
-            new_ones += at.asked is not None
+            new_ones += at.is_new
         raise _UnfitError("no tunnel stayed open for a request")
 
     async def _route_by(self, proxy: EgressProxy, request: WebhookRequest, address: str) -> aiohttp.ClientRequest:
