@@ -20,6 +20,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 OPENED_MAX = 256
@@ -195,8 +196,7 @@ class Tunnels:
 
     def way_of(self, target: Target) -> Hashable:
         """What tells of this target tells of all with the same."""
-        address = ipaddress.ip_address(target.host)
-        return address.version, address.is_global
+        return _way_of(target.host)
 
     def is_in_doubt(self, target: Target) -> bool:
         """Whether anything that failed by the way to the target waits for a tunnel to another."""
@@ -229,6 +229,12 @@ class Tunnels:
         if target == self._named:
             return _WayOut()
         return self._ways.setdefault(self.way_of(target), _WayOut())
+
+
+@lru_cache(maxsize=4096)
+def _way_of(host: str) -> tuple[int, bool]:
+    address = ipaddress.ip_address(host)
+    return address.version, address.is_global
 
 
 def _proven(doubt: _Doubt, began_at: float) -> int:
