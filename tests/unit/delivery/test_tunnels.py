@@ -186,7 +186,17 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         fail(tunnels, number, number, DEAD, f"d{number}")
     (way,) = tunnels._ways.values()
     assert (len(way.doubts), len(way.opened)) == (1000, 256)
-    assert len(way.unanswered) <= 1000
+    assert sum(map(len, way.unanswered.values())) <= 1000
+
+
+def test_what_is_over_is_in_doubt_no_more_and_a_failure_at_a_new_address_takes_the_place_of_that_at_the_former() -> (
+    None
+):
+    tunnels = Tunnels(60)
+    fail(tunnels, 1, 2)
+    fail(tunnels, 3, 4, THIRD)
+    tunnels.answered(THIRD, "dead")
+    assert not tunnels.is_in_doubt(DEAD)
 
 
 def test_an_attempt_that_has_begun_in_an_outage_and_ends_after_it_is_not_counted() -> None:

@@ -100,8 +100,25 @@ class _Reached:
 class _WayOut:
     opened: OrderedDict[Target, _Reached] = field(default_factory=OrderedDict)
     doubts: OrderedDict[Pair, _Doubt] = field(default_factory=OrderedDict)
-    unanswered: dict[Pair, _Doubt] = field(default_factory=dict)
+    unanswered: dict[Target, dict[Pair, _Doubt]] = field(default_factory=dict)
     """The doubts after which no tunnel has been opened to another yet."""
+
+    def doubt(self, pair: Pair, doubt: _Doubt) -> None:
+        """Instead of what was in doubt for that pair."""
+        self.forget(pair)
+        self.doubts[pair] = doubt
+        self.unanswered.setdefault(doubt.target, {})[pair] = doubt
+        while len(self.doubts) > DOUBTS_MAX:
+            self.forget(next(iter(self.doubts)))
+
+    def forget(self, pair: Pair) -> None:
+        """Nothing is in doubt for that pair."""
+        doubt = self.doubts.pop(pair, None)
+        waiting = None if doubt is None else self.unanswered.get(doubt.target)
+        if doubt is not None and waiting is not None:
+            waiting.pop(pair, None)
+            if not waiting:
+                del self.unanswered[doubt.target]
 
 
 class Tunnels:
@@ -154,17 +171,13 @@ class Tunnels:
         """The receiver is reached, if only by a tunnel that was open before: what it failed at is over."""
         way = self._way(target)
         if way.doubts:
-            way.doubts.pop(pair, None)
-            way.unanswered.pop(pair, None)
+            way.forget(pair)
 
     def _answer(self, way: _WayOut, target: Target, now: float) -> None:
-        if not way.unanswered:
-            return
-        still = {pair: doubt for pair, doubt in way.unanswered.items() if doubt.target == target}
-        for pair, doubt in way.unanswered.items():
-            if pair not in still and now - doubt.ended_at <= self._evidence_s:
-                doubt.works_at = now
-        way.unanswered = still
+        for other in [other for other in way.unanswered if other != target]:
+            for doubt in way.unanswered.pop(other).values():
+                if now - doubt.ended_at <= self._evidence_s:
+                    doubt.works_at = now
 
     def failed(self, asked: Asked, now: float) -> bool:
         """The proxy did not open a tunnel and did not say why. True: counts as the receiver's."""
@@ -173,11 +186,7 @@ class Tunnels:
         if doubt is None or not self._is_of(doubt, asked):
             proven = 0 if doubt is None else _proven(doubt, asked.began_at)
             doubt = _Doubt(asked.target, now, asked.was_working, proven)
-            way.doubts[pair] = way.unanswered[pair] = doubt
-            way.doubts.move_to_end(pair)
-        while len(way.doubts) > DOUBTS_MAX:
-            forgotten, _ = way.doubts.popitem(last=False)
-            way.unanswered.pop(forgotten, None)
+            way.doubt(pair, doubt)
         doubt.failures += 1
         if not doubt.proven or not asked.was_working:
             return False
