@@ -16,7 +16,7 @@ from dispatcher.config import (
     Settings,
     mask_dsn,
 )
-from dispatcher.config.groups import DeliverySettings, split_address
+from dispatcher.config.groups import DeliverySettings, SecuritySettings, split_address
 from docs.generate import FOLDER, PAGES
 
 
@@ -87,6 +87,13 @@ def test_a_file_variable_of_a_plain_setting_is_unknown() -> None:
         ("EGRESS_PROXY_PROBE_TARGET", "check.example:70000"),
         ("EGRESS_PROXY_PROBE_TARGET", "check.example:443/path"),
         ("EGRESS_PROXY_PROBE_TARGET", "a\r\nb:443"),
+        ("EGRESS_PROXY_PROBE_TARGET", "a b:443"),
+        ("EGRESS_PROXY_PROBE_TARGET", "h\x01:443"),
+        ("EGRESS_PROXY_PROBE_TARGET", "a..b:443"),
+        ("EGRESS_PROXY_PROBE_TARGET", "10.0.0.256:443"),
+        ("EGRESS_PROXY_PROBE_TARGET", "[::g]:443"),
+        ("EGRESS_PROXY_PROBE_TARGET", "check.example:0"),
+        ("EGRESS_PROXY_PROBE_TARGET", "check.example:443\n"),
         ("USER_AGENT", "a\r\nb"),
     ],
 )
@@ -199,6 +206,11 @@ def test_an_error_shows_no_secret() -> None:
 )
 def test_the_password_of_a_database_url_is_masked(dsn: str, masked: str) -> None:
     assert mask_dsn(dsn) == masked
+
+
+@pytest.mark.parametrize("target", ["check.example:443", "a_b-1.example.:8443", "10.0.0.1:443", "[2001:db8::1]:443"])
+def test_what_the_proxy_is_asked_for_to_see_whether_it_works_is_a_host_and_a_port(target: str) -> None:
+    assert SecuritySettings(egress_proxy_probe_target=target).egress_proxy_probe_target == target
 
 
 def test_addresses_are_split_into_host_and_port() -> None:

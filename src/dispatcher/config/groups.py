@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -17,6 +17,7 @@ HOUR_S = 3600
 DAY_S = 24 * HOUR_S
 
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^:\[\]\s]+):(?P<port>\d{1,5})")
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?")
 
 
 UNIX_PREFIX = "unix:"
@@ -50,10 +51,18 @@ def _checked_proxy(value: SecretStr) -> SecretStr:
 
 
 def _checked_target(value: str) -> str:
-    parts = urlsplit(f"//{value}")
-    if not parts.hostname or not parts.port or parts.netloc != value or "@" in value:
+    host, port = split_address(value)
+    is_address = value.startswith("[") or host.replace(".", "").isdecimal()
+    if not int(port) or not (_is_address(host) if is_address else _HOST.fullmatch(host)):
         raise ValueError("must be host:port")
     return value
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return ip_address(text) is not None
+    except ValueError:
+        return False
 
 
 def _checked_ports(value: str) -> str:

@@ -24,6 +24,9 @@ SLOW_DOWN = frozenset({429, 503})
 
 PROXY_FORGOTTEN_S = 600.0
 """So long after it failed an attempt, nothing is known of the egress proxy any more."""
+PROXY_WAIT_MAX_S = 300.0
+"""The longest wait for the egress proxy, whatever the settings say: shorter than it takes to be forgotten, and than
+what was seen of it holds (`app.EVIDENCE_MAX_S`)."""
 TRIAL_MAX_S = 60.0
 """While the egress proxy fails, no attempt waits longer for the end of another one, which may have been lost."""
 
@@ -216,7 +219,8 @@ class Admission:
         self._proxy_failed_at = now
         self._end_trial()
         waits = self.policy.proxy_waits
-        wait_s = draw * min(max(waits.min_s, now - self._proxy_failing_since), waits.max_s)
+        longest_s = min(waits.max_s, PROXY_WAIT_MAX_S)
+        wait_s = draw * min(max(waits.min_s, now - self._proxy_failing_since), longest_s)
         self._hold_until = max(self._hold_until, now + wait_s)
         return wait_s
 

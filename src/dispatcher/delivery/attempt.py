@@ -140,7 +140,7 @@ async def authenticated_post(
     if left_s <= 0:
         return Exchange(ExchangeKind.TIMEOUT, took_s, error="no response before the deadline")
     headers = {**request.headers, "authorization": f"Bearer {token}"}
-    exchange = await client.post(replace(request, headers=headers, timeout_s=left_s))
+    exchange = await client.post(replace(request, headers=headers, timeout_s=left_s, used_s=took_s))
     if exchange.status_code == UNAUTHORIZED:
         tokens.forget(wanted, token)
     return replace(exchange, duration_s=exchange.duration_s + took_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 from dispatcher.security.addresses import IPNetwork
@@ -39,7 +39,9 @@ class WebhookRequest:
 
     `headers` go out as they are, without Host and Content-Length; a CIMultiDict saves a copy. `tls` is None for the
     system's roots and no certificate of our own. `allowed_networks` narrows the policy; empty for no more than that.
-    `excerpt_bytes_max` is how much of the body is kept, None for what the client keeps.
+    `excerpt_bytes_max` is how much of the body is kept, None for what the client keeps. `sender` is on whose behalf it
+    goes out, such as the endpoint: what an egress proxy fails at is weighed for each by itself. `used_s` is how much of
+    its time had passed before, in which a token was fetched.
     """
 
     url: EndpointUrl
@@ -49,6 +51,8 @@ class WebhookRequest:
     tls: EndpointTls | None = None
     allowed_networks: tuple[IPNetwork, ...] = ()
     excerpt_bytes_max: int | None = None
+    sender: Hashable = None
+    used_s: float = 0.0
 
 
 @dataclass(slots=True)

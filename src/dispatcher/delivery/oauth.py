@@ -136,7 +136,14 @@ def _request(wanted: TokenWanted, timeout_s: float) -> WebhookRequest:
         "authorization": basic(name, secret),
     }
     body = urllib.parse.urlencode(form).encode()
-    return WebhookRequest(parse_url(wanted.token_url), headers, body, timeout_s, excerpt_bytes_max=ANSWER_BYTES_MAX)
+    return WebhookRequest(
+        parse_url(wanted.token_url),
+        headers,
+        body,
+        timeout_s,
+        excerpt_bytes_max=ANSWER_BYTES_MAX,
+        sender=wanted.fingerprint,
+    )
 
 
 def read_answer(exchange: Exchange) -> tuple[str, float] | NoToken:

@@ -58,6 +58,7 @@ def request_to(runtime: EndpointRuntime, url: EndpointUrl, headers: dict[str, st
         timeout_s=runtime.settings.timeout_s,
         tls=runtime.credentials.tls,
         allowed_networks=runtime.allowed_networks,
+        sender=runtime.key,
     )
 
 

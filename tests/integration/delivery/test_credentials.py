@@ -225,6 +225,17 @@ async def test_a_token_that_the_egress_proxy_kept_from_us_is_the_proxys_fault() 
             assert (result.attempt.outcome, result.attempt.number) == (Outcome.EGRESS_PROXY_FAILED, 0)
 
 
+async def test_time_that_a_token_server_used_up_is_not_the_egress_proxys_fault() -> None:
+    tokens = TokenServer()
+    tokens.delay_s = 0.6
+    async with proxy() as by, server(tokens) as token_url, attempting(by.url) as attempter:
+        by.failing[9] = b""
+        runtime = with_credentials("http://127.0.0.1:9/hook", *oauth2(token_url))
+        runtime = replace(runtime, settings=replace(runtime.settings, timeout_s=1.0))
+        result = await attempter.attempt(runtime, row_of(1), 1, 1)
+    assert (result.attempt.outcome, result.attempt.number) == (Outcome.TIMEOUT, 1)
+
+
 async def test_the_token_url_is_under_the_address_policy() -> None:
     receiver = Answers()
     async with attempting() as attempter, server(receiver) as url:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from dispatcher.delivery.client import ClientOptions, ProbeOptions, Target, WebhookClient
+from dispatcher.delivery.client.by_proxy import Blame
+from dispatcher.delivery.client.failures import NotConnectedError
 from dispatcher.delivery.exchange import ExchangeKind, WebhookRequest
 from dispatcher.security.addresses import parse_network
 from dispatcher.security.egress import EgressPolicy, parse_url
@@ -312,6 +314,104 @@ async def test_a_tunnel_that_was_kept_and_is_not_fit_any_more_is_replaced() -> N
         await until(lambda: kept.should_close, "the stale answer")
         assert (await c.post(request(url))).is_success
     assert len(by.asked) == 2
+
+
+async def test_what_a_receiver_says_unasked_on_many_kept_tunnels_is_no_fault_of_the_proxys() -> None:
+    """The next request goes by a new one."""
+    count, are_open, are_kept = 8, asyncio.Event(), asyncio.Event()
+    arrived = 0
+
+    async def all_at_once(_: HostileServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal arrived
+        await reader.readuntil(b"{}")
+        arrived += 1
+        if arrived == count:
+            are_open.set()
+        await are_open.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await are_kept.wait()
+        writer.write(b"HTTP/1.1 500 Stale\r\nContent-Length: 0\r\n\r\n")
+        await reader.read()
+
+    async with proxy() as by, hostile_server(all_at_once) as server, client(by.url) as c:
+        url = f"http://127.0.0.1:{server.port}/"
+        sent = await asyncio.gather(*(c.post(request(url)) for _ in range(count)))
+        assert c._connections is not None
+        kept = [protocol for protocol, _ in next(iter(c._connections._connector._conns.values()))]
+        assert [one.is_success for one in sent] == [True] * len(kept) == [True] * count
+        are_kept.set()
+        await until(lambda: all(protocol.should_close for protocol in kept), "the stale answers")
+        assert (await c.post(request(url))).is_success
+    assert len(by.asked) == count + 1
+
+
+async def test_a_receiver_that_speaks_unasked_on_each_new_tunnel_is_at_fault() -> None:
+    async def hasty(_: HostileServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    greeting = b"HTTP/1.1 200 Connection established\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    async with proxy() as by, client(by.url) as c:
+        by.answer = greeting
+        exchange = await c.post(request("http://127.0.0.1:9/"))
+    assert exchange.kind is not ExchangeKind.EGRESS_PROXY_FAILED
+
+
+async def test_time_that_was_used_up_before_the_proxy_is_asked_is_not_its_fault() -> None:
+    """By the endpoint's own name server, or by its token server."""
+    policy = EgressPolicy.for_development()
+
+    async def lookup(_: str) -> list[str]:
+        await asyncio.sleep(0.2)
+        return ["127.0.0.1"]
+
+    async with proxy() as by:
+        by.is_silent = True
+        options = ClientOptions(proxy=EgressProxy.parse(by.url), probe=QUICK)
+        async with WebhookClient(policy, options, resolver=PolicyResolver(policy, lookup=lookup)) as c:
+            slow_name = await c.post(request("http://receiver.example/", timeout_s=0.3))
+            slow_token = await c.post(request("http://127.0.0.1:9/", timeout_s=0.1, used_s=0.4))
+            neither = await c.post(request("http://127.0.0.1:9/", timeout_s=0.3))
+            long_one = await c.post(request("http://127.0.0.1:9/", timeout_s=2.6, used_s=60.0))
+    found = [slow_name.kind, slow_token.kind, neither.kind, long_one.kind]
+    assert found == [ExchangeKind.TIMEOUT] * 2 + [ExchangeKind.EGRESS_PROXY_FAILED] * 2
+    assert slow_name.error == slow_token.error == "too little time was left for a connection"
+
+
+async def test_a_timeout_that_is_over_before_the_proxy_is_connected_to_counts_once_that_has_reached_others() -> None:
+    """Not so the time to connect: that is for the proxy alone."""
+    now = 0.0
+    blame = Blame(EgressProxy.parse("http://127.0.0.1:1"), QUICK, 5.0, lambda: now)
+    other, short = request("http://127.0.0.1:9/"), request("http://127.0.0.1:8/", timeout_s=0.1)
+    found: dict[type[Exception], list[ExchangeKind]] = {}
+    for failure in (NotConnectedError(5.0), TimeoutError()):
+        for _ in range(3):
+            blame.way(other, "127.0.0.1").opened()
+            way = blame.way(short, "127.0.0.1")
+            now += 5.0
+            found.setdefault(type(failure), []).append(blame.classify(failure, way)[0])
+    await blame.close()
+    assert found == {
+        NotConnectedError: [ExchangeKind.EGRESS_PROXY_FAILED] * 3,
+        TimeoutError: [ExchangeKind.EGRESS_PROXY_FAILED] + [ExchangeKind.TIMEOUT] * 2,
+    }
+
+
+async def test_another_endpoints_failures_at_the_same_receiver_do_not_count_in_an_outage() -> None:
+    async with (
+        proxy() as by,
+        hostile_server(answering(LAST)) as shared,
+        hostile_server(answering(LAST)) as other,
+        client(by.url) as c,
+    ):
+        url = f"http://127.0.0.1:{shared.port}/"
+        assert (await c.post(request(f"http://127.0.0.1:{other.port}/", sender="a"))).is_success
+        assert (await c.post(request(url, sender="a"))).is_success
+        by.failing = {shared.port: SILENCE}
+        hasty = await asyncio.gather(*(c.post(request(url, timeout_s=0.1, sender="b")) for _ in range(20)))
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "proxy-probe"))
+        by.failing, by.answer = {}, BARE_503
+        found = [(await c.post(request(url, sender="a"))).kind for _ in range(20)]
+    assert {one.kind for one in hasty} | set(found) == {ExchangeKind.EGRESS_PROXY_FAILED}
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

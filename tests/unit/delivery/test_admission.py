@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dispatcher.delivery.admission import Admission, AdmissionPolicy, CircuitChange
+from dispatcher.delivery.admission import TRIAL_MAX_S, Admission, AdmissionPolicy, CircuitChange
 from dispatcher.delivery.circuit import CircuitPolicy, Transition
 from dispatcher.model import CatchUp
-from dispatcher.policy import RateLimit
+from dispatcher.policy import ExponentialBackoff, RateLimit
 
 TIME = datetime(2026, 1, 1, tzinfo=UTC)
 CIRCUIT = CircuitPolicy(attempts_min=2, open_s=10)
@@ -124,6 +124,20 @@ def test_a_proxy_that_fails_only_puts_off_and_for_no_longer_than_it_has_been_fai
     assert gate.open_circuits == []
     assert gate.throttled_per_s is None
     assert not gate.is_at_rest(630)
+
+
+def test_an_endpoint_never_waits_so_long_for_the_proxy_that_it_forgets_about_it() -> None:
+    gate = Admission(AdmissionPolicy(("https://a",), proxy_waits=ExponentialBackoff(1.0, 7 * 86400.0, 2.0)))
+    gate.configure(gate.policy, 0)
+    now = 0.0
+    for _ in range(100):
+        wait_s = gate.proxy_failed(now, 0.999)
+        assert gate.opens_at(now, TIME) - now == pytest.approx(wait_s)
+        now = gate.opens_at(now, TIME)
+        gate.begin(now, TIME)
+        now += TRIAL_MAX_S - 1
+        assert gate.is_ours(now), "until the trial has ended"
+    assert 299 < wait_s < 300
 
 
 def test_while_the_proxy_fails_one_attempt_begins_at_a_time() -> None:

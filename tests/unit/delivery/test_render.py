@@ -48,7 +48,7 @@ def test_the_headers_are_exactly_these():
     }
     assert signature.startswith("v1,")
     assert request.body == b'{"amount":1}'
-    assert request.timeout_s == 5.0
+    assert (request.timeout_s, request.sender) == (5.0, runtime_of().key)
     assert request.url.text == "https://receiver.example/hook"
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import random
 
-from dispatcher.delivery.client.tunnels import DOUBTS_MAX, Asked, Target, Tunnels
+import pytest
+
+from dispatcher.delivery.client.tunnels import PROVEN_S, REACHED_S, Asked, Target, Tunnels
 
 DEAD, OTHER, THIRD = Target("192.0.2.1", 443), Target("192.0.2.2", 443), Target("192.0.2.2", 8443)
 INSIDE, BY_V6 = Target("10.0.0.1", 443), Target("2001:db8::1", 443)
@@ -102,17 +104,73 @@ def test_attempts_side_by_side_are_proven_together_and_counted_one_by_one() -> N
     assert [tunnels.failed(one, 11 + i) for i, one in enumerate(asked)] == [True] * 3 + [False] * 2
 
 
+def test_failures_that_come_faster_than_tunnels_to_others_are_proven_by_the_next_of_those() -> None:
+    tunnels = Tunnels(60, answer_s=4)
+    tunnels.opened(OTHER, 0, "other")
+    assert [fail(tunnels, at, at + 0.1) for at in (1, 2, 3)] == [False] * 3
+    tunnels.opened(OTHER, 3.5, "other")
+    assert [fail(tunnels, at, at + 0.1) for at in (4, 4.2, 4.4, 4.6)] == [True] * 3 + [False]
+    assert not fail(tunnels, 8.5, 8.6), "where none has come for long, only the last failure may be proven"
+    tunnels.opened(OTHER, 9, "other")
+    assert [fail(tunnels, at, at + 0.1) for at in (10, 10.2)] == [True, False]
+
+
+def test_each_endpoint_of_a_receiver_uses_up_its_attempts_however_many_there_are() -> None:
+    """All of them fail between one tunnel and the next."""
+    tunnels, found = Tunnels(60), []
+    for round_ in range(5):
+        tunnels.opened(OTHER, 10 * round_, "other")
+        found.append({fail(tunnels, 10 * round_ + 1 + i / 1000, 10 * round_ + 8, DEAD, f"e{i}") for i in range(1000)})
+    assert found == [{False}] + [{True}] * 4
+
+
+def test_what_an_endpoint_has_failed_at_is_held_against_no_other_one_of_the_same_receiver() -> None:
+    tunnels = Tunnels(60)
+    tunnels.opened(OTHER, 0, "other")
+    asked = [tunnels.ask("hasty", DEAD, 1) for _ in range(20)]
+    assert [tunnels.failed(one, 2) for one in asked] == [False] * 20
+    tunnels.opened(OTHER, 3, "other")
+    assert fail(tunnels, 4, 5, DEAD, "hasty")
+    assert [fail(tunnels, at, at + 1, DEAD, "patient") for at in range(6, 60, 2)] == [False] * 27
+
+
+def test_what_was_proven_counts_for_nothing_where_nothing_was_opened_for_long_or_it_was_long_ago() -> None:
+    for began_at, is_working in ((100, False), (PROVEN_S + 3, True), (PROVEN_S, True)):
+        tunnels = Tunnels(60)
+        tunnels.opened(OTHER, 0, "other")
+        assert not fail(tunnels, 1, 2)
+        tunnels.opened(OTHER, 3, "other")
+        if is_working:
+            tunnels.opened(OTHER, began_at - 1, "other")
+        assert fail(tunnels, began_at, began_at + 1) is (began_at == PROVEN_S)
+
+
 def test_the_named_one_is_asked_for_first_until_it_is_not_opened_and_then_whoever_was_reached_last() -> None:
     tunnels = Tunnels(60, NAMED)
     tunnels.opened(OTHER, 1, "other")
     tunnels.opened(THIRD, 2, "third")
     tunnels.opened(DEAD, 3, "dead")
-    assert tunnels.others(DEAD) == [NAMED, THIRD, OTHER]
-    tunnels.not_opened(NAMED)
-    tunnels.not_opened(THIRD)
-    assert tunnels.others(DEAD) == [OTHER, THIRD, NAMED]
+    assert tunnels.others(DEAD, 3) == [NAMED, THIRD, OTHER]
+    tunnels.not_opened(NAMED, 3)
+    tunnels.not_opened(THIRD, 3)
+    assert tunnels.others(DEAD, 3) == [OTHER, THIRD, NAMED]
     tunnels.opened(NAMED, 4)
-    assert tunnels.others(DEAD) == [NAMED, OTHER, THIRD]
+    assert tunnels.others(DEAD, 4) == [NAMED, OTHER, THIRD]
+
+
+def test_those_that_were_reached_are_asked_for_in_turn_and_no_longer_than_a_day_after_a_webhook() -> None:
+    tunnels, at = Tunnels(60), 10.0
+    reached = [Target(f"192.0.2.{i}", 443) for i in range(2, 7)]
+    for target in reached:
+        tunnels.opened(target, at, "other")
+    asked = []
+    for _ in range(10):
+        at += 1
+        asked.append(tunnels.others(DEAD, at)[0])
+        tunnels.opened(asked[-1], at)
+    assert asked == 2 * reached[::-1]
+    assert len(tunnels.others(DEAD, 10 + REACHED_S)) == 5
+    assert tunnels.others(DEAD, 11 + REACHED_S) == [], "a tunnel to learn whether the proxy works is no reason"
 
 
 def test_a_target_reads_and_writes_as_connect_has_it() -> None:
@@ -120,14 +178,25 @@ def test_a_target_reads_and_writes_as_connect_has_it() -> None:
         assert Target.parse(text).authority == text
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dispatcher.delivery.client.tunnels.DOUBTS_MAX", 1000)
     tunnels = Tunnels(60)
-    for number in range(DOUBTS_MAX + 100):
+    for number in range(1100):
         tunnels.opened(Target("192.0.2.9", number), number, f"r{number}")
         fail(tunnels, number, number, DEAD, f"d{number}")
     (way,) = tunnels._ways.values()
-    assert (len(way.doubts), len(way.opened)) == (DOUBTS_MAX, 256)
-    assert len(way.unanswered) <= DOUBTS_MAX
+    assert (len(way.doubts), len(way.opened)) == (1000, 256)
+    assert sum(map(len, way.unanswered.values())) <= 1000
+
+
+def test_what_is_over_is_in_doubt_no_more_and_a_failure_at_a_new_address_takes_the_place_of_that_at_the_former() -> (
+    None
+):
+    tunnels = Tunnels(60)
+    fail(tunnels, 1, 2)
+    fail(tunnels, 3, 4, THIRD)
+    tunnels.answered(THIRD, "dead")
+    assert not tunnels.is_in_doubt(DEAD)
 
 
 def test_an_attempt_that_has_begun_in_an_outage_and_ends_after_it_is_not_counted() -> None:

@@ -18,9 +18,10 @@ from typing import Any
 
 import aiohttp
 
+from dispatcher.delivery.client.failures import NotConnectedError
 from dispatcher.delivery.client.proxy_probe import ProbeOptions, ProxyProbe
-from dispatcher.delivery.client.tunnels import Asked, Target, Tunnels
-from dispatcher.delivery.exchange import ExchangeKind
+from dispatcher.delivery.client.tunnels import Asked, Pair, Target, Tunnels
+from dispatcher.delivery.exchange import ExchangeKind, WebhookRequest
 from dispatcher.security.egress_proxy import EgressProxy
 
 _RECEIVER_ERRORS = {
@@ -39,34 +40,48 @@ _BARE = {
 }
 """What a proxy answers where it does not get through, for whatever reason."""
 _SQUID_CONNECT_FAILED = "ERR_CONNECT_FAIL"
+FAIR_SHARE = 0.5
+"""Of an attempt's time, or of that to connect: where the proxy has had less, the endpoint's own name servers or token
+server have used up the rest."""
 
 
 class Way:
-    """How far one request has come: on its way to the proxy, then `asked`, and no more `is_at_proxy` once the tunnel is
-    open. What comes by a tunnel that was open before has not asked."""
+    """How far one request has come: on its way to the proxy since `asked`, and no more `is_at_proxy` once the tunnel is
+    open. `is_new`: it is not by one that was open before. `fair_s`: a deadline that is over sooner after the beginning
+    was used up elsewhere."""
 
-    __slots__ = ("_clock", "_receiver", "_target", "_tunnels", "asked", "is_at_proxy")
+    __slots__ = ("_clock", "_fair_until", "_tunnels", "asked", "is_at_proxy", "is_new")
 
-    def __init__(self, tunnels: Tunnels, receiver: str, target: Target, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, tunnels: Tunnels, pair: Pair, target: Target, clock: Callable[[], float], fair_s: float = 0.0
+    ) -> None:
         self._tunnels = tunnels
-        self._receiver = receiver
-        self._target = target
         self._clock = clock
-        self.is_at_proxy = True
-        self.asked: Asked | None = None
+        self.asked: Asked = tunnels.ask(pair, target, clock())
+        self._fair_until = self.asked.began_at + fair_s
+        self.begin()
 
-    def ask(self) -> None:
-        """The proxy is connected to, and is asked for the tunnel."""
-        self.asked = self._tunnels.ask(self._receiver, self._target, self._clock())
+    @property
+    def was_fair(self) -> bool:
+        """Whether the proxy has had its share of the time."""
+        return self._clock() >= self._fair_until
+
+    def begin(self) -> None:
+        """A tunnel is looked for, or else made."""
+        self.is_at_proxy, self.is_new = True, False
+
+    def connected(self) -> None:
+        """There is a connection to the proxy for a tunnel of its own."""
+        self.is_new = True
 
     def opened(self) -> None:
         """The proxy has opened the tunnel."""
         self.is_at_proxy = False
-        self._tunnels.opened(self._target, self._clock(), self._receiver)
+        self._tunnels.opened(self.asked.target, self._clock(), self.asked.pair)
 
     def answered(self) -> None:
         """The receiver has answered, by whatever tunnel."""
-        self._tunnels.answered(self._target, self._receiver)
+        self._tunnels.answered(self.asked.target, self.asked.pair)
 
 
 way: ContextVar[Way] = ContextVar("way")
@@ -92,7 +107,7 @@ class TunnelConnector(aiohttp.TCPConnector):
     ) -> Any:
         """The only connections are to the proxy."""
         made = await super()._create_direct_connection(req, traces, timeout, **named)
-        way.get().ask()
+        way.get().connected()
         return made
 
     async def _start_tls_connection(
@@ -111,37 +126,46 @@ class TunnelConnector(aiohttp.TCPConnector):
 class Blame:
     """Of one client: what its proxy did, and for whom. `close` it."""
 
-    def __init__(self, proxy: EgressProxy, options: ProbeOptions, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, proxy: EgressProxy, options: ProbeOptions, connect_timeout_s: float, clock: Callable[[], float]
+    ) -> None:
         self.proxy = proxy
+        self._connect_timeout_s = connect_timeout_s
         self._clock = clock
-        self._tunnels = Tunnels(options.evidence_s, options.target)
+        self._tunnels = Tunnels(options.evidence_s, options.target, options.interval_s + options.timeout_s)
         self._probe = ProxyProbe(proxy, self._tunnels, options, clock)
 
-    def way(self, receiver: str, address: str, port: int) -> Way:
-        """That of a request to `receiver`, a host and port, at that address."""
-        return Way(self._tunnels, receiver, Target(address, port), self._clock)
+    def way(self, request: WebhookRequest, address: str) -> Way:
+        """That of a request, to that address."""
+        pair = (request.sender, request.url.authority)
+        fair_s = FAIR_SHARE * min(request.timeout_s + request.used_s, self._connect_timeout_s)
+        return Way(self._tunnels, pair, Target(address, request.url.port), self._clock, fair_s)
 
     async def close(self) -> None:
         """Nothing is asked of the proxy any more."""
         await self._probe.close()
 
-    def classify(self, failure: Exception, asked: Asked | None) -> tuple[ExchangeKind, str]:
+    def classify(self, failure: Exception, way: Way) -> tuple[ExchangeKind, str]:
         """The kind of a failure at the proxy and a sentence for the record; neither repeats what the proxy wrote."""
+        if isinstance(failure, TimeoutError) and not way.was_fair:
+            return ExchangeKind.TIMEOUT, "too little time was left for a connection"
         said = failure.headers if isinstance(failure, aiohttp.ClientHttpProxyError) else None
         headers: Mapping[str, str] = said or {}
         told = _blames_receiver(headers)
         if told is not None:
             return told, "the egress proxy did not get through to the receiver"
-        unexplained = None if asked is None or _explains(headers) else _unexplained(failure)
-        if asked is not None and unexplained is not None:
-            self._probe.want(asked.target)
-            if self._tunnels.failed(asked, self._clock()):
+        unexplained = None if _explains(headers) else _unexplained(failure)
+        if unexplained is not None:
+            self._probe.want(way.asked.target)
+            if self._tunnels.failed(way.asked, self._clock()):
                 return unexplained, "the egress proxy gets through to others, but not to the receiver"
         return ExchangeKind.EGRESS_PROXY_FAILED, f"the egress proxy {_what_it_did(failure)}"
 
 
 def _unexplained(failure: Exception) -> ExchangeKind | None:
-    """What it is if it is the receiver's; None for what a receiver can't cause."""
+    """What it is if it is the receiver's; None for what neither a receiver nor the endpoint's own timeout can cause."""
+    if isinstance(failure, NotConnectedError):
+        return None
     if isinstance(failure, TimeoutError):
         return ExchangeKind.TIMEOUT
     if not isinstance(failure, aiohttp.ClientHttpProxyError):

@@ -1,21 +1,22 @@
 """Asks the proxy for a tunnel to a receiver that it reached before, to learn whether it works; nothing is sent there.
 
-failed without a reason ──▶ in doubt ──▶ asked for one after the other of those it reached last ──▶ opened: it works
-                                            └── not one of a few is: it is still in doubt
+failed without a reason ──▶ in doubt ──▶ asked for one after the other of those it has reached ──▶ opened: it works
+                              │             └── not one of a few is: it is still in doubt
+                              └── a webhook's own tunnel has told meanwhile: nothing is asked
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from dispatcher.delivery.client.tunnels import Target, Tunnels
 from dispatcher.security.egress_proxy import EgressProxy
 
 TRIES_MAX = 3
-"""Receivers that are asked for in one probe."""
+"""Receivers that are asked for after one failure."""
 _OPENED = (b"HTTP/1.1 200", b"HTTP/1.0 200")
 
 
@@ -34,7 +35,8 @@ class ProbeOptions:
 
 
 class ProxyProbe:
-    """One of a client. There is one probe at a time, whoever wants it: it tells of all that failed before."""
+    """One of a client. There is one probe at a time, whoever wants it: it tells of all that failed before by the same
+    way out. Of several ways that are in doubt each has its turn."""
 
     def __init__(
         self,
@@ -48,12 +50,15 @@ class ProxyProbe:
         self._options = options
         self._clock = clock
         self._began_at = -options.interval_s
+        self._wanted: dict[Hashable, tuple[Target, int]] = {}
+        """Of each way out that is in doubt the first that failed, and how many may be asked for; four at most."""
         self._task: asyncio.Task[None] | None = None
 
     def want(self, target: Target) -> None:
-        """The proxy is in doubt for `target`; ignored where it is being asked anyhow."""
+        """The proxy is in doubt for `target`; ignored where it is going to be asked anyhow."""
+        self._wanted.setdefault(self._tunnels.way_of(target), (target, TRIES_MAX))
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._probe(target), name="proxy-probe")
+            self._task = asyncio.create_task(self._run(), name="proxy-probe")
 
     async def close(self) -> None:
         """End the probe under way."""
@@ -61,15 +66,24 @@ class ProxyProbe:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _probe(self, target: Target) -> None:
-        """Until one of a few is opened; what is not is asked for last the next time."""
-        for other in self._tunnels.others(target)[:TRIES_MAX]:
-            await asyncio.sleep(max(0.0, self._began_at + self._options.interval_s - self._clock()))
-            self._began_at = self._clock()
-            if await self._opens(other):
-                self._tunnels.opened(other, self._clock())
-                return
-            self._tunnels.not_opened(other)
+    async def _run(self) -> None:
+        while self._wanted:
+            way = next(iter(self._wanted))
+            target, tries = self._wanted.pop(way)
+            if not await self._is_settled(target) and tries > 1:
+                self._wanted.setdefault(way, (target, tries - 1))
+
+    async def _is_settled(self, target: Target) -> bool:
+        """One try. Whether there is nothing more to learn, or nobody to ask for."""
+        await asyncio.sleep(max(0.0, self._began_at + self._options.interval_s - self._clock()))
+        others = self._tunnels.others(target, self._clock())
+        if not others or not self._tunnels.is_in_doubt(target):
+            return True
+        self._began_at = self._clock()
+        is_opened = await self._opens(others[0])
+        tell = self._tunnels.opened if is_opened else self._tunnels.not_opened
+        tell(others[0], self._clock())
+        return is_opened
 
     async def _opens(self, other: Target) -> bool:
         try:

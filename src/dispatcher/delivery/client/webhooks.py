@@ -138,7 +138,9 @@ class WebhookClient:
         self._writes = Writes()
         self._connections: Connections | None = None
         proxy = self._options.proxy
-        self._blame = None if proxy is None else Blame(proxy, self._options.probe, clock)
+        self._blame = (
+            None if proxy is None else Blame(proxy, self._options.probe, self._options.connect_timeout_s, clock)
+        )
         self.open_connections = 0
 
     async def __aenter__(self) -> Self:
@@ -247,7 +249,7 @@ class WebhookClient:
 
     def _classify(self, failure: Exception, sending: _Sending, reading: Reading) -> tuple[ExchangeKind, str]:
         if self._blame is not None and sending.way is not None and sending.way.is_at_proxy:
-            return self._blame.classify(failure, sending.way.asked)
+            return self._blame.classify(failure, sending.way)
         return classify(failure, reading)
 
     async def _post_by(self, blame: Blame, connections: Connections, sending: _Sending, reading: Reading) -> None:
@@ -258,7 +260,7 @@ class WebhookClient:
             address = await self._checked_address(request)
             route = await self._route_by(blame.proxy, request, address)
             _sending.set(sending)
-            by = blame.way(url.authority, address, url.port)
+            by = blame.way(request, address)
             connection = await self._tunnel(connections, sending, route, by)
             is_reusable = False
             try:
@@ -278,16 +280,18 @@ class WebhookClient:
         self, connections: Connections, sending: _Sending, route: aiohttp.ClientRequest, at: Way
     ) -> Connection:
         """A tunnel that may be written to. One that was kept and is lost meanwhile says nothing of the proxy: another
-        takes its place."""
+        takes its place, and a new one in the end, whose failure is the receiver's."""
         sending.way = at
         way.set(at)
-        for _ in range(_REUSE_TRIES):
-            at.is_at_proxy, at.asked = True, None
+        new_ones = 0
+        while new_ones < _REUSE_TRIES:
+            at.begin()
             connection = await connections.connect(route)
             if self._is_fit(sending, *_with_peer(connection)):
                 at.is_at_proxy = False
                 return connection
             connection.close()
+            new_ones += at.is_new
         raise _UnfitError("no tunnel stayed open for a request")
 
     async def _route_by(self, proxy: EgressProxy, request: WebhookRequest, address: str) -> aiohttp.ClientRequest:
