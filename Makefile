@@ -118,7 +118,7 @@ test-chaos: $(TEST_READY) ## Three dispatchers and PostgreSQL under 40 faults, t
 BENCH_ARGS ?=
 BENCH = PYTHONPATH=src:src/generated:. $(BIN)/python -m tests.benchmarks
 .PHONY: bench bench-full bench-guard
-bench: $(TEST_READY) ## Measure in short sizes against baselines of the same run (BENCH_ARGS=); ~13 min
+bench: $(TEST_READY) ## Measure in short sizes against baselines of the same run (BENCH_ARGS=); ~9 min
 	@$(BENCH) $(BENCH_ARGS)
 bench-full: $(TEST_READY) ## The same in the sizes to publish; ~1 hour
 	@$(BENCH) --full $(BENCH_ARGS)
