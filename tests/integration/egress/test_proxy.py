@@ -260,7 +260,7 @@ async def test_a_proxy_that_reaches_nobody_any_more_is_at_fault_as_long_as_that_
         proxy() as by,
         hostile_server(answering(LAST)) as one,
         hostile_server(answering(LAST)) as other,
-        client(by.url) as c,
+        client(by.url, probe=ProbeOptions(interval_s=0.01, timeout_s=0.2)) as c,
     ):
         urls = [f"http://127.0.0.1:{server.port}/" for server in (one, other)]
         assert [(await c.post(request(url))).is_success for url in urls] == [True, True]
