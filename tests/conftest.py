@@ -12,6 +12,7 @@ import pytest
 
 from dispatcher.embedded.postgres import EmbeddedPostgres
 from dispatcher.store.database import StoreConnection
+from tests.support.memory import folder_in_memory
 from tests.support.postgres import ONE_TENANT_VARIABLE, Cluster, TestDatabase, make_pristine, running_cluster
 from tests.support.receiver import Receiver
 
@@ -30,7 +31,7 @@ def one_tenant_forms() -> None:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The server of this pytest worker."""
-    with running_cluster(tmp_path_factory.mktemp("pg")) as running:
+    with folder_in_memory(tmp_path_factory.mktemp("pg")) as folder, running_cluster(folder) as running:
         yield running
 
 

@@ -35,7 +35,7 @@ async def test_a_paused_endpoint_keeps_its_backlog_and_gets_it_in_order_when_res
     receiver.default = failing_now_and_then(0.05, delay_s=0.002)
     for name in ENDPOINTS:
         await callers[0].endpoint(name, receiver.url(name), tenant=tenant)
-    publisher = SteadyPublisher("p", callers, tenant=tenant)
+    publisher = SteadyPublisher("p", callers, tenant=tenant, pause_s=0.1)
     async with publisher.streaming():
         await receiver.wait_for(100, timeout_s=WAIT_S)
         for name in ENDPOINTS:

@@ -20,13 +20,18 @@ class Proxy:
     """It takes what it is asked and does nothing."""
     failing: dict[int, bytes] = field(default_factory=dict)
     """What it answers instead where that port is asked for; nothing, and then silence, where that is empty."""
-    waiting: int = 0
-    """How many are asked and not answered just now; and the most there were."""
+    asking: set[asyncio.StreamReader] = field(default_factory=set)
+    """Those that were asked for in silence, and the most of them at a time; see `waiting`."""
     waiting_max: int = 0
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for an answer just now: who has gone away does not, even if its task has not yet run."""
+        return sum(not reader.at_eof() for reader in self.asking)
 
 
 @contextlib.asynccontextmanager
@@ -47,12 +52,12 @@ async def proxy() -> AsyncIterator[Proxy]:
             host, _, port = target.rpartition(":")
             answer = state.failing.get(int(port), state.answer)
             if state.is_silent or (not answer and int(port) in state.failing):
-                state.waiting += 1
+                state.asking.add(reader)
                 state.waiting_max = max(state.waiting_max, state.waiting)
                 try:
                     await reader.read()
                 finally:
-                    state.waiting -= 1
+                    state.asking.discard(reader)
                 return
             if answer:
                 writer.write(answer)

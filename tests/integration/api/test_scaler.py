@@ -62,6 +62,15 @@ async def becomes(scaler: keda_grpc.ExternalScalerAsyncStub, due: int) -> None:
     await until(is_so, SEEN_S)
 
 
+async def is_idle(scaler: keda_grpc.ExternalScalerAsyncStub) -> None:
+    """Nothing is due: `busy` was, too, until it had its place."""
+
+    async def is_so() -> bool:
+        return not (await scaler.IsActive(REF, timeout=5)).result
+
+    await until(is_so, SEEN_S)
+
+
 @contextlib.asynccontextmanager
 async def crowded(dsn: str, receiver: Receiver, **variables: str) -> AsyncIterator[tuple[Service, asyncio.Event]]:
     """A service with one place for attempts, which `busy`'s receiver holds until the event is set."""
@@ -83,7 +92,7 @@ async def test_what_waits_for_a_place_is_told_and_for_how_long(database: TestDat
         scaler_of(service) as scaler,
     ):
         await service.endpoint("a", receiver.url("a"))
-        assert not (await scaler.IsActive(REF, timeout=5)).result
+        await is_idle(scaler)
         await service.publish("e1", "e2", "e3")
         await becomes(scaler, 3)
         assert (await scaler.IsActive(REF, timeout=5)).result
@@ -138,6 +147,7 @@ async def test_the_stream_tells_each_change(database: TestDatabase) -> None:
         crowded(database.dsn, receiver) as (service, released),
         scaler_of(service) as scaler,
     ):
+        await is_idle(scaler)
         stream = scaler.StreamIsActive(REF, timeout=3 * SEEN_S)
         assert not (await stream.read()).result
         await service.endpoint("a", receiver.url("a"))
