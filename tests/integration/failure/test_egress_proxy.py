@@ -55,6 +55,11 @@ async def test_a_proxy_that_fails_uses_up_no_attempt_and_opens_no_circuit(databa
         by.answer = BUSY
         await service.publish("one", "two")
         await until_asked(by, 6)
+
+        async def is_blocked() -> bool:
+            return bool((await service.status("a")).blocked_by.delivery)
+
+        await until(is_blocked, 10)  # its record is flushed
         status = await service.status("a")
         blocked = status.blocked_by
         assert (blocked.delivery.rpartition("/")[2], blocked.last_attempt.outcome) == ("1", PROXY)
