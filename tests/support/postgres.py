@@ -52,6 +52,17 @@ class TestDatabase:
         await prepare_connection(connection)
         return connection
 
+    @asynccontextmanager
+    async def holding(self, statement: str, *arguments: object) -> AsyncIterator[None]:
+        """Meanwhile somebody holds the locks that the statement takes."""
+        holder = await self.connect()
+        try:
+            async with holder.transaction():
+                await holder.execute(statement, *arguments)
+                yield
+        finally:
+            await holder.close()
+
 
 class Cluster:
     """A running server in which databases are made and dropped. `dsn` is that of a superuser or database creator."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
@@ -55,16 +54,9 @@ async def until_older(age_s: float) -> None:
     await until(are_older, age_s + 5)
 
 
-@asynccontextmanager
-async def locked(database: TestDatabase, table: str, mode: str) -> AsyncIterator[None]:
+def locked(database: TestDatabase, table: str, mode: str) -> AbstractAsyncContextManager[None]:
     """Somebody holds a table for as long as it is so."""
-    other = await database.connect()
-    try:
-        async with other.transaction():
-            await other.execute(f"LOCK TABLE {table} IN {mode} MODE")
-            yield
-    finally:
-        await other.close()
+    return database.holding(f"LOCK TABLE {table} IN {mode} MODE")
 
 
 async def test_an_outage_of_a_receiver_spends_no_budget(database: TestDatabase) -> None:

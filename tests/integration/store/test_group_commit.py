@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import asyncpg
@@ -25,7 +26,7 @@ from dispatcher.store import leases
 from dispatcher.store.database import Database, DatabaseOptions
 from dispatcher.store.group_commit import Chain, GroupCommit, GroupCommitLimits
 from dispatcher.store.migrate import migrate
-from dispatcher.store.publish import Verdict
+from dispatcher.store.publish import PublishRequest, RequestResult, Verdict
 from tests.support.postgres import TestDatabase
 from tests.support.proxy import proxied
 from tests.support.publishing import make_endpoint, make_tenant, new_event, request_of
@@ -65,16 +66,19 @@ async def committing(
         yield commits
 
 
-@contextlib.asynccontextmanager
-async def locked(database: TestDatabase, key: EndpointKey) -> AsyncIterator[None]:
+def locked(database: TestDatabase, key: EndpointKey) -> AbstractAsyncContextManager[None]:
     """Hold an endpoint's row, so that a batch that wants it stays in flight."""
-    holder = await database.connect()
-    try:
-        async with holder.transaction():
-            await holder.execute("SELECT FROM endpoint WHERE endpoint_id = $1 FOR UPDATE", key.endpoint_id)
-            yield
-    finally:
-        await holder.close()
+    return database.holding("SELECT FROM endpoint WHERE endpoint_id = $1 FOR UPDATE", key.endpoint_id)
+
+
+async def behind_a_commit(
+    commits: GroupCommit, requests: Sequence[PublishRequest], db: Database, hold: AbstractAsyncContextManager[None]
+) -> list[asyncio.Future[RequestResult]]:
+    """Enqueue the first, and all the others while its commit is held up."""
+    async with hold:
+        first = commits.enqueue(requests[0])
+        await until_blocked(db)
+        return [first, *(commits.enqueue(request) for request in requests[1:])]
 
 
 async def stored_ids(db: Database) -> list[str]:
@@ -103,10 +107,7 @@ async def test_what_arrives_during_a_call_is_committed_together(
 ) -> None:
     requests = [await request_of(db, [new_event()], [key]) for _ in range(50)]
     async with committing(db, handoff) as commits:
-        async with locked(database, key):
-            first = commits.enqueue(requests[0])
-            await until_blocked(db)
-            rest = [commits.enqueue(request) for request in requests[1:]]
+        first, *rest = await behind_a_commit(commits, requests, db, locked(database, key))
         await asyncio.gather(first, *rest)
     transactions = await db.fetchval("SELECT count(DISTINCT xmin::text) FROM event")
     assert transactions == 2
@@ -122,10 +123,7 @@ async def test_where_some_wait_as_a_commit_ends_the_next_one_waits_for_more(
     key = (await make_endpoint(db, "a")).key
     requests = [await request_of(db, [new_event()], [key]) for _ in range(6)]
     async with committing(db, handoff, GATHERING) as commits:
-        async with locked(database, key):
-            first = commits.enqueue(requests[0])
-            await until_blocked(db)
-            some = [commits.enqueue(request) for request in requests[1:4]]
+        first, *some = await behind_a_commit(commits, requests[:4], db, locked(database, key))
         await first
         others = [commits.enqueue(request) for request in requests[4:]]
         async with asyncio.timeout(10):  # less than it may gather: the fifth is enough
@@ -138,10 +136,7 @@ async def test_gathering_ends_once_all_who_were_answered_are_back(
 ) -> None:
     requests = [await request_of(db, [new_event()], [key]) for _ in range(5)]
     async with committing(db, handoff, GATHERING) as commits:
-        async with locked(database, key):
-            first = commits.enqueue(requests[0])
-            await until_blocked(db)
-            some = [commits.enqueue(request) for request in requests[1:4]]
+        first, *some = await behind_a_commit(commits, requests[:4], db, locked(database, key))
         await first
         async with asyncio.timeout(10):
             await asyncio.gather(commits.enqueue(requests[4]), *some)
@@ -153,10 +148,7 @@ async def test_what_fills_half_a_batch_waits_for_nobody(
 ) -> None:
     requests = [await request_of(db, [new_event(), new_event()], [key]) for _ in range(4)]
     async with committing(db, handoff, dataclasses.replace(GATHERING, batch_events_max=12)) as commits:
-        async with locked(database, key):
-            first = commits.enqueue(requests[0])
-            await until_blocked(db)
-            rest = [commits.enqueue(request) for request in requests[1:]]
+        first, *rest = await behind_a_commit(commits, requests, db, locked(database, key))
         async with asyncio.timeout(10):
             await asyncio.gather(first, *rest)
 
@@ -182,10 +174,7 @@ async def test_where_few_wait_as_a_commit_ends_they_wait_for_nobody(
     key = (await make_endpoint(db, "a")).key
     requests = [await request_of(db, [new_event()], [key]) for _ in range(3)]
     async with committing(db, handoff, GATHERING) as commits:
-        async with locked(database, key):
-            first = commits.enqueue(requests[0])
-            await until_blocked(db)
-            few = [commits.enqueue(request) for request in requests[1:]]
+        first, *few = await behind_a_commit(commits, requests, db, locked(database, key))
         async with asyncio.timeout(10):
             await asyncio.gather(first, *few)
 
@@ -197,10 +186,7 @@ async def test_gathering_ends_in_time_though_no_more_come(
     key = (await make_endpoint(db, "a")).key
     requests = [await request_of(db, [new_event()], [key]) for _ in range(4)]
     async with committing(db, handoff, dataclasses.replace(GATHERING, gather_s=0.05)) as commits:
-        async with locked(database, key):
-            first = commits.enqueue(requests[0])
-            await until_blocked(db)
-            rest = [commits.enqueue(request) for request in requests[1:]]
+        first, *rest = await behind_a_commit(commits, requests, db, locked(database, key))
         async with asyncio.timeout(10):
             await asyncio.gather(first, *rest)
 

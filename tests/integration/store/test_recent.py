@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 
 import asyncpg
@@ -176,16 +175,9 @@ async def test_many_endpoints_share_the_limit_down_to_a_least_share(
     assert await read_of_each(3) == [recent.ENDPOINT_ATTEMPTS_MIN] * 3
 
 
-@asynccontextmanager
-async def locked(database: TestDatabase, table: str) -> AsyncIterator[None]:
+def locked(database: TestDatabase, table: str) -> AbstractAsyncContextManager[None]:
     """Nobody else reads the table meanwhile."""
-    holder = await database.connect()
-    try:
-        async with holder.transaction():
-            await holder.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
-            yield
-    finally:
-        await holder.close()
+    return database.holding(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
 
 
 async def test_a_database_that_takes_too_long_costs_the_statistics_and_no_more(
