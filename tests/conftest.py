@@ -9,12 +9,16 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from hypothesis import settings
 
 from dispatcher.embedded.postgres import EmbeddedPostgres
 from dispatcher.store.database import StoreConnection
 from tests.support.memory import folder_in_memory
 from tests.support.postgres import ONE_TENANT_VARIABLE, Cluster, TestDatabase, make_pristine, running_cluster
 from tests.support.receiver import Receiver
+
+settings.register_profile("tests", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)
