@@ -35,10 +35,11 @@ RUNTIMES_MAX = 10_000
 
 @dataclass(slots=True)
 class OwnedPartition:
-    """A partition taken over at `epoch`: its lanes, the watermarks of its idle endpoints, and those that are `sought`:
-    the database is asked where they stand."""
+    """A partition taken over at `epoch`, at `opened_at` (monotonic): its lanes, the watermarks of its idle endpoints,
+    and those that are `sought`: the database is asked where they stand."""
 
     epoch: int
+    opened_at: float
     lanes: dict[EndpointKey, Lane] = field(default_factory=dict)
     idle: dict[EndpointKey, Cursor] = field(default_factory=dict)
     retired: set[EndpointKey] = field(default_factory=set)
@@ -81,6 +82,7 @@ class Board:
         self.tight: OrderedKeys = {}
         self._aside: OrderedKeys = {}
         self._misplaced: OrderedKeys = {}
+        self._clock = clock
         self.admissions = Admissions(clock)
         self.work = asyncio.Event()
         """Set when the feeder has something to read."""
@@ -100,13 +102,18 @@ class Board:
         owned = self._partitions.get(partition)
         return None if owned is None else owned.epoch
 
+    def has_had(self, partition: int, since: float) -> bool:
+        """Whether the partition was taken over by then (monotonic), and is still here."""
+        owned = self._partitions.get(partition)
+        return owned is not None and owned.opened_at <= since
+
     def delivers_for(self, key: EndpointKey) -> bool:
         owned = self._partitions.get(key.partition)
         return owned is not None and not owned.closing and key not in owned.retired
 
     def open(self, partition: int, epoch: int, positions: Iterable[EndpointPosition]) -> None:
         """Take a partition over: a lane for each endpoint with a backlog, a position for each other."""
-        self._partitions[partition] = OwnedPartition(epoch)
+        self._partitions[partition] = OwnedPartition(epoch, self._clock())
         for position in positions:
             self.locate(position)
 

@@ -67,6 +67,8 @@ POOLED_SWEEP_INTERVAL_S = 1.0
 """Without LISTEN the sweep is the only way to hear of rows that others committed."""
 END_WAIT_S = 0.5
 """Longest wait, each, for the last hints to others and for the instance's row to go."""
+SETTLED_HEARTBEATS = 1.5
+"""After so many a partition's former owner has told what it has without it."""
 RELEASE_SLACK_S = 1.0
 """For the round that gives leases back, on top of the bounds of what comes before. Part of `config.STOP_SLACK_S`."""
 
@@ -226,6 +228,7 @@ class Engine:
             parts.instruments,
             worst_max=settings.observability.metrics_endpoints_worst_max,
             due_rows_max=settings.observability.due_endpoint_rows_max,
+            settle_s=SETTLED_HEARTBEATS * _keeper_settings(settings).renew_s,
             clock=parts.clocks.monotonic,
             wall_clock=parts.clocks.wall,
         )
@@ -378,14 +381,15 @@ class Engine:
 
     def describe(self) -> Instance:
         """This instance as its heartbeat tells."""
+        due = self._meter.due
         return replace(
             self._parts.describe(),
             draining=self.keeper.is_draining,
             partitions=len(self.board.epochs),
             in_flight=self.sending.in_flight,
             delivered_total=self.sending.delivered_total,
-            due_backlog=self._meter.due.count,
-            due_age_s=self._meter.due.age_s,
+            due_backlog=due.count,
+            due_age_s=due.age_s,
         )
 
     # -- what the parts call ---------------------------------------------------------------------------------------

@@ -7,6 +7,10 @@ What is *due* of it is what this process keeps waiting, so that another one woul
 attempts in flight that it, the tenant, or its slow endpoints may have), or no time (its core is busy). What waits for
 its receiver, for a retry, a limit or an operator is not due. An endpoint adds no more than a share to the count, and to
 the age only the time for which it has been found waiting at every look, however old its events are.
+
+The due work of all instances is summed, so none of it may be told by two: a partition counts no more once it is gone,
+and one that was taken over not until its former owner has told what it has without it. So the sum falls short for some
+seconds when partitions move, and never says that there is work for more instances when there is not.
 """
 
 from __future__ import annotations
@@ -75,8 +79,9 @@ class Busyness:
 
 
 class BacklogMeter:
-    """`measure` is called every so often. `worst_max` endpoints are named on metrics, the others only summed; `due` is
-    the last measure, to which an endpoint adds `due_rows_max` deliveries at most."""
+    """`measure` is called every so often. `worst_max` endpoints are named on metrics, the others only summed. To what
+    is due an endpoint adds `due_rows_max` deliveries at most, and a partition nothing for `settle_s` after it was taken
+    over."""
 
     def __init__(
         self,
@@ -85,6 +90,7 @@ class BacklogMeter:
         *,
         worst_max: int,
         due_rows_max: int,
+        settle_s: float,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         cpu_clock: Callable[[], float] = core_time_s,
@@ -93,13 +99,24 @@ class BacklogMeter:
         self._instruments = instruments
         self._worst_max = worst_max
         self._due_rows_max = due_rows_max
+        self._settle_s = settle_s
         self._clock = clock
         self._wall_clock = wall_clock
         self._busyness = Busyness(cpu_clock)
         self._due_since: dict[EndpointKey, float] = {}
         self._unread_since: dict[tuple[EndpointKey, int], float] = {}
         """Since when (monotonic) the row above that tail is known of and not read."""
-        self.due = NOTHING_DUE
+        self._due: dict[int, Due] = {}
+        """By partition, as last measured; never changed, only replaced: gauges are read by another thread."""
+        instruments.backlog_due.follow(lambda: self.due.count)
+        instruments.backlog_due_age_s.follow(lambda: self.due.age_s)
+
+    @property
+    def due(self) -> Due:
+        """By the last measure, of the partitions that are still here."""
+        since = self._clock() - self._settle_s
+        found = [due for partition, due in self._due.items() if self._board.has_had(partition, since)]
+        return Due(sum(due.count for due in found), max((due.age_s for due in found), default=0.0))
 
     def measure(self) -> None:
         """Set the gauges from the lanes as they are; idle endpoints have none and count nothing."""
@@ -107,9 +124,7 @@ class BacklogMeter:
         backlogs = self._backlogs(now)
         self._instruments.backlog.set(sum(backlog.count for backlog in backlogs))
         self._instruments.backlog_age_s.set(max((backlog.age_s for backlog in backlogs), default=0.0))
-        self.due = self._measure_due(now)
-        self._instruments.backlog_due.set(self.due.count)
-        self._instruments.backlog_due_age_s.set(self.due.age_s)
+        self._due = self._measure_due(now)
         worst = heapq.nlargest(self._worst_max, backlogs, key=lambda backlog: (backlog.age_s, backlog.count))
         self._instruments.worst_endpoints([(*self._names(b.lane), b.count, b.age_s) for b in worst])
 
@@ -127,18 +142,20 @@ class BacklogMeter:
                 backlogs.append(backlog)
         return backlogs
 
-    def _measure_due(self, now_s: float) -> Due:
+    def _measure_due(self, now_s: float) -> dict[int, Due]:
         clock_s, before = self._clock(), self._due_since
         is_busy = self._busyness.look(clock_s) >= BUSY_SHARE
         self._due_since = {}
-        count, age_s = 0, 0.0
+        due: dict[int, Due] = {}
         for lane in self._board.lanes.values():
             rows = self._kept_waiting(lane, clock_s, is_busy=is_busy)
             if rows:
                 since_s = self._due_since[lane.key] = before.get(lane.key, clock_s)
-                count += due_count(lane, len(rows), self._due_rows_max)
-                age_s = max(age_s, min(now_s - rows[0].time.timestamp(), clock_s - since_s))
-        return Due(count, age_s)
+                age_s = min(now_s - rows[0].time.timestamp(), clock_s - since_s)
+                known = due.get(lane.key.partition, NOTHING_DUE)
+                count = known.count + due_count(lane, len(rows), self._due_rows_max)
+                due[lane.key.partition] = Due(count, max(known.age_s, age_s))
+        return due
 
     def _kept_waiting(self, lane: Lane, clock_s: float, *, is_busy: bool) -> list[OutboxRow]:
         """What could start, or is in flight while nobody has time for it; nothing where the lane waits for others."""

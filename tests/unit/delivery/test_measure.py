@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -23,11 +24,15 @@ class Recorded:
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
+        self.sources: dict[str, Callable[[], float]] = {}
         self.worst: list[tuple[str, str, int, float]] = []
         self.backlog = _Cell(self, "backlog")
         self.backlog_age_s = _Cell(self, "age")
         self.backlog_due = _Cell(self, "due")
         self.backlog_due_age_s = _Cell(self, "due_age")
+
+    def due(self) -> tuple[float, float]:
+        return self.sources["due"](), self.sources["due_age"]()
 
     def worst_endpoints(self, worst: list[tuple[str, str, int, float]]) -> None:
         self.worst = worst
@@ -39,6 +44,9 @@ class _Cell:
 
     def set(self, value: float) -> None:
         self._owner.values[self._name] = value
+
+    def follow(self, source: Callable[[], float]) -> None:
+        self._owner.sources[self._name] = source
 
 
 def key_of(number: int) -> EndpointKey:
@@ -56,17 +64,19 @@ async def test_the_backlog_is_summed_and_only_the_oldest_endpoints_are_named() -
     board.open(0, 1, [EndpointPosition(key, 0, NOW, 0) for key in (idle, old, young)])
     board.offer([row_of(old, 1, 60.0), row_of(old, 2, 50.0), row_of(young, 1, 5.0)])
     recorded = Recorded()
-    meter = BacklogMeter(board, recorded, worst_max=1, due_rows_max=10, wall_clock=NOW.timestamp)  # type: ignore[arg-type]
+    meter = BacklogMeter(board, recorded, worst_max=1, due_rows_max=10, settle_s=0.0, wall_clock=NOW.timestamp)  # type: ignore[arg-type]
     meter.measure()
-    assert recorded.values == {"backlog": 3, "age": 60.0, "due": 0, "due_age": 0.0}
+    assert recorded.values == {"backlog": 3, "age": 60.0}
+    assert recorded.due() == (0, 0.0)
     assert recorded.worst == [(str(old.tenant_id), str(old.endpoint_id), 2, 60.0)]
 
 
 async def test_an_empty_board_measures_zero() -> None:
     recorded = Recorded()
     board = Board(LaneLimits(100, 1000), SchedulerLimits(10, 10, 10, 1.0), 1000)
-    BacklogMeter(board, recorded, worst_max=3, due_rows_max=10).measure()  # type: ignore[arg-type]
-    assert (recorded.values, recorded.worst) == ({"backlog": 0, "age": 0.0, "due": 0, "due_age": 0.0}, [])
+    BacklogMeter(board, recorded, worst_max=3, due_rows_max=10, settle_s=0.0).measure()  # type: ignore[arg-type]
+    assert (recorded.values, recorded.worst) == ({"backlog": 0, "age": 0.0}, [])
+    assert recorded.due() == (0, 0.0)
 
 
 class Scene:
@@ -74,13 +84,14 @@ class Scene:
 
     def __init__(self, *, in_flight_max: int = 1, slow_in_flight_max: int = 10, rows_max: int = 10) -> None:
         limits = SchedulerLimits(in_flight_max, 10, slow_in_flight_max, 1.0)
-        self.board = Board(LaneLimits(100, 10_000), limits, 100_000)
         self.clock_s, self.cpu_s = 1000.0, 0.0
+        self.board = Board(LaneLimits(100, 10_000), limits, 100_000, clock=lambda: self.clock_s)
         self.meter = BacklogMeter(
             self.board,
             Recorded(),  # type: ignore[arg-type]
             worst_max=1,
             due_rows_max=rows_max,
+            settle_s=5.0,
             clock=lambda: self.clock_s,
             wall_clock=NOW.timestamp,
             cpu_clock=lambda: self.cpu_s,
@@ -122,6 +133,7 @@ async def test_what_can_t_be_read_is_as_old_as_it_has_been_missing() -> None:
         recorded,  # type: ignore[arg-type]
         worst_max=1,
         due_rows_max=10,
+        settle_s=0.0,
         clock=lambda: at_s[0],
         wall_clock=NOW.timestamp,
     )
@@ -145,6 +157,18 @@ def test_what_no_place_is_left_for_is_due() -> None:
     scene.endpoint(2, 50.0, 40.0)
     scene.take_all()
     assert scene.look().count == 2, "the first endpoint waits for its own receiver"
+
+
+def test_what_is_due_of_a_partition_is_told_by_nobody_until_its_former_owner_tells_no_more() -> None:
+    scene = Scene(in_flight_max=1)
+    scene.endpoint(1, 60.0)
+    scene.endpoint(2, 50.0)
+    scene.take_all()
+    assert [scene.look(after_s=after_s).count for after_s in (4.9, 0.1)] == [0, 1]
+    scene.board.close(0)
+    assert scene.meter.due == Due(0, 0.0), "at once, not with the next measure"
+    scene.board.open(0, 2, [])
+    assert scene.meter.due == Due(0, 0.0), "what was measured before is not told again"
 
 
 def test_what_waits_for_its_receiver_alone_is_not_due_however_much_and_old_it_is() -> None:
