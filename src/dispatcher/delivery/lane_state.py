@@ -239,6 +239,11 @@ class LaneState:
         slot = slot or self._slots.get(seq)
         return None if slot is None else slot.state
 
+    def holds(self, row: OutboxRow) -> bool:
+        """Whether it is this very row, not another copy of it, that is in memory."""
+        slot = self._find(row.seq)
+        return slot is not None and slot.row is row
+
     def event_at(self, seq: int) -> str | None:
         """The event of row `seq`; None where it is not in memory."""
         slot = self._find(seq)

@@ -145,8 +145,8 @@ class Punctuality:
     def first_ended(self, row: OutboxRow, age_s: float) -> None:
         """The first attempt of a delivery has ended at that age. Called for each of them: quick."""
         lane = self._board.lanes.get(row.key)
-        # One that has outlived its lane is its next owner's to count.
-        if lane is None or row.replay_of is not None or lane.is_parked(row.seq):
+        # One that has outlived its lane is its next owner's to count, or the next lane's.
+        if lane is None or row.replay_of is not None or lane.is_parked(row.seq) or not lane.holds(row):
             return
         view = self._known(lane)
         if view is not None and row.seq <= view.counted:

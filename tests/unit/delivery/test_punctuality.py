@@ -735,6 +735,16 @@ async def test_an_attempt_that_outlives_its_lane_is_the_next_owners_to_count() -
     assert case.counted.results == {}
 
 
+async def test_an_attempt_that_outlives_its_lane_is_not_counted_beside_that_of_the_next() -> None:
+    case = await watched(1).owned()
+    begun = case.begin(2)
+    case.replace(lane())
+    case.lane.offer(row(1))
+    begun.attempts = 1
+    case.watch.first_ended(begun, 10.0)
+    assert case.end(case.begin(12), 13, succeeded=True) == {"good": 1}
+
+
 async def test_replays_are_not_counted() -> None:
     made = lane()
     for seq in (1, 2):
