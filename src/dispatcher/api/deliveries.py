@@ -23,9 +23,10 @@ from dispatcher.errors import (
     FieldViolation,
     InvalidRequestError,
     NotFoundError,
+    OverloadedError,
     PreconditionError,
 )
-from dispatcher.model import Command, CommandKind
+from dispatcher.model import Command, CommandKind, EndpointKey
 from dispatcher.policy import RetryDefaults
 from dispatcher.store import (
     attempt_history,
@@ -43,13 +44,17 @@ from dispatcher.store.database import Database
 from dispatcher.store.delivery_commands import CommandOutcome
 from dispatcher.store.paging import PageRequest, page_size
 from dispatcher.store.recent import StatisticsLimits
+from dispatcher.store.statistics import DeliveryStatistics
 
 DELIVERY = "tenants/{tenant}/endpoints/{endpoint}/deliveries/{delivery}"
 REASON_CHARS_MAX = 256
-TENANT_STATUSES_MAX = 2
-"""Statuses of tenants worked out at a time: they share the pool with delivery."""
-TENANT_STATUSES_WAITING_MAX = 16
-"""Calls that wait for one of these to end."""
+STATISTICS_MAX = 2
+"""Statuses of tenants worked out at a time, and statistics of endpoints: they share the pool and the core with
+delivery."""
+STATISTICS_WAITING_MAX = 16
+"""Calls of either that wait for one of these to end."""
+STATISTICS_EACH_MAX = 4
+"""Of these calls one tenant's, at work or waiting."""
 
 _FULL_BY_DEFAULT = {
     event_pb2.EVENT_VIEW_UNSPECIFIED: True,
@@ -78,7 +83,10 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
         self._page_size_max = page_size_max
         self._command_wait_s = command_wait_s
         self._statistics = statistics
-        self._tenant_statuses = Turns(TENANT_STATUSES_MAX, TENANT_STATUSES_WAITING_MAX, reason="TENANT_STATUSES_MAX")
+        self._tenant_turns, self._endpoint_turns = (
+            Turns(STATISTICS_MAX, STATISTICS_WAITING_MAX, STATISTICS_EACH_MAX, reason="TENANT_STATUSES_MAX")
+            for _ in range(2)
+        )
 
     async def GetEvent(self, request: delivery_pb2.GetEventRequest, context: Context) -> event_pb2.Event:
         tenant, event_id = parse_name(request.name, "tenants/{tenant}/events/{event}")
@@ -194,15 +202,25 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
     ) -> delivery_pb2.EndpointStatus:
         tenant, endpoint = parse_name(request.name, "tenants/{tenant}/endpoints/{endpoint}/status")
         status = await endpoint_status.read(self._database, tenant, endpoint)
-        lately = await recent.of_endpoint(self._database, status.endpoint.key, self._statistics)
+        lately = await self._lately(tenant, status.endpoint.key)
         return convert.status_message(tenant, status, self._retry, lately)
+
+    async def _lately(self, tenant: str, key: EndpointKey) -> DeliveryStatistics | None:
+        """How an endpoint's deliveries have gone; None where it takes too long, or so many ask that others would be
+        kept from their work."""
+        deadline = asyncio.get_running_loop().time() + self._statistics.timeout_s
+        try:
+            async with self._endpoint_turns.turn(tenant, deadline):
+                return await recent.of_endpoint(self._database, key, self._statistics)
+        except OverloadedError:
+            return None
 
     async def GetTenantStatus(
         self, request: tenant_status_pb2.GetTenantStatusRequest, context: Context
     ) -> tenant_status_pb2.TenantStatus:
         (tenant,) = parse_name(request.name, "tenants/{tenant}/status")
         deadline = asyncio.get_running_loop().time() + wait_s(context, self._statistics.call_s)
-        async with self._tenant_statuses.turn(deadline):
+        async with self._tenant_turns.turn(tenant, deadline):
             return tenant_status_message(await tenant_status.read(self._database, tenant, self._statistics, deadline))
 
     def _page(

@@ -1,9 +1,11 @@
-"""Calls that cost much: few at a time, a few more that wait for their turn, the rest refused at once."""
+"""Calls that cost much: few at a time, a few more that wait for their turn, the rest refused at once; of one tenant no
+more than a share, so that none keeps the others out."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 
 from dispatcher.errors import OverloadedError
@@ -12,22 +14,33 @@ RETRY_S = 1.0
 
 
 class Turns:
-    """`at_once` have a turn, `waiting_max` wait. Others are refused with `reason`, and so is who waits too long."""
+    """`at_once` have a turn, `waiting_max` wait; of one tenant `each_max` do either. Others are refused with `reason`,
+    and so is who waits too long."""
 
-    def __init__(self, at_once: int, waiting_max: int, *, reason: str) -> None:
+    def __init__(self, at_once: int, waiting_max: int, each_max: int, *, reason: str) -> None:
         self._free = asyncio.Semaphore(at_once)
         self._waiting_max = waiting_max
         self._waiting = 0
+        self._each_max = each_max
+        self._open: Counter[str] = Counter()
         self._reason = reason
 
     @contextlib.asynccontextmanager
-    async def turn(self, deadline: float) -> AsyncIterator[None]:
+    async def turn(self, tenant: str, deadline: float) -> AsyncIterator[None]:
         """One turn, waited for until `deadline` by the loop's clock. Raises OverloadedError."""
-        await self._wait(deadline)
+        if self._open[tenant] >= self._each_max:
+            raise self._refused()
+        self._open[tenant] += 1
         try:
-            yield
+            await self._wait(deadline)
+            try:
+                yield
+            finally:
+                self._free.release()
         finally:
-            self._free.release()
+            self._open[tenant] -= 1
+            if not self._open[tenant]:
+                del self._open[tenant]
 
     async def _wait(self, deadline: float) -> None:
         if self._free.locked() and self._waiting >= self._waiting_max:

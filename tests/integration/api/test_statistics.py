@@ -12,12 +12,12 @@ import pytest
 from google.rpc import error_details_pb2
 from webhooks.v1 import delivery_pb2, endpoint_pb2, tenant_pb2, tenant_status_pb2
 
-from dispatcher.api.deliveries import TENANT_STATUSES_MAX, TENANT_STATUSES_WAITING_MAX
+from dispatcher.api.deliveries import STATISTICS_EACH_MAX, STATISTICS_MAX, STATISTICS_WAITING_MAX
 from dispatcher.api.interceptors import ANSWER_MARGIN_S
 from dispatcher.api.turns import RETRY_S
 from dispatcher.errors import NotFoundError
 from dispatcher.model import Outcome
-from dispatcher.store import attempts, endpoints
+from dispatcher.store import attempts, endpoints, recent
 from dispatcher.store import tenant_status as store
 from dispatcher.store.recent import StatisticsLimits
 from tests.integration.api.test_access import ALICE, BOB, bearer, guarded, tenant_made, with_tokens
@@ -26,6 +26,8 @@ from tests.support.backlog import add_rows, attempt_at
 from tests.support.postgres import TestDatabase
 
 ENDPOINT = "tenants/acme/endpoints/billing"
+PLACES = STATISTICS_MAX + STATISTICS_WAITING_MAX
+"""At work or waiting, all tenants together."""
 NONE_SET = ("attempt_duration_p50", "attempt_duration_p90", "attempt_duration_p99")
 
 
@@ -34,9 +36,21 @@ async def endpoint_status(api: Api, endpoint: str = ENDPOINT, **options: Any) ->
     return await api.deliveries.GetEndpointStatus(request, **options)
 
 
-async def tenant_status(api: Api, **options: Any) -> tenant_status_pb2.TenantStatus:
-    request = tenant_status_pb2.GetTenantStatusRequest(name="tenants/acme/status")
+async def tenant_status(api: Api, tenant: str = "acme", **options: Any) -> tenant_status_pb2.TenantStatus:
+    request = tenant_status_pb2.GetTenantStatusRequest(name=f"tenants/{tenant}/status")
     return await api.deliveries.GetTenantStatus(request, **options)
+
+
+async def tenants_for(api: Api, calls: int) -> list[str]:
+    """The tenants for so many calls at once, each with no more than it may have open."""
+    names = [f"t{number}" for number in range(-(-calls // STATISTICS_EACH_MAX))]
+    for name in names:
+        await api.tenant(name)
+    return (names * STATISTICS_EACH_MAX)[:calls]
+
+
+async def never(*_arguments: Any) -> Any:
+    await asyncio.Event().wait()
 
 
 async def with_backlog(api: Api, database: TestDatabase, rows: int, delivered: int, name: str = "billing") -> None:
@@ -152,7 +166,7 @@ async def test_the_bounds_are_those_of_the_settings(database: TestDatabase) -> N
 async def test_many_ask_for_a_tenants_status_and_few_at_a_time_are_worked_out(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await api.tenant()
+    names = await tenants_for(api, PLACES)
     at_once = most = 0
     read = store.read
 
@@ -166,27 +180,22 @@ async def test_many_ask_for_a_tenants_status_and_few_at_a_time_are_worked_out(
             at_once -= 1
 
     monkeypatch.setattr(store, "read", counted)
-    calls = TENANT_STATUSES_MAX + TENANT_STATUSES_WAITING_MAX
-    assert len(await asyncio.gather(*[tenant_status(api) for _ in range(calls)])) == calls
-    assert most == TENANT_STATUSES_MAX
+    assert len(await asyncio.gather(*[tenant_status(api, name) for name in names])) == PLACES
+    assert most == STATISTICS_MAX
 
 
 async def test_more_calls_for_a_tenants_status_than_may_wait_are_refused_and_none_waits_longer_than_a_call_may_take(
     database: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(database.options, statistics_timeout_s=0.5) as api:
-        await api.tenant()
-
-        async def never(*_arguments: Any) -> Any:
-            await asyncio.Event().wait()
-
+        names = await tenants_for(api, PLACES + 3)
         monkeypatch.setattr(store, "read", never)
-        stuck = [asyncio.create_task(tenant_status(api, timeout=30)) for _ in range(TENANT_STATUSES_MAX)]
+        stuck = [asyncio.create_task(tenant_status(api, name, timeout=30)) for name in names[:STATISTICS_MAX]]
         refusals = [
-            asyncio.create_task(refused(tenant_status(api, timeout=30))) for _ in range(TENANT_STATUSES_WAITING_MAX + 3)
+            asyncio.create_task(refused(tenant_status(api, name, timeout=30))) for name in names[STATISTICS_MAX:]
         ]
         done, waiting = await asyncio.wait(refusals, timeout=1.0)
-        assert (len(done), len(waiting)) == (3, TENANT_STATUSES_WAITING_MAX), "those beyond are refused at once"
+        assert (len(done), len(waiting)) == (3, STATISTICS_WAITING_MAX), "those beyond are refused at once"
         for error in [*[task.result() for task in done], *await asyncio.gather(*waiting)]:
             assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TENANT_STATUSES_MAX")
             assert error.detail(error_details_pb2.RetryInfo).retry_delay.ToTimedelta() == timedelta(seconds=RETRY_S)
@@ -194,7 +203,43 @@ async def test_more_calls_for_a_tenants_status_than_may_wait_are_refused_and_non
             task.cancel()
         await asyncio.wait(stuck)
         monkeypatch.undo()
-        assert (await tenant_status(api, timeout=30)).name, "their turns are free again"
+        assert (await tenant_status(api, names[0], timeout=30)).name, "their turns are free again"
+
+
+async def test_a_tenant_that_asks_and_asks_keeps_no_other_from_its_status(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = await tenants_for(api, STATISTICS_EACH_MAX + 1)
+    monkeypatch.setattr(store, "read", never)
+    many = [asyncio.create_task(tenant_status(api, names[0], timeout=30)) for _ in range(PLACES)]
+    beyond, waiting = await asyncio.wait(many, timeout=1.0)
+    assert len(waiting) == STATISTICS_EACH_MAX
+    codes = {task.exception().code() for task in beyond}  # type: ignore[union-attr]
+    assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    other = asyncio.create_task(tenant_status(api, names[1], timeout=30))
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    monkeypatch.undo()
+    assert (await other).name == f"tenants/{names[1]}/status"
+
+
+async def test_endpoint_statuses_that_are_asked_for_in_great_number_come_without_statistics(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would take the pool and the core from the deliveries."""
+    await api.tenant()
+    await api.endpoint()
+    monkeypatch.setattr(recent, "of_endpoint", never)
+    many = [asyncio.create_task(endpoint_status(api, timeout=30)) for _ in range(PLACES)]
+    beyond, waiting = await asyncio.wait(many, timeout=1.0)
+    assert len(waiting) == STATISTICS_EACH_MAX
+    assert not any(task.result().HasField("recent") for task in beyond)
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    monkeypatch.undo()
+    assert (await endpoint_status(api)).HasField("recent"), "their turns are free again"
 
 
 async def test_a_callers_deadline_bounds_its_tenants_status(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,7 +265,7 @@ class EndpointStatus(_message.Message):
     @_builtins.property
     def recent(self) -> _statistics_pb2.DeliveryStatistics:
         """How its deliveries have gone of late; not set where the database did not answer within 2 s, a setting of the
-        service.
+        service, or where more than a few statuses of the tenant's endpoints, or many of all, were asked for at once.
         """
 
     @_builtins.property
