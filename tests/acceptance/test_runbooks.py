@@ -57,6 +57,13 @@ def addresses(text: str, served: Served) -> dict[str, str]:
     return {f"127.0.0.1:{old}": f"127.0.0.1:{new}" for old, new in ports.items() if f":{old}" in text}
 
 
+def test_what_asks_a_kubernetes_says_where() -> None:
+    """The alert's namespace is a label; the terminal's own is another."""
+    asked = [line for page in PAGES for line in page.read_text().splitlines() if line.startswith("kubectl ")]
+    assert len(asked) > 1
+    assert all(" --all-namespaces " in line or " -n " in line for line in asked)
+
+
 async def test_every_statement_of_a_runbook_runs(database: TestDatabase) -> None:
     connection = await database.connect()
     try:
