@@ -241,7 +241,8 @@ FLEET = Dashboard(
                     )
                 },
                 "s",
-                "At most DISPATCHER_METRICS_ENDPOINTS_WORST_MAX of each instance have a series.",
+                "At most DISPATCHER_METRICS_ENDPOINTS_WORST_MAX of each instance have a series. Prometheus sees "
+                "them only with DISPATCHER_OPS_TOKEN, or in mode none; GetTenantStatus tells them without.",
                 width=24,
             ),
         ],
@@ -335,7 +336,9 @@ TENANT, ENDPOINT = 'dispatcher_tenant=~"$tenant"', 'dispatcher_endpoint=~"$endpo
 ONLY_WORST = """\
 **Read this first.** No metric has a series for each tenant or endpoint: there may be hundreds of thousands. Only the
 endpoints with the oldest backlog of each instance have one, at most `DISPATCHER_METRICS_ENDPOINTS_WORST_MAX` (10), and
-only while they are among them. An empty panel says that there is no such backlog, or that others are worse.
+only while they are among them. An empty panel says that there is no such backlog, that others are worse, or that
+Prometheus does not bring `DISPATCHER_OPS_TOKEN` (the chart's `secrets.opsToken`), without which only mode `none` shows
+any.
 """
 ENDPOINT_CALLS = """\
 What any endpoint is doing, with or without a series, the service tells itself, free of charge:
@@ -370,7 +373,7 @@ ENDPOINTS = Dashboard(
     "One endpoint, as far as metrics know it: the worst few have series.",
     {
         "Backlog": [
-            words(ONLY_WORST, 4),
+            words(ONLY_WORST, 5),
             Panel(
                 "Deliveries that wait",
                 {
@@ -406,7 +409,7 @@ TENANTS = Dashboard(
     "One tenant, as far as metrics know it: its endpoints that are among the worst few.",
     {
         "Its worst endpoints": [
-            words(ONLY_WORST, 4),
+            words(ONLY_WORST, 5),
             Panel(
                 "Deliveries that wait",
                 {

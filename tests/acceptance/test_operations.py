@@ -32,7 +32,11 @@ from tests.support.waiting import until
 
 PAGE = "docs/operations.md"
 LIMIT_S = 30.0
-PATIENT = {"DISPATCHER_RETRY_MIN_S": "1", "DISPATCHER_RETRY_MAX_S": "60"}
+PATIENT = {
+    "DISPATCHER_RETRY_MIN_S": "1",
+    "DISPATCHER_RETRY_MAX_S": "60",
+    "DISPATCHER_METRICS_BACKLOG_INTERVAL_S": "0.5",
+}
 """Nothing may be given up while the test looks at it."""
 BILLING = "tenants/acme/endpoints/billing"
 
@@ -48,7 +52,7 @@ async def run_page(name: str, served: Served, exchanged: Mapping[str, str] | Non
     ports = {"50051": served.grpc_port, "50052": served.admin_port, "8080": served.ops_port}
     block = commands(name, page)
     addresses = {f"127.0.0.1:{old}": f"127.0.0.1:{new}" for old, new in ports.items() if f":{old}" in block}
-    return await asyncio.to_thread(run_commands, block, addresses | dict(exchanged or {}))
+    return await asyncio.to_thread(run_commands, block, addresses | dict(exchanged or {}), OPS_TOKEN="")
 
 
 async def run_until(name: str, served: Served, expected: str) -> str:
@@ -64,6 +68,16 @@ async def run_until(name: str, served: Served, expected: str) -> str:
     return told
 
 
+async def run_until_measured(served: Served) -> str:
+    """The block that asks the metrics for the worst endpoints, once they have any."""
+
+    async def is_measured() -> bool:
+        return "dispatcher_endpoint_backlog{" in served.page("/metrics")[1]
+
+    await until(is_measured, LIMIT_S)
+    return await run_page("worst", served)
+
+
 @needs_grpcurl
 async def test_the_commands_of_the_page_tell_and_do_what_it_says(served: Served) -> None:
     await asyncio.to_thread(publish_as_readme_says, served, closed_port(), generate_secret())
@@ -76,6 +90,7 @@ async def test_the_commands_of_the_page_tell_and_do_what_it_says(served: Served)
     behind = await run_until("tenant-status", served, '"backlogCount": "1"')
     for expected in ('"total": 1', '"committedPerSecond"', '"attemptDurationP99"', "worst endpoints by age", BILLING):
         assert expected in behind
+    assert 'dispatcher_endpoint="billing"' in await run_until_measured(served)
     assert '"STATE_RETIRING"' in await run_page("rotate", served)
     changed = await run_page("failing", served, page="README.md")
     for expected in ('"EXHAUSTION_POLICY_HALT"', '"fallbackUrls"', '"maxAge": "86400s"', '"burst": 50'):

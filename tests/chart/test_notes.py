@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from dispatcher.config import Settings
 from dispatcher.security.tokens import hash_of
-from tests.support.chart import CI_VALUES, needs_helm, notes, render
+from tests.support.chart import CI_VALUES, needs_helm, notes, render, values_file
 from tests.support.chart_pods import with_files
 from tests.support.cli import run_cli
 from tests.support.commands import needs_grpcurl, run_commands
@@ -23,7 +24,7 @@ from tests.support.receiver import Receiver
 from tests.support.waiting import until
 
 pytestmark = [needs_helm, needs_grpcurl]
-TOKEN = "dsp_" + "t" * 40
+OPERATOR_TOKEN, SHOP_TOKEN = "dsp_" + "t" * 40, "dsp_" + "s" * 40
 BESIDE_THE_POOL = 2
 """Connections of a process that DISPATCHER_DATABASE_POOL_SIZE_MAX does not count: store.listen's and store.upkeep's."""
 
@@ -34,11 +35,17 @@ def commands(text: str) -> list[str]:
 
 
 def settings_of(folder: Path) -> dict[str, str]:
-    """What minimal-values.yaml tells a pod, but for where it listens and its secrets' files, which the test has."""
-    made = with_files(render("minimal"), folder)
+    """What minimal-values.yaml tells a pod, but for where it listens and its secrets' files, which the test has. Its
+    policy has two principals, as those of the other sets of values."""
+    overlay = {"auth": {"policy": {"bindings": [
+        {"principals": ["shop"], "roles": ["publisher"], "tenants": ["acme"], "event_types": ["order.*"]},
+        {"principals": ["operator"], "roles": ["manager", "reader", "operator"], "tenants": ["*"]},
+    ]}}}  # fmt: skip
+    made = with_files(render("minimal", overlay), folder)
     kept = {name: value for name, value in made.items() if not name.endswith(("_LISTEN", "_URL_FILE", "_KEYS_FILE"))}
-    entry = f"{{principal: operator, sha256: {hash_of(TOKEN)}}}"
-    (folder / "secrets" / "auth-tokens").write_text(f"tokens: [{entry}]")
+    tokens = {"operator": OPERATOR_TOKEN, "shop": SHOP_TOKEN}
+    entries = [f"{{principal: {who}, sha256: {hash_of(token)}}}" for who, token in tokens.items()]
+    (folder / "secrets" / "auth-tokens").write_text(f"tokens: [{', '.join(entries)}]")
     kept["DISPATCHER_EGRESS_ALLOWED_NETWORKS"] = "127.0.0.0/8"
     return {name: value for name, value in kept.items() if name.startswith("DISPATCHER_")}
 
@@ -46,7 +53,10 @@ def settings_of(folder: Path) -> dict[str, str]:
 async def test_the_lines_after_an_installation_work(database: TestDatabase, receiver: Receiver, tmp_path: Path) -> None:
     lines = [line for line in commands(notes("minimal")) if not line.startswith("kubectl")]
     assert sum(line.startswith("grpcurl") for line in lines) == 6
-    script = "\n".join(lines).replace("TOKEN=…", f"TOKEN={TOKEN}")
+    script = "\n".join(lines)
+    for name, token in {" TOKEN": OPERATOR_TOKEN, " PUBLISHER_TOKEN": SHOP_TOKEN}.items():
+        assert f"{name}=…" in script
+        script = script.replace(f"{name}=…", f"{name}={token}")
     served = Served(database.dsn, tmp_path, settings_of(tmp_path), base={"DISPATCHER_SECRET_KEYS": SECRET_KEYS})
     try:
         await served.started()
@@ -84,9 +94,49 @@ def test_the_notes_name_what_was_made_and_how_one_says_who_one_is(name: str) -> 
     said |= {"istio": "x-forwarded-client-cert: URI=", "linkerd": "l5d-client-id: "}
     grpcurl = [line for line in commands(text) if line.startswith("grpcurl")]
     assert len(grpcurl) == 6
-    assert all(said[name] in line for line in grpcurl)
+    (publishing,) = (line for line in grpcurl if "PublisherService/Publish" in line)
+    assert all(said[name] in line for line in grpcurl if line is not publishing)
     has_digest = "@sha256:" in rendered.container["image"]
     assert ("pin image.digest" in text) != has_digest
+
+
+@pytest.mark.parametrize("name", CI_VALUES)
+def test_who_publishes_is_somebody_else_than_who_operates(name: str) -> None:
+    """No principal of a shipped policy may do all of it, save for minimal's, and each line says as whom it goes."""
+    lines = [line for line in commands(notes(name)) if line.startswith("grpcurl")]
+    (publishing,) = (line for line in lines if "PublisherService/Publish" in line)
+    others = [line for line in lines if line is not publishing]
+    mark = re.compile(r"PUBLISHER|publisher[.]crt")
+    assert mark.search(publishing)
+    assert not any(mark.search(line.replace("PublisherService", "")) for line in others)
+    roles = [
+        set(each["roles"]) for each in yaml.safe_load(Path(values_file(name)).read_text())["auth"]["policy"]["bindings"]
+    ]
+    assert any("publisher" in each for each in roles)
+    assert any({"operator", "manager"} <= each for each in roles)
+
+
+@pytest.mark.parametrize("name", [*CI_VALUES, "tls"])
+def test_each_variable_of_a_line_is_exported_and_quoted(name: str) -> None:
+    text = notes("minimal", {"tls": {"secretName": "t"}}) if name == "tls" else notes(name)
+    lines = commands(text)
+    exported = re.findall(r"^export (\w+)=", "\n".join(lines), re.MULTILINE)
+    assert set(re.findall(r"\$(\w+)", text)) == set(exported)
+    assert len(exported) == len(set(exported))
+    assert not any("$" in re.sub(r"'[^']*'|\"[^\"]*\"", "", line) for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["rules", "dashboards"])
+def test_the_notes_say_who_sees_nothing_of_single_endpoints(kind: str) -> None:
+    said = "secrets.opsToken is not set"
+    on = {"monitoring": {kind: {"enabled": True}}}
+    assert said in notes("minimal", on)
+    assert said not in notes("minimal")
+    assert said not in notes("minimal", on | {"secrets": {"opsToken": {"key": "ops-token"}}})
+    open_to_all = {"auth": {"mode": "none", "policy": None}, "secrets": {"authTokens": {"key": ""}}}
+    assert said not in notes("minimal", on | open_to_all)
+    assert said in notes("istio")
+    assert said not in notes("production")
 
 
 @pytest.mark.parametrize("name", [*CI_VALUES, "tls"])

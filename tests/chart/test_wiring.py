@@ -148,9 +148,17 @@ def test_the_fleet_never_shrinks_to_nothing_even_where_the_scaler_fails() -> Non
     spec = render("keda").one("ScaledObject")["spec"]
     assert spec["minReplicaCount"] >= 1
     assert "idleReplicaCount" not in spec
-    assert spec["fallback"]["replicas"] >= 1
-    assert spec["fallback"]["behavior"] == "currentReplicasIfHigher"
     assert render("production").one("HorizontalPodAutoscaler")["spec"]["minReplicas"] == 3
+
+
+@pytest.mark.parametrize("trigger", ["external", "prometheus"])
+def test_a_trigger_that_fails_leaves_the_pods_as_they_are(trigger: str) -> None:
+    """KEDA before 2.17 knows a fallback to a fixed number only, which would be fewer pods than there are."""
+    spec = render("minimal", BY_PROMETHEUS if trigger == "prometheus" else {"autoscaling": {"mode": "keda"}}).one(
+        "ScaledObject"
+    )["spec"]
+    assert {each["type"] for each in spec["triggers"]} == {trigger}
+    assert "fallback" not in spec
 
 
 BY_PROMETHEUS: dict[str, Any] = {

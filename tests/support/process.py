@@ -89,11 +89,11 @@ class Served:
         """The status that /readyz answers with; None while nobody answers."""
         return self.page("/readyz")[0]
 
-    def page(self, path: str) -> tuple[int | None, str]:
-        """Status and text of a page of the ops port; None while nobody answers."""
+    def page(self, path: str, token: str = "") -> tuple[int | None, str]:
+        """Status and text of a page of the ops port, asked with a bearer token; None while nobody answers."""
         connection = http.client.HTTPConnection("127.0.0.1", self.ops_port, timeout=5)
         try:
-            connection.request("GET", path)
+            connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
         except OSError:

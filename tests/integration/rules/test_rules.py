@@ -149,6 +149,24 @@ CASES = (
         fires=(12, 22),
         labels={"severity": "warning", **HOME},
     ),
+    # Two hours without a scrape are no start either; a new pod is one, and so is one that began anew meanwhile.
+    Case(
+        "DispatcherDeadLetters",
+        {
+            f"dispatcher_deliveries_total{{{DEAD}}}": "500x60 _x120 500x180",
+            f'dispatcher_deliveries_total{{{B},dispatcher_delivery_outcome="dead_lettered"}}': "_x240 2x120",
+        },
+        quiet=(30, 182, 190, 235, 270),
+        fires=(5, 245),
+        labels={"severity": "warning", **HOME},
+    ),
+    Case(
+        "DispatcherDeadLetters",
+        {f"dispatcher_deliveries_total{{{DEAD}}}": "500x60 _x120 2x120"},
+        quiet=(30, 220),
+        fires=(185,),
+        labels={"severity": "warning", **HOME},
+    ),
     Case(
         "DispatcherCircuitsOpen",
         dict([gauge("dispatcher_circuits_open", (0, 10), (2, 30), (0, 10))]),
@@ -193,6 +211,17 @@ CASES = (
         {f"dispatcher_flush_dropped_total{{{A}}}": "_x9 500x110"},
         quiet=(8, 75),
         fires=(12, 65),
+        labels={"severity": "critical", **HOME},
+    ),
+    # As above: a gap is no start, a new pod is one.
+    Case(
+        "DispatcherFlushDropped",
+        {
+            f"dispatcher_flush_dropped_total{{{A}}}": "3x120 _x180 3x300",
+            f"dispatcher_flush_dropped_total{{{B}}}": "_x400 1x200",
+        },
+        quiet=(100, 302, 330, 359, 395, 470),
+        fires=(30, 410, 455),
         labels={"severity": "critical", **HOME},
     ),
     Case(
@@ -246,6 +275,25 @@ CASES = (
         dict([counter("dispatcher_workers_ended_total", (0, 20), (1, 1), (0, 30), (1, 5), (0, 60))]),
         quiet=(15, 25, 100),
         fires=(58,),
+        labels={"severity": "warning", "instance": "a", **HOME},
+    ),
+    # One every 20 minutes, for ever: never three within 15. A roll-out's new pod counts from 0.
+    Case(
+        "DispatcherWorkersDying",
+        {
+            f"dispatcher_workers_ended_total{{{A}}}": " ".join(f"{died}x19" for died in range(30)) + " 30x400",
+            f"dispatcher_workers_ended_total{{{B}}}": "_x100 0x900",
+        },
+        quiet=(15, 100, 599 + 380),
+        fires=(200, 400, 599),
+        labels={"severity": "warning", "instance": "a", **HOME},
+    ),
+    # A few in six hours are no trend.
+    Case(
+        "DispatcherWorkersDying",
+        {f"dispatcher_workers_ended_total{{{A}}}": " ".join(f"{died}x89" for died in range(10))},
+        quiet=(300, 600, 890),
+        fires=(),
         labels={"severity": "warning", "instance": "a", **HOME},
     ),
     Case(
