@@ -22,7 +22,8 @@ COMMENT = re.compile(r"^ *# ?(?P<starts>-- )?(?P<text>.*)$")
 OTEL_VALUE = {"type": ["string", "number", "boolean"]}
 INTEGER_TEXT = "^[0-9]*$"
 NUMBER_TEXT = "^([0-9]+([.][0-9]+)?)?$"
-"""An empty text is a setting that is not set."""
+NOT_SET = ""
+"""An empty text is a setting that is not set, of every kind."""
 EMPTIED_BY_NULL = {
     "auth.policy",
     "nodeSelector",
@@ -89,9 +90,9 @@ def setting_schema(name: str) -> dict[str, Any]:
     kind = str(field.annotation)
     limits = bounds_of(name)
     if "Literal" in kind:
-        return {"enum": re.findall(r"'(\w+)'", kind), "description": field.description}
+        return {"enum": [*re.findall(r"'(\w+)'", kind), NOT_SET], "description": field.description}
     if field.annotation is bool:
-        return {"enum": [True, False, "true", "false"], "description": field.description}
+        return {"enum": [True, False, "true", "false", NOT_SET], "description": field.description}
     if field.annotation is int:
         return {"type": ["integer", "string"], **limits, "pattern": INTEGER_TEXT, "description": field.description}
     if field.annotation is float:
