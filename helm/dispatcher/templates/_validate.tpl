@@ -194,6 +194,9 @@ autoscaling.keda.trigger=prometheus needs autoscaling.keda.prometheusAddress
 {{- if regexMatch "^[^a-z]" (include "dispatcher.fullname" .) }}
 {{ include "dispatcher.fullname" . }} begins with no letter, which a Service's name must: set fullnameOverride
 {{- end }}
+{{- if contains "." (include "dispatcher.fullname" .) }}
+{{ include "dispatcher.fullname" . }} has a dot, which a Service's name must not: set fullnameOverride
+{{- end }}
 {{- $given := get .Values.cnpg.parameters "max_connections" }}
 {{- if and .Values.cnpg.enabled $given (lt (int64 $given) (include "dispatcher.connections" . | int64 | add 10)) }}
 cnpg.parameters.max_connections={{ $given }} is too few: there may be {{ include "dispatcher.connections" . }}, and the operator has some; set {{ include "dispatcher.connectionsWanted" . }}, or leave it out
