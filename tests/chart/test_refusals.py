@@ -55,6 +55,11 @@ def mode(name: str, *, mesh: str = "", **auth: Any) -> dict[str, Any]:
     return found | ({mesh: {"enabled": True}} if mesh else {})
 
 
+def entry(name: str) -> dict[str, Any]:
+    """A host outside of Istio's mesh."""
+    return {"name": name, "host": f"{name}.example.com", "port": 443, "protocol": "TLS"}
+
+
 BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
     ({"auth": NO_POLICY}, "auth.mode=tokens needs auth.policy or auth.policyConfigMap"),
     (mode("none"), "auth.mode=none heeds no policy"),
@@ -145,6 +150,17 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
         )
     ),
     ({"istio": {"enabled": True, "ambient": True}}, "istio.ambient with istio.enabled"),
+    (
+        {"istio": {"serviceEntries": [entry("otlp"), entry("b"), entry("otlp")]}},
+        "istio.serviceEntries: otlp is there twice",
+    ),
+    (
+        {
+            "egress": {"mode": "gateway", "gateway": {"hosts": ["a.example.com"]}},
+            "istio": {"enabled": True, "serviceEntries": [entry("egress")]},
+        },
+        "istio.serviceEntries: egress is the name of what egress.mode=gateway makes",
+    ),
     ({"linkerd": {"enabled": True}, "istio": {"ambient": True}}, "istio.ambient with linkerd.enabled"),
     (mode("xfcc") | {"istio": {"ambient": True}}, "istio.ambient has none: use jwt, or mtls"),
     ({"autoscaling": {"minReplicas": 11}}, "autoscaling.minReplicas must not exceed autoscaling.maxReplicas"),
@@ -246,6 +262,11 @@ def test_an_envoy_of_one_s_own_may_tell_who_calls_where_it_is_named() -> None:
     rendered = render("minimal", mode("xfcc") | {"config": {"DISPATCHER_AUTH_TRUSTED_PEERS": "10.1.0.0/16"}})
     assert rendered.settings["DISPATCHER_AUTH_TRUSTED_PEERS"] == "10.1.0.0/16"
     assert not any(entry["name"] == "DISPATCHER_AUTH_TRUSTED_PEERS" for entry in rendered.container["env"])
+
+
+def test_an_entry_may_be_called_egress_where_nothing_else_is() -> None:
+    overlay = mode("xfcc") | {"istio": {"enabled": True, "serviceEntries": [entry("egress")]}}
+    assert render("minimal", overlay).one("ServiceEntry", "-egress")["spec"]["hosts"] == ["egress.example.com"]
 
 
 def test_the_grace_that_is_just_enough_is_taken() -> None:

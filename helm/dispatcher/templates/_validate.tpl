@@ -128,6 +128,16 @@ auth.mode=mtls in a mesh: the sidecar ends TLS, so our server never sees a calle
 {{- else if and .Values.tls.secretName (or $istio $linkerd) }}
 tls.secretName in a mesh: the sidecar hands calls on in the clear, so nobody would get through; take tls.secretName away
 {{- end }}
+{{- $names := list }}
+{{- range .Values.istio.serviceEntries }}
+{{- if has .name $names }}
+istio.serviceEntries: {{ .name }} is there twice
+{{- end }}
+{{- if and (eq .name "egress") (eq $.Values.egress.mode "gateway") }}
+istio.serviceEntries: egress is the name of what egress.mode=gateway makes; choose another
+{{- end }}
+{{- $names = append $names .name }}
+{{- end }}
 {{- end -}}
 
 {{- define "dispatcher.problems.egress" -}}
