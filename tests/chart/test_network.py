@@ -101,6 +101,14 @@ def test_webhooks_may_go_to_the_ports_and_networks_that_the_service_allows() -> 
     assert [peer["ipBlock"]["cidr"] for peer in alone["to"][2:]] == ["10.1.1.1/32", "fd00::1/128"]
 
 
+def test_networks_of_every_size_are_taken() -> None:
+    sizes = [f"0.0.0.0/{bits}" for bits in range(33)] + [f"::/{bits}" for bits in range(129)]
+    octets = [f"{octet}.{octet}.{octet}.{octet}/32" for octet in range(256)]
+    said = ",".join([*sizes, *octets])
+    rule = world_rule(render("minimal", {"config": {"DISPATCHER_EGRESS_ALLOWED_NETWORKS": said}}))
+    assert [peer["ipBlock"]["cidr"] for peer in rule["to"][2:]] == said.split(",")
+
+
 def test_the_default_ports_are_the_service_s() -> None:
     ports = world_rule(render())["ports"]
     text = ",".join("-".join(str(port[key]) for key in ("port", "endPort") if key in port) for port in ports)

@@ -207,6 +207,17 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
             ("10.1.2.3/8", "10.1.2.3/8 has bits beyond its prefix"),
             ("10.0.0.0/0", "10.0.0.0/0 has bits beyond its prefix"),
             ("receiver.internal", '"receiver.internal/32" is no network'),
+            *(
+                (network, f'"{network}" is no network')
+                for network in (
+                    "10.0.0.0/33",
+                    "10.256.0.0/16",
+                    "999.0.0.0/8",
+                    "010.0.0.0/8",
+                    "fd00::/129",
+                    "fd00::/999",
+                )
+            ),
         )
     ),
     *(
