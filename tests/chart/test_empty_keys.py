@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from docs.chart import EMPTIED_BY_NULL
-from tests.support.chart import CHART, needs_helm, refusal, render, values_file
+from tests.support.chart import CHART, needs_helm, nested, refusal, render, values_file
 
 Keys = tuple[str, ...]
 
@@ -47,15 +47,6 @@ def without(values: dict[str, Any], path: Keys) -> dict[str, Any]:
     for key in path[:-1]:
         level = level[key]
     del level[path[-1]]
-    return found
-
-
-def emptied(path: str) -> dict[str, Any]:
-    """An overlay with this key left empty."""
-    overlay: Any = None
-    for key in reversed(path.split(".")):
-        overlay = {key: overlay}
-    found: dict[str, Any] = overlay
     return found
 
 
@@ -103,7 +94,7 @@ def test_every_key_that_has_a_default_is_refused_where_it_is_empty() -> None:
 )
 def test_helm_names_the_key_that_is_empty(path: str) -> None:
     above, _, key = path.rpartition(".")
-    told = refusal(emptied(path))
+    told = refusal(nested(path, None))
     assert f"at '/{above.replace('.', '/')}'" in told if above else "at ''" in told
     assert f"missing property '{key}'" in told or "minProperties: got 0, want 1" in told
 
@@ -111,7 +102,7 @@ def test_helm_names_the_key_that_is_empty(path: str) -> None:
 @needs_helm
 @pytest.mark.parametrize("path", sorted(EMPTIED_BY_NULL - {"auth.policy"}))
 def test_a_map_that_may_be_empty_is_rendered_as_if_it_were_not_named(path: str) -> None:
-    assert render("istio", merged(ALL, emptied(path))).objects == render("istio", ALL).objects
+    assert render("istio", merged(ALL, nested(path, None))).objects == render("istio", ALL).objects
 
 
 @needs_helm
@@ -119,4 +110,4 @@ def test_null_takes_away_what_another_file_said() -> None:
     said = render("minimal", {"auth": {"policy": None, "policyConfigMap": "p"}, "resources": {"limits": None}})
     assert not said.has("ConfigMap", "-access")
     assert set(said.container["resources"]) == {"requests"}
-    assert "runAsUser" not in render("minimal", emptied("podSecurity.runAsUser")).pod["spec"]["securityContext"]
+    assert "runAsUser" not in render("minimal", nested("podSecurity.runAsUser", None)).pod["spec"]["securityContext"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from dispatcher.config import Settings, is_secret, variable_of
-from tests.support.chart import needs_helm, refusal, render
+from tests.support.chart import CHART, needs_helm, nested, refusal, render
 
 pytestmark = needs_helm
 
@@ -16,6 +19,7 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     ({"image": {"repo": "x"}}, "additional properties 'repo' not allowed"),
     ({"istio": {"sidecar": {"enable": True}}}, "additional properties 'enable' not allowed"),
     ({"networkPolicy": {"callers": [{"namespace": "shop"}]}}, "additional properties 'namespace' not allowed"),
+    ({"networkPolicy": {"callers": [{}]}}, "at '/networkPolicy/callers/0': minProperties: got 0, want 1"),
     ({"resources": {"limit": {}}}, "additional properties 'limit' not allowed"),
     ({"image": {"repository": ""}}, "at '/image/repository': minLength"),
     ({"image": {"digest": "sha256:123"}}, "at '/image/digest'"),
@@ -53,6 +57,14 @@ def mode(name: str, *, mesh: str = "", **auth: Any) -> dict[str, Any]:
     """The minimal values with another mode, and perhaps in a mesh."""
     found: dict[str, Any] = {"auth": {"mode": name, **auth}, "secrets": dict(TOKENS_OFF)}
     return found | ({mesh: {"enabled": True}} if mesh else {})
+
+
+BLOCK: dict[str, Any] = {"ipBlock": {"cidr": "10.0.0.0/8"}}
+PEERS = (
+    *(f"networkPolicy.{name}" for name in ("callers", "operators", "monitoring", "keda", "dns")),
+    *(f"networkPolicy.{name}.to" for name in ("database", "jwks", "collector")),
+    "egress.proxy.to",
+)
 
 
 def entry(name: str) -> dict[str, Any]:
@@ -148,6 +160,10 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://otlp:443", "443"),
             ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://[fd00::1]:9317/v1/traces", "9317"),
         )
+    ),
+    *(
+        (nested(path, [BLOCK, BLOCK | {selector: {}}]), f"{path}: ipBlock 10.0.0.0/8 stands beside a selector")
+        for path, selector in zip(PEERS, itertools.cycle(["podSelector", "namespaceSelector"]), strict=False)
     ),
     ({"istio": {"enabled": True, "ambient": True}}, "istio.ambient with istio.enabled"),
     (
@@ -248,6 +264,19 @@ def test_the_chart_refuses(overlay: dict[str, Any], said: str) -> None:
     told = refusal(overlay)
     assert "these values can't work" in told
     assert said in told
+
+
+def test_every_list_of_peers_is_looked_at() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(lists_of_peers(schema)) == set(PEERS)
+
+
+def lists_of_peers(schema: dict[str, Any], above: str = "") -> Iterator[str]:
+    """Paths of the values that are peers of a NetworkPolicy."""
+    for key, each in schema.get("properties", {}).items():
+        if each.get("$ref") == "#/definitions/peers":
+            yield f"{above}{key}"
+        yield from lists_of_peers(each, f"{above}{key}.")
 
 
 def test_all_problems_are_told_at_once() -> None:

@@ -171,6 +171,14 @@ config.{{ $name }}: egress.mode=gateway sets it: https on 443 only
 {{- if or (gt (len $port) 5) (lt (atoi $port) 1) (gt (atoi $port) 65535) }}
 auth.jwt.keysUrl: {{ $port }} is no port
 {{- end }}
+{{- $peers := pick $policy "callers" "operators" "monitoring" "keda" "dns" }}
+{{- range $name := list "database" "jwks" "collector" }}
+{{- $_ := set $peers (printf "%s.to" $name) (index $policy $name).to }}
+{{- end }}
+{{- range $name, $list := $peers }}
+{{- include "dispatcher.problems.peers" (list (printf "networkPolicy.%s" $name) $list) }}
+{{- end }}
+{{- include "dispatcher.problems.peers" (list "egress.proxy.to" .Values.egress.proxy.to) }}
 {{- if $policy.enabled }}
 {{- $isPublicOnly := not (or $policy.extraEgress (include "dispatcher.setting" (list . "DISPATCHER_EGRESS_ALLOWED_NETWORKS" ""))) }}
 {{- if and (eq .Values.egress.mode "direct") (include "dispatcher.setting" (list . "DISPATCHER_EGRESS_ALLOWED_HOSTS" "")) $isPublicOnly }}
@@ -186,6 +194,15 @@ networkPolicy.database.port={{ int64 $policy.database.port }} with cnpg.enabled:
 {{- if and $named (not $policy.extraEgress) (not (has $named $collector)) }}
 config.{{ $name }}: networkPolicy.collector.ports lacks {{ $named }}
 {{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Peers of a NetworkPolicy: (list "path" peers). */}}
+{{- define "dispatcher.problems.peers" -}}
+{{- range last . }}
+{{- if and .ipBlock (gt (len .) 1) }}
+{{ first $ }}: ipBlock {{ .ipBlock.cidr }} stands beside a selector, which the API server refuses: make it a peer of its own
 {{- end }}
 {{- end }}
 {{- end -}}
