@@ -189,10 +189,11 @@ networkPolicy.database.port={{ int64 $policy.database.port }} with cnpg.enabled:
 {{- end }}
 {{- $collector := list }}
 {{- range $policy.collector.ports }}{{ $collector = append $collector (int64 . | toString) }}{{ end }}
-{{- range $name := list "OTEL_EXPORTER_OTLP_ENDPOINT" "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT" }}
-{{- $named := include "dispatcher.setting" (list $ $name "") | regexFind "^[a-z]+://[^/]*:[0-9]+" | regexFind "[0-9]+$" }}
-{{- if and $named (not $policy.extraEgress) (not (has $named $collector)) }}
-config.{{ $name }}: networkPolicy.collector.ports lacks {{ $named }}
+{{- if not $policy.extraEgress }}
+{{- range include "dispatcher.collectorPorts" . | fromYamlArray }}
+{{- if not (has .port $collector) }}
+{{ .where }}: networkPolicy.collector.ports lacks {{ .port }}, the port of {{ .endpoint }} by {{ .protocol }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
