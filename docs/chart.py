@@ -1,5 +1,5 @@
-"""The chart's generated parts: the settings in values.schema.json, their bounds in templates/_bounds.tpl, and README.md
-from README.md.gotmpl and values.yaml.
+"""The chart's generated parts: in values.schema.json the settings and which keys are required, the settings' bounds in
+templates/_bounds.tpl, and README.md from README.md.gotmpl and values.yaml.
 
 The template and the comments (`# -- …`) are helm-docs' own form, of which this knows the few marks that it needs.
 """
@@ -22,7 +22,21 @@ COMMENT = re.compile(r"^ *# ?(?P<starts>-- )?(?P<text>.*)$")
 OTEL_VALUE = {"type": ["string", "number", "boolean"]}
 INTEGER_TEXT = "^[0-9]*$"
 NUMBER_TEXT = "^([0-9]+([.][0-9]+)?)?$"
-"""An empty text is a setting that is not set."""
+NOT_SET = ""
+"""An empty text is a setting that is not set, of every kind."""
+EMPTIED_BY_NULL = {
+    "auth.policy",
+    "nodeSelector",
+    "affinity",
+    "serviceAccount.annotations",
+    "service.annotations",
+    "monitoring.dashboards.annotations",
+    "istio.destinationRule.outlierDetection",
+    "cnpg.resources",
+}
+"""Maps that are rendered alike empty and absent: what another file of values put into them, null takes away."""
+KUBERNETES_OWN = "#/definitions/resources"
+"""Parts of it may be taken away by null, a limit for instance; they are then not there, as they are for Kubernetes."""
 BOUNDS_TEMPLATE = """\
 {{/* Made by `make docs` from src/dispatcher/config/groups.py; a test compares. The bounds of each number. */}}
 
@@ -33,7 +47,7 @@ BOUNDS_TEMPLATE = """\
 
 
 def render_schema() -> str:
-    """values.schema.json as it stands, its `definitions.settings` made anew."""
+    """values.schema.json as it stands, its `definitions.settings` and the `required` of each level made anew."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     schema["definitions"]["settings"] = {
         "type": "object",
@@ -41,7 +55,32 @@ def render_schema() -> str:
         "properties": {variable_of(name): setting_schema(name) for name in sorted(Settings.model_fields)},
         "patternProperties": {"^OTEL_[A-Z0-9_]+$": OTEL_VALUE},
     }
+    _require(schema, yaml.safe_load((CHART / "values.yaml").read_text()), schema["definitions"], "")
     return json.dumps(schema, indent=2) + "\n"
+
+
+def _require(schema: dict[str, Any], values: Any, definitions: dict[str, Any], prefix: str) -> None:
+    """Requires every key that has a default. Helm takes a key that is null out of the defaults before it looks into the
+    schema, so that only a null can be missing; a template would read it as 0, as false or as nothing."""
+    level = _resolved(schema, definitions)
+    if not isinstance(values, dict) or "properties" not in level or schema.get("$ref") == KUBERNETES_OWN:
+        return
+    inner = level["properties"]
+    required = [key for key in values if _is_required(inner[key], values[key], f"{prefix}{key}")]
+    if required:
+        level["required"] = required
+    for key, value in values.items():
+        _require(inner[key], value, definitions, f"{prefix}{key}.")
+
+
+def _resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    name = schema.get("$ref", "").rpartition("/")[2]
+    found: dict[str, Any] = definitions[name] if name else schema
+    return found
+
+
+def _is_required(schema: dict[str, Any], default: Any, path: str) -> bool:
+    return default is not None and "null" not in schema.get("type", ()) and path not in EMPTIED_BY_NULL
 
 
 def setting_schema(name: str) -> dict[str, Any]:
@@ -51,9 +90,9 @@ def setting_schema(name: str) -> dict[str, Any]:
     kind = str(field.annotation)
     limits = bounds_of(name)
     if "Literal" in kind:
-        return {"enum": re.findall(r"'(\w+)'", kind), "description": field.description}
+        return {"enum": [*re.findall(r"'(\w+)'", kind), NOT_SET], "description": field.description}
     if field.annotation is bool:
-        return {"enum": [True, False, "true", "false"], "description": field.description}
+        return {"enum": [True, False, "true", "false", NOT_SET], "description": field.description}
     if field.annotation is int:
         return {"type": ["integer", "string"], **limits, "pattern": INTEGER_TEXT, "description": field.description}
     if field.annotation is float:

@@ -8,12 +8,14 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_netw
 from typing import Any
 from urllib.parse import urlsplit
 
+import grpc
 import pytest
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
 from dispatcher.config import Settings
 from dispatcher.security import addresses
 from dispatcher.security.addresses import METADATA_ADDRESSES, IPAddress, address_kind
-from tests.support.chart import CI_VALUES, NAME, Object, Rendered, needs_helm, render
+from tests.support.chart import CI_VALUES, NAME, Object, Rendered, needs_helm, refusal, render
 
 pytestmark = needs_helm
 RANDOM_ADDRESSES = 2000
@@ -99,6 +101,14 @@ def test_webhooks_may_go_to_the_ports_and_networks_that_the_service_allows() -> 
     assert ip_address("10.21.1.1") not in Blocks(rule)
     alone = world_rule(render("minimal", {"config": {"DISPATCHER_EGRESS_ALLOWED_NETWORKS": "10.1.1.1, fd00::1"}}))
     assert [peer["ipBlock"]["cidr"] for peer in alone["to"][2:]] == ["10.1.1.1/32", "fd00::1/128"]
+
+
+def test_networks_of_every_size_are_taken() -> None:
+    sizes = [f"0.0.0.0/{bits}" for bits in range(33)] + [f"::/{bits}" for bits in range(129)]
+    octets = [f"{octet}.{octet}.{octet}.{octet}/32" for octet in range(256)]
+    said = ",".join([*sizes, *octets])
+    rule = world_rule(render("minimal", {"config": {"DISPATCHER_EGRESS_ALLOWED_NETWORKS": said}}))
+    assert [peer["ipBlock"]["cidr"] for peer in rule["to"][2:]] == said.split(",")
 
 
 def test_the_default_ports_are_the_service_s() -> None:
@@ -298,11 +308,73 @@ def test_hosts_that_are_not_public_are_taken_where_something_lets_out_to_them(wa
     assert render("minimal", way).settings.items() >= ALLOWED_HOSTS.items()
 
 
-def test_a_collector_is_let_out_to_by_the_port_that_its_setting_names() -> None:
-    for url, ports in (("https://otlp:443", [443]), ("https://otlp/v1", [4317]), ("otlp:443", [4317])):
-        collector: dict[str, Any] = {"networkPolicy": {"collector": {"ports": ports}}}
-        rendered = render("minimal", collector | {"config": {"OTEL_EXPORTER_OTLP_ENDPOINT": url}})
-        assert any(rule["ports"] == [{"protocol": "TCP", "port": ports[0]}] for rule in egress_rules(rendered))
+HTTP = {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+OTLP = "OTEL_EXPORTER_OTLP_ENDPOINT"
+OTLP_TRACES, OTLP_METRICS = (f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT" for signal in ("TRACES", "METRICS"))
+BY_PORT: list[tuple[dict[str, str], int]] = [
+    ({OTLP: "https://otlp:443"}, 443),
+    ({OTLP: "https://otlp/v1"}, 443),
+    ({OTLP: "http://otel-collector.obs"}, 443),
+    ({OTLP: "http://[fd00::1]"}, 443),
+    ({OTLP: "otel-collector.obs"}, 443),
+    ({OTLP: "otlp:9317"}, 9317),
+    ({OTLP: "dns:///otlp:9317"}, 9317),
+    ({OTLP: "http://$(HOST_IP):9317"}, 9317),
+    ({OTLP: "http://otlp:4317", OTLP_TRACES: "otlp:9317"}, 9317),
+    ({OTLP: "http://otel-collector.obs"} | HTTP, 80),
+    ({OTLP: "https://user:12@otlp/path:77"} | HTTP, 443),
+    ({OTLP: "http://otlp:4318", OTLP_TRACES: "http://otlp/v1/traces"} | HTTP, 80),
+    ({OTLP: "http://otlp"} | HTTP | {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, 443),
+]
+
+
+@pytest.mark.parametrize(("variables", "port"), BY_PORT, ids=[" ".join(each.values()) for each, _ in BY_PORT])
+@pytest.mark.parametrize("place", ["config", "extraEnv"])
+def test_a_collector_is_let_out_to_by_the_port_that_its_endpoint_has(
+    variables: dict[str, str], port: int, place: str
+) -> None:
+    said: Any = variables
+    if place == "extraEnv":
+        said = [{"name": name, "value": value} for name, value in variables.items()]
+    assert f"networkPolicy.collector.ports lacks {port}, the port of" in refusal({place: said})
+    collector: dict[str, Any] = {"networkPolicy": {"collector": {"ports": [port, 80, 4317, 4318]}}}
+    (rule,) = (
+        rule
+        for rule in egress_rules(render("minimal", collector | {place: said}))
+        if "to" not in rule and {"protocol": "TCP", "port": 4318} in rule["ports"]
+    )
+    assert {"protocol": "TCP", "port": port} in rule["ports"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"config": {OTLP: "unix:///run/otlp"}},
+        {"config": {OTLP: ""}},
+        {
+            "config": {
+                OTLP: "otlp:9317",
+                OTLP_TRACES: "otlp:4317",
+                OTLP_TRACES.replace("TRACES", "METRICS"): "otlp:4318",
+            }
+        },
+        {"config": {OTLP: "otlp:9317"}, "extraEnv": [{"name": OTLP, "value": "otlp:4317"}]},
+        {"extraEnv": [{"name": OTLP, "value": "$(COLLECTOR)"}]},
+        {"extraEnv": [{"name": OTLP, "valueFrom": {"configMapKeyRef": {"name": "otlp", "key": "endpoint"}}}]},
+    ],
+    ids=["file", "empty", "unused", "overridden", "filled in", "from elsewhere"],
+)
+def test_an_endpoint_that_has_no_port_here_is_none_of_the_chart_s(given: dict[str, Any]) -> None:
+    assert egress_rules(render("minimal", given)) == egress_rules(render("minimal"))
+
+
+@pytest.mark.parametrize("scheme", ["http://", "https://", ""])
+def test_grpc_takes_443_where_no_port_is_named(scheme: str) -> None:
+    exporter = OTLPSpanExporter(endpoint=f"{scheme}127.9.9.9")
+    with grpc.insecure_channel(exporter._endpoint) as channel, pytest.raises(grpc.RpcError) as failed:
+        channel.unary_unary("/a/b")(b"", timeout=30)
+    exporter.shutdown()
+    assert "127.9.9.9:443" in str(failed.value)
 
 
 AMBIENT: dict[str, Any] = {"istio": {"ambient": True}}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from dispatcher.config import Settings, is_secret, variable_of
-from tests.support.chart import needs_helm, refusal, render
+from tests.support.chart import CHART, needs_helm, nested, refusal, render
 
 pytestmark = needs_helm
 
@@ -16,6 +19,7 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     ({"image": {"repo": "x"}}, "additional properties 'repo' not allowed"),
     ({"istio": {"sidecar": {"enable": True}}}, "additional properties 'enable' not allowed"),
     ({"networkPolicy": {"callers": [{"namespace": "shop"}]}}, "additional properties 'namespace' not allowed"),
+    ({"networkPolicy": {"callers": [{}]}}, "at '/networkPolicy/callers/0': minProperties: got 0, want 1"),
     ({"resources": {"limit": {}}}, "additional properties 'limit' not allowed"),
     ({"image": {"repository": ""}}, "at '/image/repository': minLength"),
     ({"image": {"digest": "sha256:123"}}, "at '/image/digest'"),
@@ -53,6 +57,19 @@ def mode(name: str, *, mesh: str = "", **auth: Any) -> dict[str, Any]:
     """The minimal values with another mode, and perhaps in a mesh."""
     found: dict[str, Any] = {"auth": {"mode": name, **auth}, "secrets": dict(TOKENS_OFF)}
     return found | ({mesh: {"enabled": True}} if mesh else {})
+
+
+BLOCK: dict[str, Any] = {"ipBlock": {"cidr": "10.0.0.0/8"}}
+PEERS = (
+    *(f"networkPolicy.{name}" for name in ("callers", "operators", "monitoring", "keda", "dns")),
+    *(f"networkPolicy.{name}.to" for name in ("database", "jwks", "collector")),
+    "egress.proxy.to",
+)
+
+
+def entry(name: str) -> dict[str, Any]:
+    """A host outside of Istio's mesh."""
+    return {"name": name, "host": f"{name}.example.com", "port": 443, "protocol": "TLS"}
 
 
 BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
@@ -144,7 +161,22 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
             ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://[fd00::1]:9317/v1/traces", "9317"),
         )
     ),
+    *(
+        (nested(path, [BLOCK, BLOCK | {selector: {}}]), f"{path}: ipBlock 10.0.0.0/8 stands beside a selector")
+        for path, selector in zip(PEERS, itertools.cycle(["podSelector", "namespaceSelector"]), strict=False)
+    ),
     ({"istio": {"enabled": True, "ambient": True}}, "istio.ambient with istio.enabled"),
+    (
+        {"istio": {"serviceEntries": [entry("otlp"), entry("b"), entry("otlp")]}},
+        "istio.serviceEntries: otlp is there twice",
+    ),
+    (
+        {
+            "egress": {"mode": "gateway", "gateway": {"hosts": ["a.example.com"]}},
+            "istio": {"enabled": True, "serviceEntries": [entry("egress")]},
+        },
+        "istio.serviceEntries: egress is the name of what egress.mode=gateway makes",
+    ),
     ({"linkerd": {"enabled": True}, "istio": {"ambient": True}}, "istio.ambient with linkerd.enabled"),
     (mode("xfcc") | {"istio": {"ambient": True}}, "istio.ambient has none: use jwt, or mtls"),
     ({"autoscaling": {"minReplicas": 11}}, "autoscaling.minReplicas must not exceed autoscaling.maxReplicas"),
@@ -191,6 +223,17 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
             ("10.1.2.3/8", "10.1.2.3/8 has bits beyond its prefix"),
             ("10.0.0.0/0", "10.0.0.0/0 has bits beyond its prefix"),
             ("receiver.internal", '"receiver.internal/32" is no network'),
+            *(
+                (network, f'"{network}" is no network')
+                for network in (
+                    "10.0.0.0/33",
+                    "10.256.0.0/16",
+                    "999.0.0.0/8",
+                    "010.0.0.0/8",
+                    "fd00::/129",
+                    "fd00::/999",
+                )
+            ),
         )
     ),
     *(
@@ -223,6 +266,19 @@ def test_the_chart_refuses(overlay: dict[str, Any], said: str) -> None:
     assert said in told
 
 
+def test_every_list_of_peers_is_looked_at() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(lists_of_peers(schema)) == set(PEERS)
+
+
+def lists_of_peers(schema: dict[str, Any], above: str = "") -> Iterator[str]:
+    """Paths of the values that are peers of a NetworkPolicy."""
+    for key, each in schema.get("properties", {}).items():
+        if each.get("$ref") == "#/definitions/peers":
+            yield f"{above}{key}"
+        yield from lists_of_peers(each, f"{above}{key}.")
+
+
 def test_all_problems_are_told_at_once() -> None:
     told = refusal({"auth": NO_POLICY, "egress": {"mode": "proxy"}, "autoscaling": {"minReplicas": 11}})
     assert told.count("\n  ") == 3
@@ -246,6 +302,11 @@ def test_an_envoy_of_one_s_own_may_tell_who_calls_where_it_is_named() -> None:
     rendered = render("minimal", mode("xfcc") | {"config": {"DISPATCHER_AUTH_TRUSTED_PEERS": "10.1.0.0/16"}})
     assert rendered.settings["DISPATCHER_AUTH_TRUSTED_PEERS"] == "10.1.0.0/16"
     assert not any(entry["name"] == "DISPATCHER_AUTH_TRUSTED_PEERS" for entry in rendered.container["env"])
+
+
+def test_an_entry_may_be_called_egress_where_nothing_else_is() -> None:
+    overlay = mode("xfcc") | {"istio": {"enabled": True, "serviceEntries": [entry("egress")]}}
+    assert render("minimal", overlay).one("ServiceEntry", "-egress")["spec"]["hosts"] == ["egress.example.com"]
 
 
 def test_the_grace_that_is_just_enough_is_taken() -> None:

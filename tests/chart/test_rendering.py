@@ -172,6 +172,9 @@ def test_a_text_that_looks_like_a_number_stays_a_text(name: str, tmp_path: Path)
 def test_a_release_whose_name_no_service_can_have_is_refused() -> None:
     done = run_helm("template", "2024", str(CHART), "--values", values_file("minimal"))
     assert "2024-dispatcher begins with no letter" in done.stderr
+    dotted = ["template", "a.b", str(CHART), "--values", values_file("minimal")]
+    assert "a.b-dispatcher has a dot" in run_helm(*dotted).stderr
+    assert run_helm(*dotted, "--set", "fullnameOverride=hooks").returncode == 0
 
 
 @pytest.mark.parametrize("name", CI_VALUES)

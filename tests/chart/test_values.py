@@ -13,7 +13,7 @@ import yaml
 
 from dispatcher.config import Settings, is_secret, variable_of
 from docs.chart import documented_values, render_readme, setting_schema
-from tests.support.chart import CHART, CI_VALUES, needs_helm, refusal, values_file
+from tests.support.chart import CHART, CI_VALUES, needs_helm, refusal, render, values_file
 from tests.support.readme import ROOT
 
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -118,8 +118,8 @@ def test_config_takes_each_setting_within_the_service_s_own_bounds() -> None:
         "pattern": "^[0-9]*$",
         "description": "",
     }
-    assert setting_schema("log_level")["enum"] == ["debug", "info", "warning", "error"]
-    assert setting_schema("egress_allow_http")["enum"] == [True, False, "true", "false"]
+    assert setting_schema("log_level")["enum"] == ["debug", "info", "warning", "error", ""]
+    assert setting_schema("egress_allow_http")["enum"] == [True, False, "true", "false", ""]
     assert setting_schema("egress_allowed_ports")["type"] == ["string", "number"]
 
 
@@ -145,6 +145,12 @@ def test_where_a_setting_goes_instead_is_a_value() -> None:
     for said in elsewhere().values():
         if where := re.search(r"use ([\w.]+)", said):
             assert where[1] in paths, said
+
+
+@needs_helm
+def test_a_setting_of_any_kind_that_is_empty_is_not_set() -> None:
+    named = sorted(SETTINGS - set(elsewhere()))
+    assert render("minimal", {"config": dict.fromkeys(named, "")}).objects == render("minimal").objects
 
 
 @needs_helm

@@ -12,7 +12,7 @@ from dispatcher.api.server import CALLER_SERVICES
 from dispatcher.config import Settings
 from dispatcher.config.groups import split_address
 from dispatcher.telemetry.catalog import METRICS
-from tests.support.chart import CI_VALUES, NAME, NAMESPACE, Object, Rendered, needs_helm, render
+from tests.support.chart import CI_VALUES, NAME, NAMESPACE, Object, Rendered, check_custom, needs_helm, render
 
 pytestmark = needs_helm
 
@@ -167,7 +167,9 @@ BY_PROMETHEUS: dict[str, Any] = {
 
 
 def test_without_any_series_the_number_of_pods_stays() -> None:
-    triggers = render("minimal", BY_PROMETHEUS).one("ScaledObject")["spec"]["triggers"]
+    scaled = render("minimal", BY_PROMETHEUS).one("ScaledObject")
+    check_custom(scaled)
+    triggers = scaled["spec"]["triggers"]
     assert [trigger["metadata"]["ignoreNullValues"] for trigger in triggers] == ["false", "false"]
 
 

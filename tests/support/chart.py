@@ -142,6 +142,14 @@ def _template(name: str, overlay: str, kube: str, chart: Path, helm: str) -> sub
     return run_helm("template", *target, "--values", values_file(name), "--values", "-", helm=helm, stdin=overlay)
 
 
+def nested(path: str, value: Any) -> dict[str, Any]:
+    """An overlay that sets one key, by its path with dots."""
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    overlay: dict[str, Any] = value
+    return overlay
+
+
 def notes(name: str, overlay: Mapping[str, Any] | None = None) -> str:
     """What an operator reads after the installation."""
     done = run_helm(

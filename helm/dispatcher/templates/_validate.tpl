@@ -128,6 +128,16 @@ auth.mode=mtls in a mesh: the sidecar ends TLS, so our server never sees a calle
 {{- else if and .Values.tls.secretName (or $istio $linkerd) }}
 tls.secretName in a mesh: the sidecar hands calls on in the clear, so nobody would get through; take tls.secretName away
 {{- end }}
+{{- $names := list }}
+{{- range .Values.istio.serviceEntries }}
+{{- if has .name $names }}
+istio.serviceEntries: {{ .name }} is there twice
+{{- end }}
+{{- if and (eq .name "egress") (eq $.Values.egress.mode "gateway") }}
+istio.serviceEntries: egress is the name of what egress.mode=gateway makes; choose another
+{{- end }}
+{{- $names = append $names .name }}
+{{- end }}
 {{- end -}}
 
 {{- define "dispatcher.problems.egress" -}}
@@ -161,6 +171,14 @@ config.{{ $name }}: egress.mode=gateway sets it: https on 443 only
 {{- if or (gt (len $port) 5) (lt (atoi $port) 1) (gt (atoi $port) 65535) }}
 auth.jwt.keysUrl: {{ $port }} is no port
 {{- end }}
+{{- $peers := pick $policy "callers" "operators" "monitoring" "keda" "dns" }}
+{{- range $name := list "database" "jwks" "collector" }}
+{{- $_ := set $peers (printf "%s.to" $name) (index $policy $name).to }}
+{{- end }}
+{{- range $name, $list := $peers }}
+{{- include "dispatcher.problems.peers" (list (printf "networkPolicy.%s" $name) $list) }}
+{{- end }}
+{{- include "dispatcher.problems.peers" (list "egress.proxy.to" .Values.egress.proxy.to) }}
 {{- if $policy.enabled }}
 {{- $isPublicOnly := not (or $policy.extraEgress (include "dispatcher.setting" (list . "DISPATCHER_EGRESS_ALLOWED_NETWORKS" ""))) }}
 {{- if and (eq .Values.egress.mode "direct") (include "dispatcher.setting" (list . "DISPATCHER_EGRESS_ALLOWED_HOSTS" "")) $isPublicOnly }}
@@ -171,11 +189,21 @@ networkPolicy.database.port={{ int64 $policy.database.port }} with cnpg.enabled:
 {{- end }}
 {{- $collector := list }}
 {{- range $policy.collector.ports }}{{ $collector = append $collector (int64 . | toString) }}{{ end }}
-{{- range $name := list "OTEL_EXPORTER_OTLP_ENDPOINT" "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT" }}
-{{- $named := include "dispatcher.setting" (list $ $name "") | regexFind "^[a-z]+://[^/]*:[0-9]+" | regexFind "[0-9]+$" }}
-{{- if and $named (not $policy.extraEgress) (not (has $named $collector)) }}
-config.{{ $name }}: networkPolicy.collector.ports lacks {{ $named }}
+{{- if not $policy.extraEgress }}
+{{- range include "dispatcher.collectorPorts" . | fromYamlArray }}
+{{- if not (has .port $collector) }}
+{{ .where }}: networkPolicy.collector.ports lacks {{ .port }}, the port of {{ .endpoint }} by {{ .protocol }}
 {{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Peers of a NetworkPolicy: (list "path" peers). */}}
+{{- define "dispatcher.problems.peers" -}}
+{{- range last . }}
+{{- if and .ipBlock (gt (len .) 1) }}
+{{ first $ }}: ipBlock {{ .ipBlock.cidr }} stands beside a selector, which the API server refuses: make it a peer of its own
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -193,6 +221,9 @@ autoscaling.keda.trigger=prometheus needs autoscaling.keda.prometheusAddress
 {{- define "dispatcher.problems.others" -}}
 {{- if regexMatch "^[^a-z]" (include "dispatcher.fullname" .) }}
 {{ include "dispatcher.fullname" . }} begins with no letter, which a Service's name must: set fullnameOverride
+{{- end }}
+{{- if contains "." (include "dispatcher.fullname" .) }}
+{{ include "dispatcher.fullname" . }} has a dot, which a Service's name must not: set fullnameOverride
 {{- end }}
 {{- $given := get .Values.cnpg.parameters "max_connections" }}
 {{- if and .Values.cnpg.enabled $given (lt (int64 $given) (include "dispatcher.connections" . | int64 | add 10)) }}

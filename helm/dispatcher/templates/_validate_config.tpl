@@ -46,8 +46,11 @@ config.{{ $name }}: {{ . }} is not between {{ include "dispatcher.text" (first $
 config.DISPATCHER_EGRESS_ALLOWED_PORTS: {{ . | quote }} is no port and no range, such as 443,8000-8999
 {{- end }}
 {{- end }}
+{{- $octet := "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])" }}
+{{- $bits4 := "(3[0-2]|[12]?[0-9])" }}
+{{- $bits6 := "(12[0-8]|1[01][0-9]|[1-9]?[0-9])" }}
 {{- range include "dispatcher.allowedNetworks" . | fromYamlArray }}
-{{- if not (regexMatch "^([0-9]{1,3}([.][0-9]{1,3}){3}/[0-9]{1,2}|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*/[0-9]{1,3})$" .) }}
+{{- if not (regexMatch (printf "^(%s([.]%s){3}/%s|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*/%s)$" $octet $octet $bits4 $bits6) .) }}
 config.DISPATCHER_EGRESS_ALLOWED_NETWORKS: {{ . | quote }} is no network, such as 10.20.0.0/16
 {{- else if include "dispatcher.hasHostBits" . }}
 config.DISPATCHER_EGRESS_ALLOWED_NETWORKS: {{ . }} has bits beyond its prefix, which the service refuses
