@@ -134,8 +134,31 @@ def test_each_port_is_open_to_those_it_is_for() -> None:
 
 
 def test_an_empty_list_of_peers_opens_the_port_to_nobody() -> None:
-    none = {"networkPolicy": {"callers": [], "monitoring": []}, "adminService": {"enabled": True}}
-    assert render("minimal", none).one("NetworkPolicy")["spec"]["ingress"] == []
+    none: dict[str, Any] = {"networkPolicy": {"callers": [], "monitoring": [], "keda": []}}
+    scaled = {"autoscaling": {"mode": "keda"}}
+    assert render("minimal", none | scaled).one("NetworkPolicy")["spec"]["ingress"] == []
+
+
+OPERATORS = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "platform"}}}]
+
+
+@pytest.mark.parametrize("name", CI_VALUES)
+def test_each_port_of_a_service_is_open_to_somebody(name: str) -> None:
+    rendered = render(name)
+    numbers = {port["name"]: port["containerPort"] for port in rendered.container["ports"]}
+    offered = {numbers[port["targetPort"]] for each in rendered.all("Service") for port in each["spec"]["ports"]}
+    assert (50052 in offered) == (name in {"production", "istio", "linkerd"})
+    assert offered <= set(ingress(rendered))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [{"operators": OPERATORS}, {"extraIngress": [{"from": OPERATORS}]}, {"enabled": False}],
+    ids=["operators", "rule", "no policy"],
+)
+def test_a_service_for_operators_is_taken_where_something_lets_them_in(policy: dict[str, Any]) -> None:
+    rendered = render("minimal", {"adminService": {"enabled": True}, "networkPolicy": policy})
+    assert rendered.has("Service", "-admin")
 
 
 def test_the_database_is_the_chart_s_own_where_it_makes_one() -> None:

@@ -125,6 +125,7 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
         "config.DISPATCHER_EGRESS_ALLOW_HTTP: egress.mode=gateway sets it",
     ),
     ({"config": {"DISPATCHER_EGRESS_ALLOWED_HOSTS": "svc.cluster.local"}}, "a NetworkPolicy knows no names"),
+    ({"adminService": {"enabled": True}}, "adminService.enabled with networkPolicy.operators empty"),
     (
         {"cnpg": {"enabled": True}, "networkPolicy": {"database": {"port": 6432}}},
         "networkPolicy.database.port=6432 with cnpg.enabled: its pods listen on 5432",
