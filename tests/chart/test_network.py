@@ -176,6 +176,26 @@ def test_a_migration_reaches_the_database_and_names_and_nothing_else() -> None:
     assert ports == {53, 5432}
 
 
+OPENSHIFT_DNS = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "openshift-dns"}}}]
+
+
+def test_names_are_resolved_where_and_on_the_ports_that_are_said() -> None:
+    policy: dict[str, Any] = {"dns": OPENSHIFT_DNS, "dnsPorts": [53, 5353]}
+    rendered = render("minimal", {"networkPolicy": policy, "migrations": {"mode": "job"}})
+    asked = [{"protocol": protocol, "port": port} for port in (53, 5353) for protocol in ("UDP", "TCP")]
+    for suffix in ("", "-migrate"):
+        rules = rendered.one("NetworkPolicy", suffix)["spec"]["egress"]
+        assert rules[0] == {"to": OPENSHIFT_DNS, "ports": asked}
+
+
+def test_without_anywhere_to_resolve_names_no_rule_opens_their_port_to_the_world() -> None:
+    closed = {"networkPolicy": {"dns": []}, "migrations": {"mode": "job"}}
+    for suffix in ("", "-migrate"):
+        rules = render("minimal", closed).one("NetworkPolicy", suffix)["spec"]["egress"]
+        assert rules
+        assert not any(port["port"] == 53 for rule in rules for port in rule["ports"])
+
+
 def lets_out(rules: list[Object], port: int, address: str = "8.8.8.8") -> bool:
     """Whether a rule lets this address out on this port; a rule without peers lets out to all."""
     return any(

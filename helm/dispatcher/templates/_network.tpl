@@ -67,12 +67,17 @@
 {{- end }}
 {{- end -}}
 
+{{/* A rule without peers would open the ports to the world. */}}
 {{- define "dispatcher.dnsRule" -}}
+{{- with .Values.networkPolicy.dns -}}
 - to:
-    {{- toYaml .Values.networkPolicy.dns | nindent 4 }}
+    {{- toYaml . | nindent 4 }}
   ports:
-    - {protocol: UDP, port: 53}
-    - {protocol: TCP, port: 53}
+    {{- range $.Values.networkPolicy.dnsPorts }}
+    - {protocol: UDP, port: {{ int64 . }}}
+    - {protocol: TCP, port: {{ int64 . }}}
+    {{- end }}
+{{- end -}}
 {{- end -}}
 
 {{/* Migrations go past a pooler, an init container's as well, by a port of its own. */}}
