@@ -349,6 +349,7 @@ def test_a_collector_is_let_out_to_by_the_port_that_its_setting_names() -> None:
 
 
 AMBIENT: dict[str, Any] = {"istio": {"ambient": True}}
+MONITORING = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
 
 
 def test_in_ambient_mode_ztunnel_s_port_is_open_wherever_a_pod_of_the_mesh_may_be() -> None:
@@ -404,6 +405,24 @@ def test_between_pods_of_linkerd_the_proxy_s_port_is_the_one_that_packets_have()
     reached = {port["port"] for rule in egress_rules(render("linkerd")) for port in rule["ports"]}
     assert {8080, 8086, 8090} <= reached
     assert {15012} <= {port["port"] for rule in egress_rules(render("istio")) for port in rule.get("ports", ())}
+
+
+@pytest.mark.parametrize(
+    ("values", "overlay", "ports"),
+    [
+        ("minimal", {}, [8080]),
+        ("istio", {}, [8080, 15020, 15090]),
+        ("linkerd", {}, [8080, 4191, 4143]),
+        ("minimal", AMBIENT, [8080, 15008]),
+    ],
+    ids=["no mesh", "istio", "linkerd", "ambient"],
+)
+def test_who_reads_our_metrics_reads_those_of_the_sidecar(
+    values: str, overlay: dict[str, Any], ports: list[int]
+) -> None:
+    rules = render(values, overlay).one("NetworkPolicy")["spec"]["ingress"]
+    (opened,) = (rule["ports"] for rule in rules if rule["from"] == MONITORING)
+    assert opened == [{"protocol": "TCP", "port": port} for port in ports]
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,14 @@
 {{- end }}
 {{- end -}}
 
+{{/* Where a sidecar tells of itself: Istio's agent and its Envoy, Linkerd's proxy. It does not capture these ports. */}}
+{{- define "dispatcher.proxyMetricsPorts" -}}
+{{- $ports := list -}}
+{{- if .Values.istio.enabled -}}{{- $ports = concat $ports (list 15020 15090) -}}{{- end -}}
+{{- if .Values.linkerd.enabled -}}{{- $ports = append $ports 4191 -}}{{- end -}}
+{{- toYaml $ports -}}
+{{- end -}}
+
 {{/* Ports as packets have them: between two pods of a mesh Linkerd's proxy's own takes their place, and in Istio's ambient
      mode ztunnel's. (list $ port…) */}}
 {{- define "dispatcher.meshedPorts" -}}

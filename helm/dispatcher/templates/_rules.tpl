@@ -11,7 +11,8 @@
 {{- $rules = append $rules (dict "from" .operators "ports" (include "dispatcher.meshedPorts" (list $ 50052) | fromYamlArray)) -}}
 {{- end -}}
 {{- if .monitoring -}}
-{{- $rules = append $rules (dict "from" .monitoring "ports" (include "dispatcher.meshedPorts" (list $ 8080) | fromYamlArray)) -}}
+{{- $ports := concat (list 8080) (include "dispatcher.proxyMetricsPorts" $ | fromYamlArray) -}}
+{{- $rules = append $rules (dict "from" .monitoring "ports" (include "dispatcher.meshedPorts" (concat (list $) $ports) | fromYamlArray)) -}}
 {{- end -}}
 {{- if and $hasScaler .keda -}}
 {{- /* The port is kept out of a sidecar; ambient mode knows no exceptions. */ -}}
