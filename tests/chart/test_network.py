@@ -144,8 +144,31 @@ def test_each_port_is_open_to_those_it_is_for() -> None:
 
 
 def test_an_empty_list_of_peers_opens_the_port_to_nobody() -> None:
-    none = {"networkPolicy": {"callers": [], "monitoring": []}, "adminService": {"enabled": True}}
-    assert render("minimal", none).one("NetworkPolicy")["spec"]["ingress"] == []
+    none: dict[str, Any] = {"networkPolicy": {"callers": [], "monitoring": [], "keda": []}}
+    scaled = {"autoscaling": {"mode": "keda"}}
+    assert render("minimal", none | scaled).one("NetworkPolicy")["spec"]["ingress"] == []
+
+
+OPERATORS = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "platform"}}}]
+
+
+@pytest.mark.parametrize("name", CI_VALUES)
+def test_each_port_of_a_service_is_open_to_somebody(name: str) -> None:
+    rendered = render(name)
+    numbers = {port["name"]: port["containerPort"] for port in rendered.container["ports"]}
+    offered = {numbers[port["targetPort"]] for each in rendered.all("Service") for port in each["spec"]["ports"]}
+    assert (50052 in offered) == (name in {"production", "istio", "linkerd"})
+    assert offered <= set(ingress(rendered))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [{"operators": OPERATORS}, {"extraIngress": [{"from": OPERATORS}]}, {"enabled": False}],
+    ids=["operators", "rule", "no policy"],
+)
+def test_a_service_for_operators_is_taken_where_something_lets_them_in(policy: dict[str, Any]) -> None:
+    rendered = render("minimal", {"adminService": {"enabled": True}, "networkPolicy": policy})
+    assert rendered.has("Service", "-admin")
 
 
 def test_the_database_is_the_chart_s_own_where_it_makes_one() -> None:
@@ -161,6 +184,26 @@ def test_a_migration_reaches_the_database_and_names_and_nothing_else() -> None:
     assert spec["ingress"] == []
     ports = {port["port"] for rule in spec["egress"] for port in rule["ports"]}
     assert ports == {53, 5432}
+
+
+OPENSHIFT_DNS = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "openshift-dns"}}}]
+
+
+def test_names_are_resolved_where_and_on_the_ports_that_are_said() -> None:
+    policy: dict[str, Any] = {"dns": OPENSHIFT_DNS, "dnsPorts": [53, 5353]}
+    rendered = render("minimal", {"networkPolicy": policy, "migrations": {"mode": "job"}})
+    asked = [{"protocol": protocol, "port": port} for port in (53, 5353) for protocol in ("UDP", "TCP")]
+    for suffix in ("", "-migrate"):
+        rules = rendered.one("NetworkPolicy", suffix)["spec"]["egress"]
+        assert rules[0] == {"to": OPENSHIFT_DNS, "ports": asked}
+
+
+def test_without_anywhere_to_resolve_names_no_rule_opens_their_port_to_the_world() -> None:
+    closed = {"networkPolicy": {"dns": []}, "migrations": {"mode": "job"}}
+    for suffix in ("", "-migrate"):
+        rules = render("minimal", closed).one("NetworkPolicy", suffix)["spec"]["egress"]
+        assert rules
+        assert not any(port["port"] == 53 for rule in rules for port in rule["ports"])
 
 
 def lets_out(rules: list[Object], port: int, address: str = "8.8.8.8") -> bool:
@@ -378,6 +421,7 @@ def test_grpc_takes_443_where_no_port_is_named(scheme: str) -> None:
 
 
 AMBIENT: dict[str, Any] = {"istio": {"ambient": True}}
+MONITORING = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
 
 
 def test_in_ambient_mode_ztunnel_s_port_is_open_wherever_a_pod_of_the_mesh_may_be() -> None:
@@ -433,6 +477,24 @@ def test_between_pods_of_linkerd_the_proxy_s_port_is_the_one_that_packets_have()
     reached = {port["port"] for rule in egress_rules(render("linkerd")) for port in rule["ports"]}
     assert {8080, 8086, 8090} <= reached
     assert {15012} <= {port["port"] for rule in egress_rules(render("istio")) for port in rule.get("ports", ())}
+
+
+@pytest.mark.parametrize(
+    ("values", "overlay", "ports"),
+    [
+        ("minimal", {}, [8080]),
+        ("istio", {}, [8080, 15020, 15090]),
+        ("linkerd", {}, [8080, 4191, 4143]),
+        ("minimal", AMBIENT, [8080, 15008]),
+    ],
+    ids=["no mesh", "istio", "linkerd", "ambient"],
+)
+def test_who_reads_our_metrics_reads_those_of_the_sidecar(
+    values: str, overlay: dict[str, Any], ports: list[int]
+) -> None:
+    rules = render(values, overlay).one("NetworkPolicy")["spec"]["ingress"]
+    (opened,) = (rule["ports"] for rule in rules if rule["from"] == MONITORING)
+    assert opened == [{"protocol": "TCP", "port": port} for port in ports]
 
 
 @pytest.mark.parametrize(

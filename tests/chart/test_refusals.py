@@ -36,6 +36,7 @@ BY_SCHEMA: list[tuple[dict[str, Any], str]] = [
     ({"config": {"DISPATCHER_WORKERS": 65}}, "at '/config/DISPATCHER_WORKERS': maximum: got 65, want 64"),
     ({"config": {"DISPATCHER_LOG_LEVEL": "loud"}}, "value must be one of 'debug', 'info', 'warning', 'error'"),
     ({"egress": {"gateway": {"hosts": ["*.example.com"]}}}, "at '/egress/gateway/hosts/0'"),
+    ({"networkPolicy": {"dnsPorts": []}}, "at '/networkPolicy/dnsPorts': minItems"),
     *(({"config": {"DISPATCHER_WORKERS": text}}, "at '/config/DISPATCHER_WORKERS'") for text in ("two", "2.5", " 2")),
     ({"config": {"DISPATCHER_DELIVERY_DRAIN_S": "abc"}}, "at '/config/DISPATCHER_DELIVERY_DRAIN_S'"),
     ({"extraEnv": [{"name": "A", "valueFrom": {"fooRef": {"name": "x"}}}]}, "additional properties 'fooRef' not"),
@@ -142,6 +143,7 @@ BY_THE_CHART: list[tuple[dict[str, Any], str]] = [
         "config.DISPATCHER_EGRESS_ALLOW_HTTP: egress.mode=gateway sets it",
     ),
     ({"config": {"DISPATCHER_EGRESS_ALLOWED_HOSTS": "svc.cluster.local"}}, "a NetworkPolicy knows no names"),
+    ({"adminService": {"enabled": True}}, "adminService.enabled with networkPolicy.operators empty"),
     (
         {"cnpg": {"enabled": True}, "networkPolicy": {"database": {"port": 6432}}},
         "networkPolicy.database.port=6432 with cnpg.enabled: its pods listen on 5432",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatch
 from typing import Any
 
 import pytest
@@ -240,6 +241,94 @@ def test_istio_takes_mtls_only_save_for_prometheus_and_from_those_named() -> Non
     assert set(opened) == {"50051", "50052", "8080"}
     assert opened["50052"] == [{"source": {"principals": ["cluster.local/ns/platform/sa/webhooks"]}}]
     assert opened["8080"] is None
+
+
+PLATFORM_PODS = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "platform"}}}
+AMBIENT: dict[str, Any] = {
+    "istio": {
+        "ambient": True,
+        "authorizationPolicy": {
+            "principals": ["cluster.local/ns/shop/sa/*"],
+            "operators": ["cluster.local/ns/platform/sa/webhooks"],
+        },
+    },
+    "adminService": {"enabled": True},
+    "networkPolicy": {"operators": [PLATFORM_PODS]},
+    "autoscaling": {"mode": "keda"},
+}
+SHOP, PLATFORM = "cluster.local/ns/shop/sa/web", "cluster.local/ns/platform/sa/webhooks"
+PROMETHEUS, KEDA = "cluster.local/ns/monitoring/sa/prometheus", "cluster.local/ns/keda/sa/keda-operator"
+PORTS = (50051, 50052, 50053, 8080)
+
+
+def ztunnel_lets_in(rendered: Rendered, principal: str | None) -> set[int]:
+    """The ports that the AuthorizationPolicy opens to an identity; None is somebody outside of the mesh."""
+    policy = rendered.one("AuthorizationPolicy")
+    check_custom(policy)
+    assert policy["spec"]["action"] == "ALLOW"
+    return {port for port in PORTS if any(_allows(rule, port, principal) for rule in policy["spec"]["rules"])}
+
+
+def _allows(rule: Object, port: int, principal: str | None) -> bool:
+    (to,) = rule["to"]
+    assert set(to["operation"]) == {"ports"}  # it knows nothing of HTTP
+    sources = [each["source"] for each in rule.get("from", [])]
+    return str(port) in to["operation"]["ports"] and (not sources or any(_is_from(each, principal) for each in sources))
+
+
+def _is_from(source: dict[str, list[str]], principal: str | None) -> bool:
+    namespace = principal and principal.split("/")[2]
+    asked = {"principals": principal, "notPrincipals": principal, "namespaces": namespace}
+    return all(
+        (found is not None and any(fnmatch(found, pattern) for pattern in patterns)) != key.startswith("not")
+        for key, patterns in source.items()
+        for found in [asked[key]]
+    )
+
+
+def test_in_ambient_mode_ztunnel_tells_ports_apart_that_are_one_to_the_network_policy() -> None:
+    rendered = render("minimal", AMBIENT)
+    assert not rendered.has("PeerAuthentication")
+    opened = {who: ztunnel_lets_in(rendered, who) for who in (SHOP, PLATFORM, PROMETHEUS, KEDA, None)}
+    assert opened == {SHOP: {50051}, PLATFORM: {50052}, PROMETHEUS: {8080}, KEDA: {50053}, None: {8080, 50053}}
+
+
+def test_in_ambient_mode_callers_are_all_that_have_an_identity_and_operators_nobody_unless_it_is_said() -> None:
+    rendered = render("minimal", {"istio": {"ambient": True}})
+    assert ztunnel_lets_in(rendered, SHOP) == {50051}
+    assert ztunnel_lets_in(rendered, PROMETHEUS) == {50051, 8080}
+    assert ztunnel_lets_in(rendered, None) == {8080}
+
+
+@pytest.mark.parametrize(
+    ("peer", "opened"),
+    [
+        ({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "shop", "team": "a"}}}, True),
+        ({"namespaceSelector": {}}, True),
+        ({"namespaceSelector": {}, "podSelector": {}}, True),
+        ({"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "prometheus"}}}, False),
+        ({"namespaceSelector": {"matchLabels": {"team": "a"}}}, False),
+        ({"namespaceSelector": {"matchExpressions": [{"key": "team", "operator": "Exists"}]}}, False),
+        ({"podSelector": {"matchLabels": {"app": "prometheus"}}}, False),
+        ({"ipBlock": {"cidr": "10.0.0.0/8"}}, False),
+    ],
+)
+def test_in_ambient_mode_peers_are_taken_by_the_names_of_their_namespaces(peer: dict[str, Any], opened: bool) -> None:
+    rendered = render("minimal", {"istio": {"ambient": True}, "networkPolicy": {"monitoring": [peer]}})
+    assert (8080 in ztunnel_lets_in(rendered, SHOP)) == opened
+    if set(peer) == {"podSelector"}:
+        assert 8080 in ztunnel_lets_in(rendered, f"cluster.local/ns/{NAMESPACE}/sa/prometheus")
+
+
+def test_in_ambient_mode_without_a_network_policy_the_ports_for_those_outside_are_open() -> None:
+    rendered = render("minimal", AMBIENT | {"networkPolicy": {"enabled": False}})
+    assert ztunnel_lets_in(rendered, SHOP) == {50051, 50053, 8080}
+    assert ztunnel_lets_in(rendered, None) == {50053, 8080}
+
+
+def test_in_ambient_mode_one_s_own_policies_can_take_the_place_of_the_chart_s() -> None:
+    off = {"istio": {"ambient": True, "authorizationPolicy": {"enabled": False}}}
+    assert not render("minimal", off).has("AuthorizationPolicy")
 
 
 def test_outlier_detection_is_off_unless_it_is_asked_for() -> None:

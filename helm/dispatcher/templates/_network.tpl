@@ -67,12 +67,17 @@
 {{- end }}
 {{- end -}}
 
+{{/* A rule without peers would open the ports to the world. */}}
 {{- define "dispatcher.dnsRule" -}}
+{{- with .Values.networkPolicy.dns -}}
 - to:
-    {{- toYaml .Values.networkPolicy.dns | nindent 4 }}
+    {{- toYaml . | nindent 4 }}
   ports:
-    - {protocol: UDP, port: 53}
-    - {protocol: TCP, port: 53}
+    {{- range $.Values.networkPolicy.dnsPorts }}
+    - {protocol: UDP, port: {{ int64 . }}}
+    - {protocol: TCP, port: {{ int64 . }}}
+    {{- end }}
+{{- end -}}
 {{- end -}}
 
 {{/* Migrations go past a pooler, an init container's as well, by a port of its own. */}}
@@ -126,6 +131,14 @@
   ports:
     {{- include "dispatcher.meshedPorts" (list . 8080 8086 8090) | trim | nindent 4 }}
 {{- end }}
+{{- end -}}
+
+{{/* Where a sidecar tells of itself: Istio's agent and its Envoy, Linkerd's proxy. It does not capture these ports. */}}
+{{- define "dispatcher.proxyMetricsPorts" -}}
+{{- $ports := list -}}
+{{- if .Values.istio.enabled -}}{{- $ports = concat $ports (list 15020 15090) -}}{{- end -}}
+{{- if .Values.linkerd.enabled -}}{{- $ports = append $ports 4191 -}}{{- end -}}
+{{- toYaml $ports -}}
 {{- end -}}
 
 {{/* Ports as packets have them: between two pods of a mesh Linkerd's proxy's own takes their place, and in Istio's ambient

@@ -11,7 +11,8 @@
 {{- $rules = append $rules (dict "from" .operators "ports" (include "dispatcher.meshedPorts" (list $ 50052) | fromYamlArray)) -}}
 {{- end -}}
 {{- if .monitoring -}}
-{{- $rules = append $rules (dict "from" .monitoring "ports" (include "dispatcher.meshedPorts" (list $ 8080) | fromYamlArray)) -}}
+{{- $ports := concat (list 8080) (include "dispatcher.proxyMetricsPorts" $ | fromYamlArray) -}}
+{{- $rules = append $rules (dict "from" .monitoring "ports" (include "dispatcher.meshedPorts" (concat (list $) $ports) | fromYamlArray)) -}}
 {{- end -}}
 {{- if and $hasScaler .keda -}}
 {{- /* The port is kept out of a sidecar; ambient mode knows no exceptions. */ -}}
@@ -62,4 +63,44 @@
         matchLabels:
           {{- toYaml .Values.egress.gateway.selector | nindent 10 }}
 {{- end -}}
+{{- end -}}
+
+{{/* Who, in the eyes of ztunnel, reaches a port that may be asked from outside the mesh: (list $ port "list of the
+     NetworkPolicy"). Who has no identity comes in the clear, past no tunnel, so the NetworkPolicy sees the port itself and
+     decides; who has one comes by 15008, which is all that the NetworkPolicy sees. */}}
+{{- define "dispatcher.ambientRule" -}}
+{{- $root := index . 0 -}}
+- to:
+    - operation:
+        ports: [{{ index . 1 | quote }}]
+  {{- if $root.Values.networkPolicy.enabled }}
+  from:
+    - source:
+        notPrincipals: ["*"]
+    {{- with include "dispatcher.namespacesOf" (list $root (index $root.Values.networkPolicy (index . 2))) | fromYamlArray }}
+    - source:
+        namespaces:
+          {{- toYaml . | nindent 10 }}
+    {{- end }}
+  {{- end }}
+{{- end -}}
+
+{{/* The namespaces of peers, as far as they have names: (list $ peers). What only some pods of all namespaces are is left
+     out, since it would be all of them. */}}
+{{- define "dispatcher.namespacesOf" -}}
+{{- $root := index . 0 -}}
+{{- $found := list -}}
+{{- range index . 1 -}}
+{{- $labels := default dict (.namespaceSelector).matchLabels -}}
+{{- if hasKey $labels "kubernetes.io/metadata.name" -}}
+{{- $found = append $found (index $labels "kubernetes.io/metadata.name") -}}
+{{- else if not (kindIs "invalid" .namespaceSelector) -}}
+{{- if not (or $labels .namespaceSelector.matchExpressions (.podSelector).matchLabels (.podSelector).matchExpressions) -}}
+{{- $found = append $found "*" -}}
+{{- end -}}
+{{- else if not (kindIs "invalid" .podSelector) -}}
+{{- $found = append $found $root.Release.Namespace -}}
+{{- end -}}
+{{- end -}}
+{{- uniq $found | toYaml -}}
 {{- end -}}

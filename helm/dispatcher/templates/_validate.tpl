@@ -184,6 +184,9 @@ auth.jwt.keysUrl: {{ $port }} is no port
 {{- if and (eq .Values.egress.mode "direct") (include "dispatcher.setting" (list . "DISPATCHER_EGRESS_ALLOWED_HOSTS" "")) $isPublicOnly }}
 config.DISPATCHER_EGRESS_ALLOWED_HOSTS: a NetworkPolicy knows no names, so it lets nothing out to those hosts; let out to their addresses by networkPolicy.extraEgress, or to whole networks by config.DISPATCHER_EGRESS_ALLOWED_NETWORKS
 {{- end }}
+{{- if and .Values.adminService.enabled (not (or $policy.operators $policy.extraIngress)) }}
+adminService.enabled with networkPolicy.operators empty: its Service would be there, and nobody let in; name who may reach it, or let them in by networkPolicy.extraIngress
+{{- end }}
 {{- if and .Values.cnpg.enabled (ne (int64 $policy.database.port) 5432) }}
 networkPolicy.database.port={{ int64 $policy.database.port }} with cnpg.enabled: its pods listen on 5432
 {{- end }}
