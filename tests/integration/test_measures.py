@@ -41,7 +41,7 @@ async def test_the_database_s_and_the_upkeep_s_gauges_are_there(database: TestDa
             shown = Exposition.of(page_of(service)).labels
             return {"dispatcher_database_xmin_held_seconds", "dispatcher_retention_blocked"} <= shown.keys()
 
-        await until(are_there)
+        await until(are_there, 30)
         values = Exposition.of(page_of(service)).values
     assert values["dispatcher_database_xmin_age", "dispatcher_xmin_holder"] == {
         "session",
@@ -60,4 +60,4 @@ async def test_it_tells_when_upkeep_last_went_through(database: TestDatabase) ->
             points = service.node.core.telemetry.instruments.upkeep_last_success_s._points
             return any(began_s <= at_s <= time.time() for at_s, _ in points)
 
-        await until(has_gone_through)
+        await until(has_gone_through, 30)

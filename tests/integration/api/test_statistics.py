@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.integration.api.test_access import ALICE, BOB, bearer, guarded, tenan
 from tests.support.api import Api, event, refused, serving
 from tests.support.backlog import add_rows, attempt_at
 from tests.support.postgres import TestDatabase
+from tests.support.waiting import until
 
 ENDPOINT = "tenants/acme/endpoints/billing"
 PLACES = STATISTICS_MAX + STATISTICS_WAITING_MAX
@@ -47,6 +49,16 @@ async def tenants_for(api: Api, calls: int) -> list[str]:
     for name in names:
         await api.tenant(name)
     return (names * STATISTICS_EACH_MAX)[:calls]
+
+
+async def until_done(tasks: Iterable[asyncio.Task[Any]], count: int) -> tuple[list[Any], list[Any]]:
+    """Those that have ended, so many at least, and the others."""
+
+    async def are_done() -> bool:
+        return sum(task.done() for task in tasks) >= count
+
+    await until(are_done, 10)
+    return [task for task in tasks if task.done()], [task for task in tasks if not task.done()]
 
 
 async def never(*_arguments: Any) -> Any:
@@ -187,14 +199,25 @@ async def test_many_ask_for_a_tenants_status_and_few_at_a_time_are_worked_out(
 async def test_more_calls_for_a_tenants_status_than_may_wait_are_refused_and_none_waits_longer_than_a_call_may_take(
     database: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with serving(database.options, statistics_timeout_s=0.5) as api:
+    entered = 0
+
+    async def stay(*_arguments: Any) -> Any:
+        nonlocal entered
+        entered += 1
+        await never()
+
+    async def have_entered() -> bool:
+        return entered == STATISTICS_MAX
+
+    async with serving(database.options, statistics_timeout_s=1) as api:
         names = await tenants_for(api, PLACES + 3)
-        monkeypatch.setattr(store, "read", never)
+        monkeypatch.setattr(store, "read", stay)
         stuck = [asyncio.create_task(tenant_status(api, name, timeout=30)) for name in names[:STATISTICS_MAX]]
+        await until(have_entered)
         refusals = [
             asyncio.create_task(refused(tenant_status(api, name, timeout=30))) for name in names[STATISTICS_MAX:]
         ]
-        done, waiting = await asyncio.wait(refusals, timeout=1.0)
+        done, waiting = await until_done(refusals, 3)
         assert (len(done), len(waiting)) == (3, STATISTICS_WAITING_MAX), "those beyond are refused at once"
         for error in [*[task.result() for task in done], *await asyncio.gather(*waiting)]:
             assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TENANT_STATUSES_MAX")
@@ -212,9 +235,9 @@ async def test_a_tenant_that_asks_and_asks_keeps_no_other_from_its_status(
     names = await tenants_for(api, STATISTICS_EACH_MAX + 1)
     monkeypatch.setattr(store, "read", never)
     many = [asyncio.create_task(tenant_status(api, names[0], timeout=30)) for _ in range(PLACES)]
-    beyond, waiting = await asyncio.wait(many, timeout=1.0)
+    beyond, waiting = await until_done(many, PLACES - STATISTICS_EACH_MAX)
     assert len(waiting) == STATISTICS_EACH_MAX
-    codes = {task.exception().code() for task in beyond}  # type: ignore[union-attr]
+    codes = {task.exception().code() for task in beyond}
     assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
     other = asyncio.create_task(tenant_status(api, names[1], timeout=30))
     for task in waiting:
@@ -225,21 +248,22 @@ async def test_a_tenant_that_asks_and_asks_keeps_no_other_from_its_status(
 
 
 async def test_endpoint_statuses_that_are_asked_for_in_great_number_come_without_statistics(
-    api: Api, monkeypatch: pytest.MonkeyPatch
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They would take the pool and the core from the deliveries."""
-    await api.tenant()
-    await api.endpoint()
-    monkeypatch.setattr(recent, "of_endpoint", never)
-    many = [asyncio.create_task(endpoint_status(api, timeout=30)) for _ in range(PLACES)]
-    beyond, waiting = await asyncio.wait(many, timeout=1.0)
-    assert len(waiting) == STATISTICS_EACH_MAX
-    assert not any(task.result().HasField("recent") for task in beyond)
-    for task in waiting:
-        task.cancel()
-    await asyncio.wait(waiting)
-    monkeypatch.undo()
-    assert (await endpoint_status(api)).HasField("recent"), "their turns are free again"
+    async with serving(database.options, statistics_timeout_s=20) as api:
+        await api.tenant()
+        await api.endpoint()
+        monkeypatch.setattr(recent, "of_endpoint", never)
+        many = [asyncio.create_task(endpoint_status(api, timeout=30)) for _ in range(PLACES)]
+        beyond, waiting = await until_done(many, PLACES - STATISTICS_EACH_MAX)
+        assert len(waiting) == STATISTICS_EACH_MAX
+        assert not any(task.result().HasField("recent") for task in beyond)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        monkeypatch.undo()
+        assert (await endpoint_status(api)).HasField("recent"), "their turns are free again"
 
 
 async def test_a_callers_deadline_bounds_its_tenants_status(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,11 +75,15 @@ async def test_a_receiver_that_the_egress_proxy_alone_does_not_reach_spends_no_b
     """While others get through, it is the receiver's; the endpoint waits long after its first attempt that counts."""
     dead = closed_port()
     patient = {"retry_policy": {"exponential": {"min_backoff": {"seconds": 60}, "max_backoff": {"seconds": 60}}}}
-    async with proxy() as by, Receiver() as receiver, running_service(database.dsn, **BY | {PROXY: by.url}) as service:
+    async with (
+        proxy() as by,
+        Receiver() as receiver,
+        running_service(database.dsn, **BY | {PROXY: by.url, "slo_threshold_s": "8"}) as service,
+    ):
         by.failing[dead] = b""
         await service.tenant()
         await service.endpoint("up", receiver.url("up"))
-        await service.endpoint("dead", f"http://127.0.0.1:{dead}/", timeout={"nanos": 200_000_000}, **patient)
+        await service.endpoint("dead", f"http://127.0.0.1:{dead}/", timeout={"nanos": 500_000_000}, **patient)
         await service.publish("e-1", "e-2", "e-3")
         await until_results(service, {"good": 4, "excused": 2})
 
@@ -221,7 +225,7 @@ async def test_a_database_that_lets_nothing_be_read_shows_for_as_long_as_it_last
 
 
 async def test_what_is_parked_untried_is_counted_once_and_spends_no_budget(database: TestDatabase) -> None:
-    patient = SOON | {"retry_min_s": "2", "retry_max_s": "2", "lane_rows_max": "16"}
+    patient = SOON | {"slo_threshold_s": "30", "retry_min_s": "2", "retry_max_s": "2", "lane_rows_max": "16"}
     async with Receiver() as receiver, running_service(database.dsn, **patient) as service:
         receiver.on("a", lambda request: Answer(500 if request.event_id == "e-0" else 200))
         await service.tenant()
