@@ -202,13 +202,14 @@ class DeliveryServicer(delivery_pb2_grpc.DeliveryServiceServicer):
     ) -> delivery_pb2.EndpointStatus:
         tenant, endpoint = parse_name(request.name, "tenants/{tenant}/endpoints/{endpoint}/status")
         status = await endpoint_status.read(self._database, tenant, endpoint)
-        lately = await self._lately(tenant, status.endpoint.key)
+        lately = await self._lately(tenant, status.endpoint.key, context)
         return convert.status_message(tenant, status, self._retry, lately)
 
-    async def _lately(self, tenant: str, key: EndpointKey) -> DeliveryStatistics | None:
+    async def _lately(self, tenant: str, key: EndpointKey, context: Context) -> DeliveryStatistics | None:
         """How an endpoint's deliveries have gone; None where it takes too long, or so many ask that others would be
         kept from their work."""
-        deadline = asyncio.get_running_loop().time() + self._statistics.timeout_s
+        # Half of the time for the turn: an answer without statistics is better than none.
+        deadline = asyncio.get_running_loop().time() + wait_s(context, self._statistics.timeout_s) / 2
         try:
             async with self._endpoint_turns.turn(tenant, deadline):
                 return await recent.of_endpoint(self._database, key, self._statistics)
