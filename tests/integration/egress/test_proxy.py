@@ -86,6 +86,22 @@ async def test_an_https_receiver_is_tunnelled_to_by_its_checked_address_and_veri
     assert credentials not in got
 
 
+async def test_the_proxy_is_told_who_asks_with_each_tunnel_also_with_those_that_only_probe_it() -> None:
+    dead = closed_port()
+    async with (
+        proxy() as by,
+        hostile_server(answering(OK)) as server,
+        client(by.url.replace("//", "//user:pass@")) as c,
+    ):
+        by.failing[dead] = BARE_503
+        assert (await c.post(request(f"http://127.0.0.1:{server.port}/"))).is_success
+        await kinds(c, f"http://127.0.0.1:{dead}/", 1)
+    asked_for = [head.split(b" ")[1].decode() for head in by.asked]
+    assert asked_for == [f"127.0.0.1:{port}" for port in (server.port, dead, server.port)], "the last is a probe"
+    credentials = b"Proxy-Authorization: Basic " + base64.b64encode(b"user:pass") + b"\r\n"
+    assert [credentials in head for head in by.asked] == [True] * 3
+
+
 async def test_an_http_receiver_is_tunnelled_to_as_well_and_finds_its_own_name_in_host() -> None:
     async with (
         proxy() as by,
@@ -285,7 +301,7 @@ async def test_what_the_settings_name_tells_of_the_proxy_where_there_is_a_single
 @pytest.mark.parametrize(("answer", "words"), [PROXYS_OWN[0], PROXYS_OWN[1], *PROXYS_OWN[4:]])
 async def test_what_no_receiver_can_cause_is_the_proxys_whatever_it_does_for_others(answer: bytes, words: str) -> None:
     dead = closed_port()
-    async with proxy() as by, hostile_server(answering(OK)) as server, client(by.url) as c:
+    async with proxy() as by, hostile_server(answering(LAST)) as server, client(by.url) as c:
         by.failing[dead] = answer
         for _ in range(4):
             assert (await c.post(request(f"http://127.0.0.1:{server.port}/"))).is_success
