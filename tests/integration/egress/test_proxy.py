@@ -86,6 +86,22 @@ async def test_an_https_receiver_is_tunnelled_to_by_its_checked_address_and_veri
     assert credentials not in got
 
 
+async def test_the_proxy_is_told_who_asks_with_each_tunnel_also_with_those_that_only_probe_it() -> None:
+    dead = closed_port()
+    async with (
+        proxy() as by,
+        hostile_server(answering(OK)) as server,
+        client(by.url.replace("//", "//user:pass@")) as c,
+    ):
+        by.failing[dead] = BARE_503
+        assert (await c.post(request(f"http://127.0.0.1:{server.port}/"))).is_success
+        await kinds(c, f"http://127.0.0.1:{dead}/", 1)
+    asked_for = [head.split(b" ")[1].decode() for head in by.asked]
+    assert asked_for == [f"127.0.0.1:{port}" for port in (server.port, dead, server.port)], "the last is a probe"
+    credentials = b"Proxy-Authorization: Basic " + base64.b64encode(b"user:pass") + b"\r\n"
+    assert [credentials in head for head in by.asked] == [True] * 3
+
+
 async def test_an_http_receiver_is_tunnelled_to_as_well_and_finds_its_own_name_in_host() -> None:
     async with (
         proxy() as by,
@@ -228,11 +244,17 @@ UNEXPLAINED = [
 ]
 
 
-async def kinds(c: WebhookClient, url: str, count: int) -> list[ExchangeKind]:
-    """Of so many attempts, each after the probe that the one before has set off, if there was one."""
+def timeout_of(answer: bytes) -> float:
+    """As short as a test may wait where nothing is answered, else long enough for any machine to answer."""
+    return 5.0 if answer else 0.2
+
+
+async def kinds(c: WebhookClient, url: str, count: int, answer: bytes = BARE_503) -> list[ExchangeKind]:
+    """Of so many attempts, each after the probe that the one before has set off, if there was one. `answer`: what the
+    proxy answers to them."""
     found = []
     for _ in range(count):
-        found.append((await c.post(request(url, timeout_s=0.2))).kind)
+        found.append((await c.post(request(url, timeout_s=timeout_of(answer)))).kind)
         await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "proxy-probe"))
     return found
 
@@ -245,10 +267,10 @@ async def test_a_receiver_that_a_proxy_does_not_reach_is_at_fault_once_that_prox
     async with proxy() as by, hostile_server(answering(OK)) as server, client(by.url) as c:
         by.failing[dead] = answer
         assert (await c.post(request(f"http://127.0.0.1:{server.port}/"))).is_success
-        found = await kinds(c, f"http://127.0.0.1:{dead}/", 3)
+        found = await kinds(c, f"http://127.0.0.1:{dead}/", 3, answer)
         assert found == [ExchangeKind.EGRESS_PROXY_FAILED, kind, kind]
         assert len(server.requests) == 1, "a probe is no request"
-        told = await c.post(request(f"http://127.0.0.1:{dead}/", timeout_s=0.2))
+        told = await c.post(request(f"http://127.0.0.1:{dead}/", timeout_s=timeout_of(answer)))
     assert told.error == "the egress proxy gets through to others, but not to the receiver"
 
 
@@ -265,7 +287,7 @@ async def test_a_proxy_that_reaches_nobody_any_more_is_at_fault_as_long_as_that_
         urls = [f"http://127.0.0.1:{server.port}/" for server in (one, other)]
         assert [(await c.post(request(url))).is_success for url in urls] == [True, True]
         by.failing = {one.port: answer, other.port: answer}
-        found = [await kinds(c, url, 1) for _ in range(4) for url in urls]
+        found = [await kinds(c, url, 1, answer) for _ in range(4) for url in urls]
         assert found == [[ExchangeKind.EGRESS_PROXY_FAILED]] * 8
         by.failing = {}
         assert [(await c.post(request(url))).is_success for url in urls] == [True, True]
@@ -277,7 +299,7 @@ async def test_what_the_settings_name_tells_of_the_proxy_where_there_is_a_single
         probe = ProbeOptions(interval_s=0.01, target=Target.parse(f"localhost:{named.port}"))
         async with client(by.url, probe=probe) as c:
             by.failing[dead] = SILENCE
-            found = await kinds(c, f"http://127.0.0.1:{dead}/", 4)
+            found = await kinds(c, f"http://127.0.0.1:{dead}/", 4, SILENCE)
     assert found == [ExchangeKind.EGRESS_PROXY_FAILED] * 2 + [ExchangeKind.TIMEOUT] * 2
     assert [head for head in by.asked if head.startswith(b"CONNECT localhost:")]
 
@@ -285,7 +307,7 @@ async def test_what_the_settings_name_tells_of_the_proxy_where_there_is_a_single
 @pytest.mark.parametrize(("answer", "words"), [PROXYS_OWN[0], PROXYS_OWN[1], *PROXYS_OWN[4:]])
 async def test_what_no_receiver_can_cause_is_the_proxys_whatever_it_does_for_others(answer: bytes, words: str) -> None:
     dead = closed_port()
-    async with proxy() as by, hostile_server(answering(OK)) as server, client(by.url) as c:
+    async with proxy() as by, hostile_server(answering(LAST)) as server, client(by.url) as c:
         by.failing[dead] = answer
         for _ in range(4):
             assert (await c.post(request(f"http://127.0.0.1:{server.port}/"))).is_success
@@ -361,17 +383,17 @@ async def test_time_that_was_used_up_before_the_proxy_is_asked_is_not_its_fault(
     policy = EgressPolicy.for_development()
 
     async def lookup(_: str) -> list[str]:
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.7)
         return ["127.0.0.1"]
 
     async with proxy() as by:
         by.is_silent = True
         options = ClientOptions(proxy=EgressProxy.parse(by.url), probe=QUICK)
         async with WebhookClient(policy, options, resolver=PolicyResolver(policy, lookup=lookup)) as c:
-            slow_name = await c.post(request("http://receiver.example/", timeout_s=0.3))
-            slow_token = await c.post(request("http://127.0.0.1:9/", timeout_s=0.1, used_s=0.4))
+            slow_name = await c.post(request("http://receiver.example/", timeout_s=1.0))
+            slow_token = await c.post(request("http://127.0.0.1:9/", timeout_s=0.1, used_s=5.0))
             neither = await c.post(request("http://127.0.0.1:9/", timeout_s=0.3))
-            long_one = await c.post(request("http://127.0.0.1:9/", timeout_s=2.6, used_s=60.0))
+            long_one = await c.post(request("http://127.0.0.1:9/", timeout_s=3.0, used_s=60.0))
     found = [slow_name.kind, slow_token.kind, neither.kind, long_one.kind]
     assert found == [ExchangeKind.TIMEOUT] * 2 + [ExchangeKind.EGRESS_PROXY_FAILED] * 2
     assert slow_name.error == slow_token.error == "too little time was left for a connection"
@@ -407,7 +429,7 @@ async def test_another_endpoints_failures_at_the_same_receiver_do_not_count_in_a
         assert (await c.post(request(f"http://127.0.0.1:{other.port}/", sender="a"))).is_success
         assert (await c.post(request(url, sender="a"))).is_success
         by.failing = {shared.port: SILENCE}
-        hasty = await asyncio.gather(*(c.post(request(url, timeout_s=0.1, sender="b")) for _ in range(20)))
+        hasty = await asyncio.gather(*(c.post(request(url, timeout_s=1.0, sender="b")) for _ in range(20)))
         await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "proxy-probe"))
         by.failing, by.answer = {}, BARE_503
         found = [(await c.post(request(url, sender="a"))).kind for _ in range(20)]

@@ -289,7 +289,6 @@ async def test_a_deadline_that_comes_before_a_connection_says_so():
     with black_hole() as port:
         exchange = await post_connecting(f"http://127.0.0.1:{port}/", timeout_s=0.1)
     assert (exchange.kind, exchange.error) == (ExchangeKind.TIMEOUT, "no connection before the deadline")
-    assert exchange.duration_s < 0.3
 
 
 async def test_an_answer_may_take_longer_than_a_connection():

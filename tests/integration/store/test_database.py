@@ -9,7 +9,7 @@ import time
 import asyncpg
 import pytest
 
-from dispatcher.errors import UnavailableError
+from dispatcher.errors import DatabaseBusyError, UnavailableError
 from dispatcher.store.database import CANCEL_WAIT_S, Database, DatabaseOptions
 from tests.support.postgres import TestDatabase
 from tests.support.proxy import proxied
@@ -25,6 +25,25 @@ async def test_a_connection_that_the_client_lost_track_of_serves_nobody_again(da
             async with db.acquire():
                 raise asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress")
         assert await db.fetchval(BACKEND) != before
+
+
+async def test_a_connection_that_may_only_read_serves_nobody_again(database: TestDatabase) -> None:
+    """To a primary that has become a replica: a new one may find the primary."""
+    async with Database.open(DatabaseOptions(database.dsn, pool_size_max=1)) as db:
+        before = await db.fetchval(BACKEND)
+        await db.execute("SET default_transaction_read_only = on")
+        with pytest.raises(UnavailableError):
+            await db.execute("CREATE TABLE written ()")
+        assert await db.fetchval(BACKEND) != before
+        await db.execute("CREATE TABLE written ()")
+
+
+async def test_a_database_in_which_another_session_is_in_the_way_is_busy_and_not_away(database: TestDatabase) -> None:
+    options = DatabaseOptions(database.dsn, lock_timeout_s=0.1)
+    async with database.holding("LOCK TABLE endpoint IN ACCESS EXCLUSIVE MODE"), Database.open(options) as db:
+        with pytest.raises(DatabaseBusyError):
+            await db.fetchval("SELECT count(*) FROM endpoint")
+        assert db.availability.away_since is None
 
 
 async def test_a_lost_connection_is_unavailable_marks_the_database_away_and_is_replaced(database: TestDatabase) -> None:

@@ -331,14 +331,15 @@ async def test_endpoints_locked_by_another_session_are_no_outage(
     stuck, free = (await make_endpoint(db, "stuck")).key, (await make_endpoint(db, "free")).key
     limits = GroupCommitLimits(lock_timeout_s=0.2)
     async with committing(db, handoff, limits) as commits, locked(database, stuck):
-        outcomes = await asyncio.gather(
-            commits.submit(await request_of(db, [new_event("a")], [stuck])),
+        free_one, stuck_one = await asyncio.gather(
             commits.submit(await request_of(db, [new_event("b")], [free])),
+            commits.submit(await request_of(db, [new_event("a")], [stuck])),
             return_exceptions=True,
         )
-    assert isinstance(outcomes[0], OverloadedError)
-    assert outcomes[0].reason == "ENDPOINTS_LOCKED"
-    assert outcomes[1].verdict is Verdict.ACCEPTED  # type: ignore[union-attr]
+        assert db.availability.away_since is None, "and no later success has cleared it"
+    assert isinstance(stuck_one, OverloadedError)
+    assert stuck_one.reason == "ENDPOINTS_LOCKED"
+    assert free_one.verdict is Verdict.ACCEPTED  # type: ignore[union-attr]
     assert await stored_ids(db) == ["b"]
 
 

@@ -190,6 +190,7 @@ async def test_a_database_that_takes_too_long_costs_the_statistics_and_no_more(
             await recent.read(db, [key], limits)
         assert await recent.of_endpoint(db, key, limits) is None
         assert time.monotonic() - start < db.options.lock_timeout_s
+        assert db.availability.away_since is None, "it answers"
     found = await recent.of_endpoint(db, key, StatisticsLimits())
     assert found is not None
     assert found.attempt_count == 0

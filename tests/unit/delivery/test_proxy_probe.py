@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -18,10 +18,15 @@ DEAD_V6, OTHER_V6 = Target("2001:4860:4860::8888", 443), Target("2001:4860:4860:
 class Probe(ProxyProbe):
     """Opens what it is told to, and remembers what it was asked for."""
 
-    def __init__(self, tunnels: Tunnels, opens: bool = True) -> None:
+    def __init__(
+        self, tunnels: Tunnels, opens: bool = True, interval_s: float = 0, clock: Callable[[], float] | None = None
+    ) -> None:
         ticks: Iterator[int] = iter(range(1_000_000))
         super().__init__(
-            EgressProxy.parse("http://127.0.0.1:1"), tunnels, ProbeOptions(interval_s=0), lambda: float(next(ticks))
+            EgressProxy.parse("http://127.0.0.1:1"),
+            tunnels,
+            ProbeOptions(interval_s=interval_s),
+            clock or (lambda: float(next(ticks))),
         )
         self.asked: list[Target] = []
         self.opens = opens
@@ -87,3 +92,41 @@ async def test_a_few_are_asked_for_where_none_is_opened_and_none_where_nobody_wa
     fail(alone, probe, DEAD)
     await probe.ended()
     assert probe.asked == []
+
+
+async def test_probes_are_as_far_apart_as_the_settings_say_whether_they_are_opened_or_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began_at: list[float] = []
+    now = 0.0
+
+    class Timed(Probe):
+        """Each probe takes 1 s."""
+
+        async def _opens(self, other: Target) -> bool:
+            nonlocal now
+            began_at.append(now)
+            now += 1
+            return await super()._opens(other)
+
+    real_sleep = asyncio.sleep
+
+    async def sleep(delay_s: float) -> None:
+        nonlocal now
+        now += delay_s
+        await real_sleep(0)
+
+    monkeypatch.setattr("dispatcher.delivery.client.proxy_probe.asyncio.sleep", sleep)
+    tunnels = reached(OTHER)
+    probe = Timed(tunnels, opens=False, interval_s=5, clock=lambda: now)
+    fail(tunnels, probe, DEAD)
+    await probe.ended()
+    probe.opens = True
+    for _ in range(2):
+        fail(tunnels, probe, DEAD)
+        await probe.ended()
+    assert began_at == [0, 5, 10, 15, 20]
+    now = 100
+    fail(tunnels, probe, DEAD)
+    await probe.ended()
+    assert began_at[-1] == 100, "one that comes later than that is not kept waiting"

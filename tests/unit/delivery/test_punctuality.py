@@ -2,162 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from dataclasses import replace
-from datetime import datetime
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from dispatcher.clocks import Clocks
 from dispatcher.delivery.admission import Admission, AdmissionPolicy
-from dispatcher.delivery.held import HeldRow
-from dispatcher.delivery.lane import Lane
-from dispatcher.delivery.lane_types import LoadResult, Wait
-from dispatcher.delivery.punctuality import GOOD, RUNS_MAX, UNKNOWN, WORDS, Punctuality
-from dispatcher.delivery.scheduler import Scheduler, SchedulerLimits
-from dispatcher.model import OutboxRow
-from dispatcher.telemetry import Instruments
+from dispatcher.delivery.lane_types import Wait
+from dispatcher.delivery.punctuality import GOOD, RUNS_MAX, UNKNOWN, WORDS
 from dispatcher.telemetry.instruments import SLO_RESULTS
 from tests.support.lanes import BY_KEY, KEY, ORDERED, START_TIME, UNORDERED, lane, row
-
-THRESHOLD_S, INTERVAL_S = 60.0, 5.0
-SCHEDULER_LIMITS = SchedulerLimits(in_flight_max=10, tenant_in_flight_max=2, slow_in_flight_max=2, slow_threshold_s=1)
-
-
-class Counted(Instruments):
-    """Instruments that remember what they were told."""
-
-    def __init__(self, silent: Instruments) -> None:
-        vars(self).update(vars(silent))
-        self.results: Counter[str] = Counter()
-
-    def slo_delivery(self, result: str) -> None:
-        self.results[result] += 1
-
-    @property
-    def late_age_s(self) -> float:
-        return self.slo_late_age_s._points[0][0]
-
-
-class Shut:
-    """A gate that lets nothing begin."""
-
-    def __init__(self, *, ours: bool = False) -> None:
-        self.ours = ours
-
-    def opens_at(self, now: float, row_time: datetime) -> float:
-        return math.inf
-
-    def is_ours(self, now: float) -> bool:
-        return self.ours
-
-
-class Watched:
-    """A lane under watch. `at(s)` is the time by both clocks: row n was accepted in second n."""
-
-    def __init__(self, made: Lane) -> None:
-        self.lane, self.now = made, 0.0
-        self.counted = Counted(Instruments.silent())
-        self.scheduler = Scheduler[Lane](SCHEDULER_LIMITS)
-        self.scheduler.add(made)
-        self.board: Any = SimpleNamespace(
-            lanes={KEY: made}, scheduler=self.scheduler, epochs={KEY.partition: made.epoch}, unlocated={}
-        )
-        self.reading_fails_since: float | None = None
-        clocks = Clocks(monotonic=lambda: self.now, wall=lambda: START_TIME.timestamp() + self.now)
-        self.watch = Punctuality(
-            self.board,
-            self.counted,
-            threshold_s=THRESHOLD_S,
-            interval_s=INTERVAL_S,
-            reading_fails_since=lambda: self.reading_fails_since,
-            clocks=clocks,
-        )
-
-    async def owned(self) -> Watched:
-        """As one that has been here since before the first event."""
-        await self.look(0)
-        return self
-
-    async def look(self, at_s: float) -> dict[str, int]:
-        self.now = at_s
-        await self.watch.look()
-        return dict(self.counted.results)
-
-    async def rounds(self, first_s: float, last_s: float) -> None:
-        for at_s in range(int(first_s), int(last_s) + 1, int(INTERVAL_S)):
-            await self.look(at_s)
-
-    def feed(self, through: int) -> None:
-        """Read into the window what there is room for."""
-        while self.lane.tail < through and self.lane.offer(row(self.lane.tail + 1)):
-            pass
-
-    async def catch_up(self, at_s: float, through: int) -> dict[str, int]:
-        """All are delivered by one attempt, a few between two rounds."""
-        done = 0
-        while not self.lane.is_idle or self.lane.tail < through:
-            self.feed(through)
-            self.end(self.begin(at_s), at_s, succeeded=True)
-            done += 1
-            if done % 5 == 0:
-                await self.look(at_s + done / 1000)
-        return dict(self.counted.results)
-
-    def drop(self) -> None:
-        """The lane is gone."""
-        self.board.lanes.clear()
-        self.lane.close()
-
-    def replace(self, made: Lane) -> None:
-        """Another lane of the same endpoint."""
-        self.drop()
-        self.lane = self.board.lanes[KEY] = made
-        self.scheduler.add(made)
-
-    def park(self) -> list[int]:
-        """What can't start is recorded as parked, as `Aside` does."""
-        rows = [held.row for held in self.lane.to_park()]
-        self.watch.set_aside(self.lane, rows)
-        self.lane.parked([row.seq for row in rows])
-        return [row.seq for row in rows]
-
-    def begin(self, at_s: float) -> OutboxRow:
-        self.now = at_s
-        started = self.lane.start(at_s)
-        assert started is not None
-        return started
-
-    def end(self, ended: OutboxRow, at_s: float, *, succeeded: bool) -> dict[str, int]:
-        """An attempt ends, as the attempter and the send loop tell it."""
-        self.now = at_s
-        ended.attempts += 1
-        if ended.attempts == 1:
-            self.watch.first_ended(ended, at_s - ended.seq)
-        if succeeded:
-            self.lane.succeeded(ended.seq)
-            self.lane.flushed(ended.seq)
-        else:
-            self.lane.failed(ended.seq, at_s + 1000)
-        return dict(self.counted.results)
-
-
-def watched(count: int, mode: Any = ORDERED, **options: Any) -> Watched:
-    made = lane(mode, **options)
-    for seq in range(1, count + 1):
-        made.offer(row(seq))
-    return Watched(made)
-
-
-def keyed(keys: str) -> Watched:
-    """A row of each key, in a window that is full."""
-    made = lane(BY_KEY, rows_max=len(keys))
-    for seq, key in enumerate(keys, 1):
-        made.offer(row(seq, ordering_key=key))
-    return Watched(made)
+from tests.support.watched import Shut, Watched, keyed, replay_row, watched
 
 
 @pytest.mark.parametrize("succeeded", [True, False])
@@ -426,6 +280,17 @@ async def test_one_behind_many_of_a_failing_key_shows_a_stall_all_the_same() -> 
     assert case.counted.late_age_s > 100
 
 
+async def test_one_behind_more_of_a_failing_key_than_a_round_looks_at_is_late_once_those_are_counted() -> None:
+    made = lane(BY_KEY)
+    for seq in range(1, 61):
+        made.offer(row(seq, ordering_key="b" if seq in (50, 55) else "a"))
+    case = await Watched(made).owned()
+    case.end(case.begin(2), 3, succeeded=False)
+    await case.rounds(5, 200)
+    assert case.counted.results == {"good": 1, "excused": 57, "late": 2}
+    assert case.counted.late_age_s > 80
+
+
 async def test_as_many_in_flight_as_a_tenant_may_have_make_the_others_slow() -> None:
     case = await watched(4, UNORDERED).owned()
     for _ in range(2):
@@ -434,189 +299,6 @@ async def test_as_many_in_flight_as_a_tenant_may_have_make_the_others_slow() -> 
     await case.rounds(10, 300)
     assert case.counted.results == {"slow": 4}
     assert case.counted.late_age_s == 0
-
-
-async def test_what_was_parked_untried_is_excused_by_what_it_stood_behind() -> None:
-    case = await watched(3, BY_KEY, rows_max=4).owned()
-    case.end(case.begin(5), 6, succeeded=False)
-    assert case.park() == [1, 2, 3]
-    await case.rounds(10, 1100)
-    case.end(case.begin(1200), 1201, succeeded=True)
-    assert case.end(case.begin(1202), 1203, succeeded=True) == {"good": 1, "excused": 2}
-
-
-async def test_what_was_parked_untried_is_counted_once_though_younger_ones_of_the_window_were_counted_before() -> None:
-    case = await keyed("aaabbbbb").owned()
-    case.end(case.begin(5), 6, succeeded=False)
-    case.begin(9)
-    assert case.park() == [1, 2, 3]
-    await case.rounds(10, 1100)
-    assert case.counted.results == {"good": 1, "excused": 2, "slow": 5}
-    for at_s in (1200, 1202, 1204):
-        case.end(case.begin(at_s), at_s + 1, succeeded=True)
-    assert case.counted.results == {"good": 1, "excused": 2, "slow": 5}
-
-
-async def test_what_was_late_as_it_was_parked_is_not_counted_again() -> None:
-    case = await keyed("aaabbbbb").owned()
-    case.end(case.begin(5), 6, succeeded=False)
-    counted = await case.look(100)
-    case.park()
-    assert case.counted.results == counted
-
-
-async def test_what_a_former_owner_has_parked_is_that_ones() -> None:
-    made = lane(BY_KEY, needs_held=True)
-    case = await Watched(made).owned()
-    made.hold([HeldRow(row(1, ordering_key="a"), BY_KEY, 0.0)], [])
-    assert case.end(case.begin(500), 501, succeeded=True) == {}
-
-
-async def test_a_webhook_that_the_egress_proxy_kept_until_it_was_parked_is_late() -> None:
-    case = await watched(3, UNORDERED, rows_max=4).owned()
-    case.lane.failed(case.begin(5).seq, 1000)
-    assert case.park() == [1]
-    assert case.counted.results == {"late": 1}
-
-
-async def test_one_that_is_parked_and_could_start_shows_a_stall() -> None:
-    case = await keyed("aaabbbbb").owned()
-    case.end(case.begin(5), 6, succeeded=False)
-    case.park()
-    for _ in range(5):
-        case.end(case.begin(10), 11, succeeded=True)
-    await case.rounds(15, 1100)
-    assert case.counted.late_age_s == 0, "it stands behind one that failed"
-    case.end(case.begin(1200), 1201, succeeded=True)
-    await case.rounds(1205, 1805)
-    assert case.counted.late_age_s == 600
-    case.end(case.begin(1806), 1807, succeeded=True)
-    await case.look(1810)
-    assert case.counted.late_age_s == 0, "another one"
-
-
-async def test_a_parked_one_that_a_new_owner_never_starts_shows_a_stall_though_another_key_fails() -> None:
-    made = lane(BY_KEY, needs_held=True)
-    failing = row(1, ordering_key="a")
-    failing.attempts = 1
-    case = await Watched(made).owned()
-    made.hold([HeldRow(failing, BY_KEY, 9000.0), HeldRow(row(2, ordering_key="b"), BY_KEY, 0.0)], [])
-    await case.rounds(65, 300)
-    assert case.counted.late_age_s == 235
-
-
-async def test_one_that_is_parked_and_could_start_excuses_the_window_of_nothing() -> None:
-    """What keeps the others is theirs."""
-    case = await keyed("aaabbbbb").owned()
-    case.end(case.begin(5), 6, succeeded=False)
-    failing = case.begin(7)
-    case.park()
-    case.end(failing, 8, succeeded=False)
-    case.end(case.begin(1100), 1101, succeeded=True)
-    await case.rounds(1105, 1305)
-    assert case.counted.late_age_s == 200
-    assert case.counted.results == {"good": 2, "excused": 6}
-
-
-async def test_a_parked_one_of_a_paused_endpoint_is_no_stall() -> None:
-    case = await keyed("aaabbbbb").owned()
-    case.end(case.begin(5), 6, succeeded=False)
-    case.park()
-    case.end(case.begin(1100), 1101, succeeded=True)
-    case.lane.paused = True
-    await case.rounds(1105, 1305)
-    assert case.counted.late_age_s == 0
-
-
-@pytest.mark.parametrize("delivered", [0, 3])
-async def test_a_lane_that_can_read_nothing_of_what_it_was_told_stands_still(delivered: int) -> None:
-    case = await watched(delivered).owned()
-    for seq in range(5, 5 + delivered):
-        case.end(case.begin(seq), seq, succeeded=True)
-    case.lane.hint(50)
-    await case.rounds(10, 70)
-    assert case.counted.late_age_s == 0, "nobody knows how old it is"
-    await case.look(75)
-    assert case.counted.late_age_s == 65, "since the round that found it first"
-    await case.catch_up(76, through=50)
-    await case.look(80)
-    assert case.counted.late_age_s == 0
-
-
-async def test_what_can_t_be_read_counts_by_that_once_it_is() -> None:
-    case = await watched(0).owned()
-    case.lane.hint(3)
-    await case.rounds(10, 300)
-    case.feed(through=3)
-    for at_s in (301, 302, 303):
-        case.end(case.begin(at_s), at_s, succeeded=True)
-    assert case.counted.results == {"late": 3}
-
-
-async def test_an_outbox_that_is_not_as_promised_shows_as_a_stall() -> None:
-    case = await watched(3).owned()
-    for seq in (5, 6, 7):
-        case.end(case.begin(seq), seq, succeeded=True)
-    case.lane.hint(6)
-    for at_s in range(10, 300, 5):
-        assert case.lane.loaded([row(5), row(6)], reached_end=True) is LoadResult.GAP
-        await case.look(at_s)
-    assert case.counted.late_age_s > 120
-
-
-async def test_a_stall_of_reading_after_a_pause_shows() -> None:
-    case = await watched(3).owned()
-    case.lane.hint(50)
-    case.lane.paused = True
-    await case.rounds(5, 100)
-    case.lane.paused = False
-    for at_s in (101, 102, 103):
-        case.end(case.begin(at_s), at_s, succeeded=True)
-    await case.rounds(105, 600)
-    assert case.counted.late_age_s > 120
-
-
-@pytest.mark.parametrize("reason", ["pause", "circuit"])
-async def test_what_an_endpoint_keeps_needs_no_reading(reason: str) -> None:
-    case = await watched(0).owned()
-    case.lane.hint(50)
-    case.lane.paused, case.lane.gate = reason == "pause", Shut() if reason == "circuit" else None
-    await case.rounds(5, 600)
-    assert case.counted.late_age_s == 0
-
-
-async def test_a_lane_that_waits_for_what_is_parked_to_be_read_stands_still() -> None:
-    case = await Watched(lane(BY_KEY, needs_held=True)).owned()
-    await case.rounds(10, 600)
-    assert case.counted.late_age_s == 600
-
-
-async def test_reading_that_fails_for_endpoints_without_a_lane_shows_as_a_stall() -> None:
-    case = await watched(0).owned()
-    case.reading_fails_since = 10
-    await case.look(60)
-    assert case.counted.late_age_s == 0
-    await case.look(130)
-    assert case.counted.late_age_s == 120
-    case.reading_fails_since = None
-    await case.look(135)
-    assert case.counted.late_age_s == 0
-
-
-async def test_a_window_that_is_done_but_not_on_record_keeps_what_lies_behind_it_late() -> None:
-    """The database takes no record: nothing behind the window can be read."""
-    case = await watched(4, rows_max=4).owned()
-    for seq in range(1, 5):
-        await case.look(60 + 0.1 * seq)
-        begun = case.begin(60)
-        begun.attempts = 1
-        case.lane.succeeded(begun.seq)
-    case.lane.hint(40)
-    await case.rounds(65, 120)
-    for seq in range(1, 5):
-        case.lane.flushed(seq)
-    case.feed(through=40)
-    assert await case.look(121) == {"late": 4}
 
 
 async def test_changes_of_what_keeps_a_lane_are_remembered_up_to_a_bound_and_none_is_guessed() -> None:
@@ -753,11 +435,6 @@ async def test_replays_are_not_counted() -> None:
     assert case.end(case.begin(2), 3, succeeded=True) == {}
     assert await case.look(100) == {}
     assert case.counted.late_age_s == 0
-
-
-def replay_row(seq: int) -> OutboxRow:
-    made = row(seq)
-    return replace(made, replay_of=7)
 
 
 async def test_rows_that_a_former_owner_tried_are_not_counted_again() -> None:

@@ -59,6 +59,24 @@ def test_a_receiver_that_answers_by_a_tunnel_it_had_begins_afresh() -> None:
     assert found == [False] * 4
 
 
+def test_a_failure_with_no_tunnel_to_another_before_it_is_not_proven_by_one_after_it() -> None:
+    tunnels = Tunnels(60)
+    found = [fail(tunnels, 1, 2)]
+    tunnels.opened(OTHER, 3, "other")
+    found.append(fail(tunnels, 4, 5))
+    assert found == [False] * 2
+
+
+def test_a_tunnel_to_the_address_that_failed_last_proves_nothing_of_the_receivers_former_address_either() -> None:
+    """A name may have a new address each time, and another name the same."""
+    tunnels, moved = Tunnels(60), Target("192.0.2.3", 443)
+    tunnels.opened(OTHER, 1, "other")
+    found = [fail(tunnels, 2, 2.5, DEAD), fail(tunnels, 3, 3.5, moved)]
+    tunnels.opened(moved, 4, "another name")
+    found += [fail(tunnels, 5, 5.5, moved), fail(tunnels, 6, 6.5, moved)]
+    assert found == [False] * 4
+
+
 def test_what_another_way_out_opens_tells_nothing() -> None:
     for other in (INSIDE, BY_V6):
         tunnels = Tunnels(60)
@@ -156,6 +174,23 @@ def test_the_named_one_is_asked_for_first_until_it_is_not_opened_and_then_whoeve
     assert tunnels.others(DEAD, 3) == [OTHER, THIRD, NAMED]
     tunnels.opened(NAMED, 4)
     assert tunnels.others(DEAD, 4) == [NAMED, OTHER, THIRD]
+
+
+def test_a_probe_that_was_not_opened_takes_back_what_its_receiver_had_told() -> None:
+    tunnels = Tunnels(60)
+    tunnels.opened(OTHER, 0, "other")
+    tunnels.not_opened(OTHER, 1)
+    assert not fail(tunnels, 2, 3)
+    tunnels.opened(OTHER, 4, "other")
+    assert not fail(tunnels, 5, 6)
+
+
+def test_a_probe_that_was_not_opened_hides_no_other_tunnel() -> None:
+    tunnels = Tunnels(60)
+    tunnels.opened(OTHER, 1, "other")
+    tunnels.opened(THIRD, 2, "third")
+    tunnels.not_opened(THIRD, 3)
+    assert tunnels.ask("dead", DEAD, 4).was_working
 
 
 def test_those_that_were_reached_are_asked_for_in_turn_and_no_longer_than_a_day_after_a_webhook() -> None:
