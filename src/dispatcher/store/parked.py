@@ -222,14 +222,6 @@ async def endpoints_before(connection: Connection, time: datetime, limit: int) -
     return [EndpointKey(row["tenant_id"], row["endpoint_id"]) for row in rows]
 
 
-EXISTS_BEFORE = "SELECT EXISTS (SELECT FROM parked p WHERE p.time < $1)"
-
-
-async def exists_before(connection: Connection, time: datetime) -> bool:
-    """Whether a parked delivery is older: its event is still needed."""
-    return bool(await connection.fetchval(EXISTS_BEFORE, time))
-
-
 def _record(request: ParkRequest) -> tuple[object, ...]:
     row = request.row
     return (

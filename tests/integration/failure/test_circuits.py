@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
+
+import pytest
 
 from tests.support.postgres import TestDatabase
 from tests.support.receiver import Answer, Receiver
@@ -36,6 +39,28 @@ async def test_an_open_circuit_costs_no_attempt_and_the_head_is_the_probe(databa
     told = [json.loads(request.body) for request in receiver.accepted("ops")]
     assert [event["type"] for event in told] == ["dispatcher.circuit.opened", "dispatcher.circuit.closed"]
     assert {event["endpoint"] for event in told} == {"tenants/acme/endpoints/a"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "circuit"),
+    [
+        (Answer(429, headers={"Retry-After": "3600"}), {"off": True}),
+        (Answer(500), {"min_attempts": 1, "open_duration": {"seconds": 600}}),
+    ],
+    ids=["Retry-After", "open circuit"],
+)
+async def test_a_retry_by_hand_waits_neither_for_an_open_circuit_nor_for_retry_after(
+    database: TestDatabase, answer: Answer, circuit: dict[str, Any]
+) -> None:
+    async with Receiver() as receiver, running_service(database.dsn) as service:
+        await service.tenant()
+        schedule = {"schedule": {"waits": [{"seconds": 3600}]}}
+        await service.endpoint("a", receiver.url("a"), retry_policy=schedule, circuit_breaker=circuit)
+        receiver.on("a", answer)
+        await service.publish("one")
+        await service.until_attempts("a", 1, 1)
+        await service.retry("a", 1)
+        await receiver.wait_for(2, timeout_s=10)
 
 
 async def test_fallbacks_are_used_in_turn_in_order_and_left_when_the_first_is_back(database: TestDatabase) -> None:

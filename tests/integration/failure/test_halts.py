@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from webhooks.v1 import delivery_pb2, endpoint_pb2, policy_pb2
 
+from dispatcher.errors import UnavailableError
+from dispatcher.model import Command
+from dispatcher.store import delivery_commands
+from dispatcher.store.database import Database
+from dispatcher.store.delivery_commands import CommandOutcome
 from tests.support.api import refused
 from tests.support.postgres import TestDatabase
 from tests.support.receiver import Answer, Hang, Receiver, Request
@@ -127,6 +133,31 @@ async def test_an_ordered_endpoint_skips_a_failing_head_on_request(database: Tes
         assert problem.reason == "DELIVERY_SETTLED"
         problem = await refused(service.retry("a", 1))
         assert problem.reason == "DELIVERY_SETTLED"
+
+
+async def test_a_skip_that_the_database_did_not_answer_is_done_by_the_next_poll(
+    database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came of it is not known: the row that was claimed for it is read anew, else it would be claimed for good."""
+    skip, calls = delivery_commands.skip, 0
+
+    async def away_at_first(db: Database, epoch: int, command: Command) -> CommandOutcome | None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise UnavailableError("the database is away")
+        return await skip(db, epoch, command)
+
+    monkeypatch.setattr(delivery_commands, "skip", away_at_first)
+    async with Receiver() as receiver, running_service(database.dsn) as service:
+        receiver.on("a", poison)
+        await service.tenant()
+        await service.endpoint("a", receiver.url("a"), retry_policy={"schedule": {"waits": [{"seconds": 3600}]}})
+        await service.publish("poison", "behind")
+        await service.until_attempts("a", 1, 1)
+        skipped = await service.skip("a", 1)
+        assert (skipped.state, calls) == (delivery_pb2.Delivery.STATE_SKIPPED, 2)
+        await receiver.wait_for(lambda: len(receiver.accepted("a")) == 1)
 
 
 async def test_any_instance_takes_the_call_and_the_owner_executes_it(database: TestDatabase) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from webhooks.v1 import endpoint_pb2, policy_pb2
 
+from dispatcher.model import Outcome
 from dispatcher.store import partitions, upkeep
+from dispatcher.store.database import Database
 from dispatcher.store.upkeep import UpkeepSettings
+from tests.integration.test_measures import page_of
 from tests.support.postgres import TestDatabase
 from tests.support.receiver import Answer, Receiver
 from tests.support.service import NAME, Service, running_service
@@ -35,6 +39,9 @@ async def age_everything(service: Service) -> None:
         await connection.execute(f"UPDATE attempt SET time = time - interval '{DAYS} days'")
         await connection.execute(f"UPDATE cursor SET time = time - interval '{DAYS} days'")
         await connection.execute(f"UPDATE halt SET event_time = event_time - interval '{DAYS} days'")
+        await connection.execute(
+            f"UPDATE parked SET time = time - interval '{DAYS} days', event_time = event_time - interval '{DAYS} days'"
+        )
 
 
 async def rounds_until_dropped(service: Service) -> None:
@@ -72,10 +79,50 @@ async def test_an_undelivered_row_becomes_a_dead_letter_before_its_day_is_droppe
                 (2, 3, "EXPIRED", b"payload"),
             ]
             await receiver.wait_for(lambda: len(receiver.accepted("ops")) == 2)
+            assert 'dispatcher_deliveries_total{dispatcher_delivery_outcome="dead_lettered"} 2.0' in page_of(service)
             await service.endpoints.ResumeEndpoint(endpoint_pb2.ResumeEndpointRequest(name=NAME.format("a")))
             await service.publish("new")
             await receiver.wait_for(lambda: len(receiver.accepted("a")) == 1)
     assert [(r.event_id, r.sequence) for r in receiver.of("a")] == [("new", 3)]
+
+
+@pytest.mark.parametrize("cursor_seq", [0, 40])
+async def test_a_parked_delivery_becomes_one_dead_letter_before_its_day_is_dropped(
+    database: TestDatabase, cursor_seq: int
+) -> None:
+    """With what its last attempt came to. The cursor has passed over it, or was lost on the way."""
+    async with Receiver() as receiver:
+        receiver.on("a", lambda request: Answer(500 if request.event_id == "e-0" else 204))
+        async with running_service(database.dsn, lane_rows_max="16") as service:
+            await service.tenant()
+            await service.endpoint(
+                "a",
+                receiver.url("a"),
+                ordering_mode=endpoint_pb2.ORDERING_MODE_UNORDERED,
+                retry_policy={"schedule": {"waits": [{"seconds": 3600}]}},
+            )
+            await service.publish(*[f"e-{i}" for i in range(40)], data=b"payload")
+
+            async def is_passed_over() -> bool:
+                return bool(await service.database.fetchval("SELECT seq FROM cursor") == 40)
+
+            await until(is_passed_over, 20)
+            await service.until_attempts("a", 1, 1)
+            await age_everything(service)
+            await service.node.crash()
+        async with Database.open(database.options) as db:
+            await db.execute("UPDATE cursor SET seq = $1", cursor_seq)
+        async with running_service(database.dsn) as service:
+            await rounds_until_dropped(service)
+            letters = await service.database.fetch(
+                "SELECT d.seq, x.reason, d.attempts, d.last_outcome, d.last_status_code, p.data FROM dead_letter d"
+                " JOIN decision x USING (tenant_id, endpoint_id, seq)"
+                " JOIN dead_letter_payload p ON p.event_id = d.event_id"
+            )
+            assert await service.database.fetchval("SELECT count(*) FROM parked") == 0
+            assert await service.database.fetchval("SELECT count(*) FROM decision") == 1
+    assert [tuple(row) for row in letters] == [(1, "EXPIRED", 1, Outcome.HTTP_ERROR, 500, b"payload")]
+    assert len(receiver.of("a")) == 40
 
 
 async def test_an_owner_whose_position_was_left_behind_by_a_drop_finds_the_new_one(database: TestDatabase) -> None:

@@ -6,12 +6,13 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
 
-from dispatcher.model import Command, CommandKind, EndpointKey, EndpointState, Instance
+from dispatcher.model import Command, CommandKind, EndpointKey, EndpointState, FleetLoad, Instance
 from dispatcher.store import commands, instances, leases, listen, runtime
 from dispatcher.store.database import Database
 from tests.support.backlog import SETTINGS, add_endpoint, add_rows, add_tenant
@@ -118,6 +119,15 @@ async def test_an_instance_lives_as_long_as_its_heart_beats(db: Database, connec
     await instances.remove_dead(db, 30.0)
     await instances.remove(db, here.instance_id)
     assert await instances.read_all(db) == []
+
+
+async def test_the_load_of_a_fleet_counts_no_host_that_drains_but_what_it_still_has_to_do(db: Database) -> None:
+    """A scaler reckons with those that stay."""
+    stays = instance_of(due_backlog=100, due_age_s=0.5)
+    leaves = replace(instance_of(draining=True, due_backlog=200, due_age_s=2.5), address="10.0.0.2:50051")
+    for instance in (stays, leaves):
+        await instances.heartbeat(db, instance)
+    assert await instances.fleet_load(db, 30.0) == FleetLoad(1, 300, 2.5)
 
 
 class Heard:

@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
-from dispatcher.model import DecisionKind, EndpointKey
-from dispatcher.store import attempts, partitions, upkeep
+from dispatcher.model import CommandKind, DecisionKind, EndpointKey, OrderingMode
+from dispatcher.store import attempts, commands, leases, parked, partitions, upkeep
 from dispatcher.store.database import Database
+from dispatcher.store.parked import ParkRequest
 from dispatcher.store.partitions import Partition
 from dispatcher.store.upkeep import UpkeepReport, UpkeepSettings, run_round
 from tests.support.backlog import add_endpoint, add_rows, add_tenant, attempt_at
@@ -175,6 +177,26 @@ async def test_a_day_with_one_unsettled_row_is_kept_with_its_events_and_attempts
         stuck.endpoint_id: 0,
         fine.endpoint_id: 3,
     }
+
+
+@pytest.mark.parametrize("cursor_seq", [0, 1])
+async def test_a_day_with_a_parked_delivery_is_kept_and_its_owner_asked(
+    db: Database, connection: asyncpg.Connection, old_day: date, cursor_seq: int
+) -> None:
+    """The cursor passes over what is parked, or is about to; that does not make it delivered."""
+    start = partitions.day_start(old_day)
+    tenant_id = await add_tenant(connection)
+    key = await add_endpoint(connection, tenant_id, 7, cursor_seq=cursor_seq, cursor_time=start)
+    (row,) = await add_rows(connection, key, 1, time=start)
+    (lease,) = await leases.acquire(db, uuid4(), 1, 60.0, [7])
+    await parked.park(db, {7: lease.epoch}, [ParkRequest(row, OrderingMode.UNORDERED, 60.0)])
+    report = await run_round(db, SETTINGS)
+    assert report.kept == [Partition("outbox", old_day).name]
+    (asked,) = await commands.open_commands(db, [7])
+    assert (asked.kind, asked.key) == (CommandKind.EXPIRE_BACKLOG, key)
+    assert await connection.fetchval("SELECT seq FROM cursor") == 1
+    await parked.tidy(db, [(key, row.seq)], [])
+    assert Partition("outbox", old_day).name in (await run_round(db, SETTINGS)).dropped
 
 
 async def test_a_gap_is_never_taken_for_settled(db: Database, connection: asyncpg.Connection, old_day: date) -> None:

@@ -136,6 +136,27 @@ def test_a_change_that_comes_while_the_configuration_is_read_is_not_lost() -> No
     assert KEY in on.unconfigured
 
 
+def test_a_configuration_read_before_the_change_starts_nothing() -> None:
+    on = board()
+    on.offer([row(1)])
+    on.unconfigured.clear()  # the feeder reads
+    on.hold_until_read(KEY)
+    on.configure(runtime())
+    assert start(on) is None
+    on.unconfigured.clear()  # and once more
+    on.configure(runtime())
+    assert start(on) is not None
+
+
+def test_a_configuration_that_comes_during_a_release_starts_nothing() -> None:
+    on = board()
+    on.offer([row(1)])
+    on.unconfigured.clear()  # the feeder reads
+    on.stop_starting(PARTITION)
+    on.configure(runtime())
+    assert start(on) is None
+
+
 def test_a_changed_tenant_has_all_its_endpoints_read_anew_and_nobody_elses() -> None:
     on = board()
     on.offer([row(1)])

@@ -1,11 +1,12 @@
-"""What a lane finds parked or halted at its beginning, where a former owner's last receipts were lost with it."""
+"""What a lane finds parked or halted at its beginning, where a former owner's last receipts were lost with it; and what
+an operator's word on a single delivery does to its place."""
 
 from __future__ import annotations
 
 from dispatcher.delivery.held import HeldHalt, HeldRow
 from dispatcher.delivery.lane import Lane, LaneLimits, ModeSettings
 from dispatcher.model import Cursor, OutboxRow
-from tests.support.lanes import BY_KEY, KEY, ORDERED, row, row_time
+from tests.support.lanes import BY_KEY, KEY, ORDERED, lane, payload_of, row, row_time
 
 KEYED_ROWS = 8
 
@@ -89,3 +90,20 @@ def test_what_is_parked_between_its_keys_cold_ones_and_an_expired_halt_goes_on_o
     lane.lift_halt(10)
     assert sorted(deliver_all(lane, {5, 7, 8, 12})) == [5, 7, 8, 12]
     assert not lane.has_cold
+
+
+def test_a_delivery_that_is_tried_now_still_waits_for_the_one_before_it_of_its_key() -> None:
+    made = lane(BY_KEY)
+    for seq in (1, 2):
+        assert made.offer(row(seq, ordering_key="a"))
+    assert made.start(0.0) is not None
+    made.failed(1, 10.0)
+    assert made.claim(2)
+    made.retry_now(2, 0.0)
+    wanted = made.wants_payloads(0.0)
+    for one in wanted:
+        made.attach(one, payload_of(one))
+    assert (wanted, made.start(0.0)) == ([], None)
+    first = made.start(10.0)
+    assert first is not None
+    assert first.seq == 1
