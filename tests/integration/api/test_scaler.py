@@ -29,7 +29,7 @@ QUICK = {
     "scaler_listen": "127.0.0.1:0",
     "scaler_interval_s": "0.1",
     "metrics_backlog_interval_s": "0.5",
-    "lease_ttl_s": "4",
+    "lease_ttl_s": "3",
     "lease_send_margin_s": "0.2",
     "due_endpoint_rows_max": "4",
 }
