@@ -9,8 +9,8 @@ its receiver, for a retry, a limit or an operator is not due. An endpoint adds n
 the age only the time for which it has been found waiting at every look, however old its events are.
 
 The due work of all instances is summed, so none of it may be told by two: a partition counts no more once it is gone,
-and one that was taken over not until its former owner has told what it has without it. So the sum falls short for some
-seconds when partitions move, and never says that there is work for more instances when there is not.
+and one that was taken over not until its former owner should have told what it has without it. So the sum falls short
+for some seconds when partitions move, rather than ask for instances that nobody needs.
 """
 
 from __future__ import annotations

@@ -85,6 +85,14 @@ def start(on: Board, now: float = 1.0) -> OutboxRow | None:
     return None if taken is None else taken[1]
 
 
+def board_that_reads() -> Board:
+    """With a row whose endpoint's configuration the feeder is about to bring."""
+    on = board()
+    on.offer([row(1)])
+    on.unconfigured.clear()
+    return on
+
+
 def test_an_acknowledgement_counts_only_for_its_event() -> None:
     """After a failover that lost commits, number 1 may belong to another event than the one that was answered."""
     on = board()
@@ -128,18 +136,14 @@ def test_the_configuration_of_a_partition_that_was_given_up_is_read_anew() -> No
 
 
 def test_a_change_that_comes_while_the_configuration_is_read_is_not_lost() -> None:
-    on = board()
-    on.offer([row(1)])
-    on.unconfigured.clear()  # the feeder reads
+    on = board_that_reads()
     on.forget_runtime(KEY)
     on.configure(runtime())
     assert KEY in on.unconfigured
 
 
 def test_a_configuration_read_before_the_change_starts_nothing() -> None:
-    on = board()
-    on.offer([row(1)])
-    on.unconfigured.clear()  # the feeder reads
+    on = board_that_reads()
     on.hold_until_read(KEY)
     on.configure(runtime())
     assert start(on) is None
@@ -149,9 +153,7 @@ def test_a_configuration_read_before_the_change_starts_nothing() -> None:
 
 
 def test_a_configuration_that_comes_during_a_release_starts_nothing() -> None:
-    on = board()
-    on.offer([row(1)])
-    on.unconfigured.clear()  # the feeder reads
+    on = board_that_reads()
     on.stop_starting(PARTITION)
     on.configure(runtime())
     assert start(on) is None
